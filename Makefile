@@ -1,0 +1,51 @@
+# Two commands do all the set-up on a fresh machine:
+#   make run VIDEO=path     make a venv, install, run the main job (a synthetic clip without VIDEO)
+#   make test               make the venvs, lint, check types, run every test
+PYTHON ?= python3
+VIDEO ?= synthetic:
+OUT ?= annotated.mp4
+VENV := .venv
+OLDEST := .venv-oldest
+
+.PHONY: run test lint test-main test-interpreted test-oldest bench clean
+
+run: $(VENV)/.installed
+	$(VENV)/bin/stream-rpn "$(VIDEO)" --overwrite -o "{stem}.proposals.jsonl" -o "$(OUT)"
+
+test: lint test-main test-interpreted test-oldest
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test-main: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest
+
+# Triton decides at import whether it interprets, so these run in a process of their own.
+test-interpreted: $(VENV)/.installed-dev
+	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -m interpreter
+
+# The kernels must also compile, and agree with their references, at the oldest supported versions.
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest tests/test_kernels_compile.py tests/test_propose.py tests/test_nms.py
+	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest -m interpreter
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+# numpy 2.4 breaks Triton 3.6's interpreter ("only 0-dimensional arrays can be converted").
+$(OLDEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet "torch==2.11.*" "torchvision==0.26.*" "triton==3.6.*" \
+		"numpy<2.4" "av>=18.1,<19" rich safetensors pytest hypothesis
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info
