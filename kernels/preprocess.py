@@ -1,0 +1,160 @@
+"""preprocess: decoded planes → the network's input: resized RGB, normalised, turned and padded."""
+
+import torch
+from torch import Tensor
+
+from stream_rpn.kernels.dispatch import fused_or_reference
+from stream_rpn.kernels.preprocess_reference import (
+    Source,
+    preprocess_planes,
+    preprocess_reference,
+)
+
+__all__ = ["Source", "preprocess", "preprocess_planes"]
+
+
+@torch.no_grad()
+def preprocess(
+    data: Tensor,
+    table: Tensor,
+    matrix: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    out: Tensor,
+    *,
+    antialias: bool = False,
+) -> Tensor:
+    """Returns `out` filled with a batch of images that lie as YUV 4:2:0 planes in `data`.
+
+    The formula stands in `preprocess_reference`. Geometry is read from the table on the device, so
+    that one captured CUDA graph serves sources of any size; on a device its contents are therefore
+    trusted, on a CPU they are checked.
+
+    Args:
+        data: [bytes] uint8, all planes of all images.
+        table: [B, 12] int64, one `Source` a row.
+        matrix: [B, 3, 4] float32, per image from sample values (and 1) to RGB in [0, 1]: the range,
+            the bit depth and the position of the bits in a sample are folded in.
+        mean: [3] float32.
+        std: [3] float32.
+        out: [B, 3, H, W] float32, float16 or bfloat16, contiguous or channels-last, filled.
+        antialias: widen the bilinear filter where an axis shrinks, as in `F.interpolate`.
+
+    Raises:
+        ValueError: a shape, device or row of the table does not fit.
+        TypeError: an argument is of another type.
+    """
+    _check(data, table, matrix, mean, std, out)
+    _preprocess_op(data, table, matrix, mean, std, out, antialias)
+    return out
+
+
+@torch.library.custom_op("stream_rpn::preprocess", mutates_args={"out"})
+def _preprocess_op(
+    data: Tensor,
+    table: Tensor,
+    matrix: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    out: Tensor,
+    antialias: bool,
+) -> None:
+    if table.device.type == "cpu":
+        for index, row in enumerate(table.tolist()):
+            _check_source(index, Source(*row), data, out)
+
+    def fused() -> None:
+        from stream_rpn.kernels.preprocess_triton import preprocess_triton
+
+        preprocess_triton(data, table, matrix, mean, std, out, antialias=antialias)
+
+    def reference() -> None:
+        preprocess_reference(data, table, matrix, mean, std, out, antialias=antialias)
+
+    fused_or_reference("preprocess", out, fused, reference)
+
+
+@_preprocess_op.register_fake
+def _(
+    data: Tensor,
+    table: Tensor,
+    matrix: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    out: Tensor,
+    antialias: bool,
+) -> None:
+    return None
+
+
+def _check(
+    data: Tensor, table: Tensor, matrix: Tensor, mean: Tensor, std: Tensor, out: Tensor
+) -> None:
+    floats = (torch.float32, torch.float16, torch.bfloat16)
+    for name, tensor, dtypes, shape in (
+        ("out", out, floats, (None, 3, None, None)),
+        ("data", data, (torch.uint8,), (None,)),
+        ("table", table, (torch.int64,), (out.shape[0], len(Source._fields))),
+        ("matrix", matrix, (torch.float32,), (out.shape[0], 3, 4)),
+        ("mean", mean, (torch.float32,), (3,)),
+        ("std", std, (torch.float32,), (3,)),
+    ):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in dtypes:
+            expected = " or ".join(str(dtype) for dtype in dtypes)
+            raise TypeError(f"{name} must be {expected}, got {tensor.dtype}")
+        if len(tensor.shape) != len(shape) or any(
+            side not in (None, got) for side, got in zip(shape, tensor.shape, strict=True)
+        ):
+            sides = ", ".join("*" if side is None else str(side) for side in shape)
+            raise ValueError(f"{name} must be [{sides}], got {list(tensor.shape)}")
+        if tensor.device != out.device:
+            raise ValueError(
+                f"{name} must be on the device of out, {out.device}, got {tensor.device}"
+            )
+        if name != "out" and not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {list(tensor.stride())}")
+
+
+def _check_source(index: int, source: Source, data: Tensor, out: Tensor) -> None:
+    item, rows, columns = source.sample_bytes, source.height, source.width
+    chroma_rows, chroma_columns = (rows + 1) // 2, (columns + 1) // 2
+    interleaved = source.v_offset == source.u_offset + item
+    steps = (
+        (source.y_offset, item),
+        (source.v_offset, item),
+        (source.y_pitch, item),
+        (source.u_offset, source.uv_step),
+        (source.uv_pitch, source.uv_step),
+    )
+    if item not in (1, 2):
+        problem = f"sample_bytes must be 1 or 2, got {item}"
+    elif rows < 1 or columns < 1:
+        problem = f"height and width must be at least 1, got {rows} and {columns}"
+    elif source.rotation not in (0, 90, 180, 270):
+        problem = f"rotation must be 0, 90, 180 or 270, got {source.rotation}"
+    elif source.uv_step != item and not (source.uv_step == 2 * item and interleaved):
+        problem = (
+            f"uv_step must be sample_bytes, or twice that with v_offset = u_offset + sample_bytes, "
+            f"got {source}"
+        )
+    elif any(value < 0 or value % step for value, step in steps):
+        problem = (
+            f"luma offset and pitch and v_offset must be multiples of sample_bytes, u_offset and "
+            f"uv_pitch of uv_step, none negative, got {source}"
+        )
+    elif not 1 <= source.resized_height <= out.shape[2]:
+        problem = f"resized_height must be in [1, {out.shape[2]}], got {source.resized_height}"
+    elif not 1 <= source.resized_width <= out.shape[3]:
+        problem = f"resized_width must be in [1, {out.shape[3]}], got {source.resized_width}"
+    else:
+        chroma_end = (chroma_rows - 1) * source.uv_pitch + (chroma_columns - 1) * source.uv_step
+        end = item + max(
+            source.y_offset + (rows - 1) * source.y_pitch + (columns - 1) * item,
+            max(source.u_offset, source.v_offset) + chroma_end,
+        )
+        if end <= len(data):
+            return
+        problem = f"the planes must end within the {len(data)} bytes of data, got {end}"
+    raise ValueError(f"table[{index}]: {problem}")
