@@ -1,0 +1,150 @@
+"""The table of models: how each is built, where its weights come from and under which licence.
+
+A new model is one builder and one entry. Nothing here imports torch until a model is built, so that
+`stream-rpn --help` and `stream-rpn models` stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stream_rpn.frame import StreamRPNError
+
+if TYPE_CHECKING:
+    from stream_rpn.rpn import RPN
+
+DEFAULT_MODEL = "tiny"
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One row of the table.
+
+    Attributes:
+        builder: "module:function" returning an RPN without trained weights.
+        weights: where trained weights come from: the name of a torchvision weights enum member,
+            the name of a file in this package, or "" for none.
+        backbone_only: the weights are ImageNet features; the head is untrained.
+        input: how frames are resized.
+        strides: input pixels per cell, per level.
+        anchors: sizes and ratios, for people.
+        megabytes: download or package size of the weights.
+        licence: of the weights.
+        summary: one line.
+    """
+
+    builder: str
+    weights: str
+    input: str
+    strides: str
+    anchors: str
+    megabytes: float
+    licence: str
+    summary: str
+    backbone_only: bool = False
+
+    def build(self) -> RPN:
+        """Returns the model, randomly initialised."""
+        module, function = self.builder.split(":")
+        model: RPN = getattr(importlib.import_module(module), function)()
+        return model.eval()
+
+
+_TORCHVISION_LICENCE = "BSD-3-Clause (torchvision); trained on COCO 2017"
+
+MODELS: dict[str, ModelEntry] = {
+    "tiny": ModelEntry(
+        builder="stream_rpn.models.mobilenet_v2_fpn:tiny",
+        weights="tiny.safetensors",
+        input="shorter side 320, longer at most 640",
+        strides="4 8 16 32 64",
+        anchors="12 24 48 96 192 × ½ 1.2 2.6",
+        megabytes=3.1,
+        licence="Apache-2.0; trained on COCO 2017 images",
+        summary="the default: real time on a laptop's CPU",
+    ),
+    "small": ModelEntry(
+        builder="stream_rpn.models.mobilenet_v2_fpn:small",
+        weights="",
+        input="shorter side 384, longer at most 768",
+        strides="4 8 16 32 64 128",
+        anchors="12 24 48 96 192 384 × ½ 1.2 2.6",
+        megabytes=3.8,
+        licence="Apache-2.0; trained on COCO 2017 images",
+        summary="more recall for twice the time",
+    ),
+    "classic": ModelEntry(
+        builder="stream_rpn.models.classic:build",
+        weights="classic.safetensors",
+        input="shorter side 320, longer at most 640",
+        strides="16",
+        anchors="24 72 192 × 1 ½ 2",
+        megabytes=1.5,
+        licence="Apache-2.0; trained on COCO 2017 images",
+        summary="the single-level network and the losses of Ren et al. 2015, to compare with",
+    ),
+    "resnet50_fpn": ModelEntry(
+        builder="stream_rpn.models.torchvision_fpn:resnet50_fpn",
+        weights="FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
+        input="shorter side 800, longer at most 1333",
+        strides="4 8 16 32 64",
+        anchors="32 64 128 256 512 × ½ 1 2",
+        megabytes=160,
+        licence=_TORCHVISION_LICENCE,
+        summary="the field's yardstick",
+    ),
+    "resnet50_fpn_v2": ModelEntry(
+        builder="stream_rpn.models.torchvision_fpn:resnet50_fpn_v2",
+        weights="FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1",
+        input="shorter side 800, longer at most 1333",
+        strides="4 8 16 32 64",
+        anchors="32 64 128 256 512 × ½ 1 2",
+        megabytes=167,
+        licence=_TORCHVISION_LICENCE,
+        summary="batch-normed FPN, two 3×3 convolutions in the head, longer training",
+    ),
+    "mobilenet_v3_large_fpn": ModelEntry(
+        builder="stream_rpn.models.torchvision_fpn:mobilenet_v3_large_fpn",
+        weights="FasterRCNN_MobileNet_V3_Large_FPN_Weights.COCO_V1",
+        input="shorter side 800, longer at most 1333",
+        strides="32 32 64",
+        anchors="(32 64 128 256 512 × ½ 1 2) on every level",
+        megabytes=74,
+        licence=_TORCHVISION_LICENCE,
+        summary="a mobile backbone at full resolution",
+    ),
+    "mobilenet_v3_large_320_fpn": ModelEntry(
+        builder="stream_rpn.models.torchvision_fpn:mobilenet_v3_large_320_fpn",
+        weights="FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1",
+        input="shorter side 320, longer at most 640",
+        strides="32 32 64",
+        anchors="(32 64 128 256 512 × ½ 1 2) on every level",
+        megabytes=74,
+        licence=_TORCHVISION_LICENCE,
+        summary="the same at low resolution; at most 150 proposals",
+    ),
+    "vgg16": ModelEntry(
+        builder="stream_rpn.models.vgg16:build",
+        weights="VGG16_Weights.IMAGENET1K_V1",
+        input="shorter side 600, longer at most 1000, unpadded",
+        strides="16",
+        anchors="128 256 512 × 1 ½ 2",
+        megabytes=528,
+        licence="BSD-3-Clause (torchvision); trained on ImageNet",
+        summary="the classic of Ren et al. 2015; ImageNet features, its head is untrained",
+        backbone_only=True,
+    ),
+}
+
+
+def find(name: str) -> ModelEntry:
+    """Returns the entry of the table called `name`.
+
+    Raises:
+        StreamRPNError: no such model.
+    """
+    if name not in MODELS:
+        raise StreamRPNError(f"There is no model '{name}'; known models: {', '.join(MODELS)}.")
+    return MODELS[name]

@@ -1,0 +1,232 @@
+"""Weights: reading them from our files and torchvision's, and writing ours.
+
+Ours are safetensors with the keys `backbone.…` and `head.…` and the model's name as metadata. Those
+of any torchvision FasterRCNN, MaskRCNN or KeypointRCNN load as they are: `rpn.head.…` is our head,
+and everything behind the proposals (`roi_heads.…`) is left aside. Pickles are only ever read with
+`weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from importlib import resources
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+from stream_rpn import models
+from stream_rpn.frame import StreamRPNError
+from stream_rpn.rpn import RPN, fold_batch_norms
+
+SUFFIXES = (".safetensors", ".pt", ".pth")
+
+
+def load_model(
+    model: str = models.DEFAULT_MODEL, weights: str | Path | None = None, *, fold: bool = True
+) -> RPN:
+    """Returns a model of the table with its weights, in eval mode.
+
+    Args:
+        model: a name of the table, or a checkpoint file, whose architecture is then found by the
+            names and shapes of its tensors (or, in our own files, by the name they carry).
+        weights: a checkpoint file instead of the model's own weights; "random" for seeded random
+            ones, with which proposals mean nothing but speed can be measured.
+        fold: fold the batch norms into the convolutions (same results up to rounding, faster).
+
+    Raises:
+        StreamRPNError: unknown model, unreadable file, tensors that do not fit, NaN among them, or
+            weights that must be fetched while offline.
+    """
+    model = str(model)
+    if model not in models.MODELS and (model.endswith(SUFFIXES) or Path(model).is_file()):
+        if weights is not None:
+            raise StreamRPNError(
+                f"--model {model} is a checkpoint already; name the architecture with --model NAME "
+                f"to load {weights} into it."
+            )
+        state, metadata = read_checkpoint(model)
+        name = metadata.get("model") or _recognise(state, model)
+        rpn = models.find(name).build()
+        _load(rpn, state, model)
+    else:
+        name = model
+        entry = models.find(name)
+        rpn = entry.build()
+        if str(weights) == "random":
+            _randomise(rpn)
+            rpn.trained = False
+        elif weights is not None:
+            _load(rpn, read_checkpoint(weights)[0], weights)
+        else:
+            _load_own_weights(rpn, name, entry)
+    rpn.name = name
+    rpn.eval()
+    return fold_batch_norms(rpn) if fold else rpn  # type: ignore[return-value]
+
+
+def save_weights(rpn: nn.Module, path: str | Path, *, model: str, **metadata: str) -> None:
+    """Writes the weights of an RPN as safetensors, with the name of its architecture."""
+    from safetensors.torch import save_file
+
+    state = {name: tensor.contiguous().cpu() for name, tensor in rpn.state_dict().items()}
+    save_file(state, str(path), metadata={"model": model, **metadata})
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns the tensors of a checkpoint file under our key names, and its metadata.
+
+    Raises:
+        StreamRPNError: missing, cut off, no checkpoint, or a pickle that holds more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise StreamRPNError(f"There is no checkpoint file '{path}'.")
+    metadata: dict[str, str] = {}
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise StreamRPNError(
+            f"The checkpoint '{path}' holds more than tensors (or is damaged); only files that "
+            "torch.load reads with weights_only=True are accepted."
+        ) from error
+    except Exception as error:
+        raise StreamRPNError(
+            f"The checkpoint '{path}' cannot be read: it is cut off, damaged or no checkpoint "
+            f"({_one_line(error)})."
+        ) from error
+    for wrapper in ("model", "state_dict", "model_state_dict"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise StreamRPNError(f"The checkpoint '{path}' holds no table of named tensors.")
+    return {_our_key(name): tensor for name, tensor in state.items() if _is_ours(name)}, metadata
+
+
+def _is_ours(key: str) -> bool:
+    return not key.startswith("roi_heads.") and not key.endswith("num_batches_tracked")
+
+
+def _our_key(key: str) -> str:
+    key = key.removeprefix("module.").removeprefix("rpn.")
+    for name in ("weight", "bias"):
+        # torchvision before 0.13 had one convolution and no Sequential around it.
+        if key == f"head.conv.{name}":
+            return f"head.conv.0.0.{name}"
+    return key
+
+
+def _load(rpn: RPN, state: Mapping[str, Tensor], path: str | Path) -> None:
+    wanted = {name: t for name, t in rpn.state_dict().items() if _is_ours(name)}
+    missing = sorted(wanted.keys() - state.keys())
+    surplus = sorted(state.keys() - wanted.keys())
+    if missing or surplus:
+        example = f"it lacks '{missing[0]}'" if missing else f"it has '{surplus[0]}' besides"
+        raise StreamRPNError(
+            f"The checkpoint '{path}' is of another architecture: {example} "
+            f"({len(missing)} tensors missing, {len(surplus)} unknown)."
+        )
+    for name, tensor in state.items():
+        if tensor.shape != wanted[name].shape:
+            raise StreamRPNError(
+                f"The checkpoint '{path}' is of another architecture: '{name}' is "
+                f"{list(tensor.shape)}, expected {list(wanted[name].shape)}."
+            )
+    state = {name: tensor.float() for name, tensor in state.items()}
+    # All at once: over a hundred small operations would take as long as half the start-up.
+    if not torch.cat([tensor.flatten() for tensor in state.values()]).isfinite().all():
+        bad = next(name for name, tensor in state.items() if not tensor.isfinite().all())
+        raise StreamRPNError(f"The checkpoint '{path}' holds NaN or infinity in '{bad}'.")
+    rpn.load_state_dict(state, strict=False)
+
+
+def _recognise(state: Mapping[str, Tensor], path: str) -> str:
+    """Returns the one model of the table whose tensors have these names and shapes."""
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    fitting = []
+    for name, entry in models.MODELS.items():
+        with torch.device("meta"):
+            wanted = entry.build().state_dict()
+        if shapes == {key: t.shape for key, t in wanted.items() if _is_ours(key)}:
+            fitting.append(name)
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise StreamRPNError(
+            f"The checkpoint '{path}' fits {' and '.join(fitting)}; say which with "
+            f"--model NAME --weights {path}."
+        )
+    raise StreamRPNError(
+        f"The checkpoint '{path}' fits no model of the table ({', '.join(models.MODELS)})."
+    )
+
+
+def _load_own_weights(rpn: RPN, name: str, entry: models.ModelEntry) -> None:
+    rpn.trained = not entry.backbone_only
+    if entry.weights.endswith(".safetensors"):
+        packaged = resources.files(models) / entry.weights
+        if not packaged.is_file():
+            rpn.trained = False
+            _randomise(rpn)
+            return
+        with resources.as_file(packaged) as path:
+            _load(rpn, read_checkpoint(path)[0], path)
+        return
+    from torchvision.models import get_weight
+
+    try:
+        # torch announces downloads on standard output, where results may go.
+        with redirect_stdout(sys.stderr):
+            state = get_weight(entry.weights).get_state_dict(progress=False, check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise StreamRPNError(
+            f"The weights of '{name}' ({entry.megabytes:.0f} MB) could not be fetched "
+            f"({_one_line(error)}); connect to the internet once, give a checkpoint with --weights "
+            "FILE, or measure speed only with --weights random."
+        ) from error
+    if entry.backbone_only:
+        _randomise(rpn)
+        rpn.backbone.load_state_dict(
+            {
+                key.removeprefix("features."): tensor
+                for key, tensor in state.items()
+                if key.startswith("features.")
+            }
+        )
+        return
+    _load(rpn, {_our_key(key): t for key, t in state.items() if _is_ours(key)}, entry.weights)
+    if entry.weights == "FasterRCNN_ResNet50_FPN_Weights.COCO_V1":
+        # These weights were converted from a network whose batch norms had no epsilon.
+        for layer in rpn.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eps = 0.0
+
+
+def _randomise(rpn: RPN) -> None:
+    """Gives an RPN seeded random weights whose scores vary from anchor to anchor."""
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    for layer in rpn.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    for sibling in (rpn.head.cls_logits, rpn.head.bbox_pred):
+        nn.init.normal_(sibling.weight, std=0.01)
+    torch.set_rng_state(state)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "…"

@@ -1,0 +1,236 @@
+"""The region proposal network: backbone, head, anchors and the proposal stage, as one module.
+
+Ren et al. 2015, §3.1: a 3×3 convolution slid over the feature map, then two 1×1 siblings, one for
+objectness and one for the four deltas of every anchor. Parameter names are torchvision's
+(`backbone.…`, `head.conv.0.0.weight`, `head.cls_logits`, `head.bbox_pred`), so that checkpoints of
+its detectors load under their own keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from stream_rpn.anchors import AnchorSpec
+from stream_rpn.kernels.generate import generate_proposals
+from stream_rpn.kernels.proposals import ProposalBatch
+from stream_rpn.preprocess import InputSpec
+
+
+@dataclass(frozen=True)
+class ProposalSpec:
+    """How head outputs become proposals.
+
+    Attributes:
+        pre_nms_top_n: candidates per level that enter non-maximum suppression.
+        post_nms_top_n: proposals per image, all levels together.
+        nms_thresh: a box is suppressed where its IoU with a better one exceeds this, in (0, 1].
+        score_thresh: boxes of a lower objectness probability are left out.
+        min_size: boxes with a side under this many input pixels are left out.
+    """
+
+    pre_nms_top_n: int = 1000
+    post_nms_top_n: int = 1000
+    nms_thresh: float = 0.7
+    score_thresh: float = 0.0
+    min_size: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("pre_nms_top_n", "post_nms_top_n"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.nms_thresh <= 1:
+            raise ValueError(f"nms_thresh must be in (0, 1], got {self.nms_thresh}")
+        if not 0 <= self.score_thresh <= 1:
+            raise ValueError(f"score_thresh must be in [0, 1], got {self.score_thresh}")
+        if not self.min_size >= 0:
+            raise ValueError(f"min_size must not be negative, got {self.min_size}")
+
+
+class RPNHead(nn.Module):
+    """3×3 convolutions, then 1×1 objectness and 1×1 deltas, shared by all levels.
+
+    Args:
+        in_channels: channels of every feature map.
+        num_anchors: A, anchors per cell.
+        hidden_channels: channels between the convolutions, those of the input by default.
+        conv_depth: number of 3×3 convolutions.
+        softmax: two logits per anchor, background|object interleaved (2A channels), as in the
+            paper, instead of one.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_anchors: int,
+        *,
+        hidden_channels: int | None = None,
+        conv_depth: int = 1,
+        softmax: bool = False,
+    ) -> None:
+        super().__init__()
+        hidden = hidden_channels or in_channels
+        self.conv = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(in_channels if i == 0 else hidden, hidden, 3, padding=1),
+                    nn.ReLU(inplace=True),
+                )
+                for i in range(conv_depth)
+            )
+        )
+        self.cls_logits = nn.Conv2d(hidden, num_anchors * (2 if softmax else 1), 1)
+        self.bbox_pred = nn.Conv2d(hidden, num_anchors * 4, 1)
+        self.num_anchors = num_anchors
+        self.softmax = softmax
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns objectness [B, A or 2A, H, W] and deltas [B, 4A, H, W], one each per level."""
+        objectness, deltas = [], []
+        for feature in features:
+            hidden = self.conv(feature)
+            objectness.append(self.cls_logits(hidden))
+            deltas.append(self.bbox_pred(hidden))
+        return objectness, deltas
+
+
+class RPN(nn.Module):
+    """Images in, proposals out.
+
+    Args:
+        backbone: maps images [B, 3, H, W] to a feature map or to a mapping of names to feature
+            maps, finest first.
+        head: the RPN head for these maps.
+        anchors: an AnchorSpec, or per level the base anchors [A, 4] float32 themselves.
+        input_spec: how frames become the backbone's input.
+        proposal_spec: how head outputs become proposals.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: RPNHead,
+        anchors: AnchorSpec | Sequence[Tensor],
+        *,
+        input_spec: InputSpec,
+        proposal_spec: ProposalSpec | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.input_spec = input_spec
+        self.proposal_spec = proposal_spec or ProposalSpec()
+        # What result files call this network, and whether its weights mean anything.
+        self.name = "custom"
+        self.trained = True
+        self.set_anchors(anchors)
+
+    def set_anchors(self, anchors: AnchorSpec | Sequence[Tensor]) -> None:
+        """Replaces the anchors of every level.
+
+        Raises:
+            ValueError: not [A, 4] for the A of the head, or not finite.
+        """
+        self.anchor_spec = anchors if isinstance(anchors, AnchorSpec) else None
+        levels = anchors.base_anchors() if isinstance(anchors, AnchorSpec) else anchors
+        for level, base_anchors in enumerate(levels):
+            if base_anchors.shape != (self.head.num_anchors, 4):
+                raise ValueError(
+                    f"the base anchors of level {level} must be [{self.head.num_anchors}, 4] to "
+                    f"fit the head, got {list(base_anchors.shape)}"
+                )
+            if self.anchor_spec is None and not base_anchors.isfinite().all():
+                raise ValueError(f"the base anchors of level {level} must be finite")
+            device = self.head.cls_logits.weight.device
+            name = f"base_anchors_{level}"
+            self.register_buffer(name, base_anchors.float().to(device), persistent=False)
+        self.num_levels = len(levels)
+
+    @property
+    def base_anchors(self) -> list[Tensor]:
+        """Per level the base anchors [A, 4], on the module's device."""
+        return [self.get_buffer(f"base_anchors_{level}") for level in range(self.num_levels)]
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        # `.to(dtype)` reaches every floating buffer; anchors must stay float32 (bfloat16 has steps
+        # of two pixels above 256).
+        anchors = self.base_anchors
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for level, before in enumerate(anchors):
+            moved = self.base_anchors[level]
+            self._buffers[f"base_anchors_{level}"] = before.to(moved.device)
+        return self
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Returns the backbone's feature maps by name, finest first."""
+        features = self.backbone(images)
+        return dict(features) if isinstance(features, Mapping) else {"0": features}
+
+    def strides(self, images: Tensor, maps: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
+        """Returns per level the (y, x) input pixels per cell: padded size // map size."""
+        height, width = images.shape[-2:]
+        return tuple((height // m.shape[-2], width // m.shape[-1]) for m in maps)
+
+    def propose(
+        self,
+        objectness: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        strides: Sequence[tuple[int, int]],
+        image_sizes: Tensor,
+    ) -> ProposalBatch:
+        """Returns the kept proposals of raw head outputs; see `generate_proposals`."""
+        spec = self.proposal_spec
+        # More slots than anchors would only take memory.
+        anchors = self.head.num_anchors * sum(o.shape[-2] * o.shape[-1] for o in objectness)
+        return generate_proposals(
+            objectness,
+            deltas,
+            self.base_anchors,
+            strides,
+            image_sizes,
+            pre_nms_top_n=spec.pre_nms_top_n,
+            post_nms_top_n=min(spec.post_nms_top_n, max(anchors, 1)),
+            nms_thresh=spec.nms_thresh,
+            score_thresh=spec.score_thresh,
+            min_size=spec.min_size,
+        )
+
+    def forward(self, images: Tensor, image_sizes: Tensor) -> ProposalBatch:
+        """Returns the proposals of a batch.
+
+        Args:
+            images: [B, 3, H, W], normalised and padded as `input_spec` says.
+            image_sizes: [B, 2] (height, width) of each image without its padding.
+        """
+        maps = list(self.features(images).values())
+        objectness, deltas = self.head(maps)
+        return self.propose(objectness, deltas, self.strides(images, maps), image_sizes)
+
+    def override(self, **changes: float | int | None) -> RPN:
+        """Changes fields of the proposal spec in place (None leaves one alone); returns self."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        self.proposal_spec = replace(self.proposal_spec, **given)  # type: ignore[arg-type]
+        return self
+
+
+def fold_batch_norms(module: nn.Module) -> nn.Module:
+    """Folds every batch norm that follows a convolution into it, in place; returns `module`.
+
+    "Follows" is read off the order in which a parent registered its children, which is the order
+    of execution in torchvision's backbones; a module of another order must not be passed.
+    """
+    previous: tuple[str, nn.Conv2d] | None = None
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d) and previous is not None:
+            conv_name, conv = previous
+            setattr(module, conv_name, nn.utils.fuse_conv_bn_eval(conv.eval(), child.eval()))
+            setattr(module, name, nn.Identity())
+        previous = (name, child) if isinstance(child, nn.Conv2d) else None
+        fold_batch_norms(child)
+    return module
