@@ -1,0 +1,308 @@
+"""Packets to frames: one video stream decoded in presentation order, past whatever is damaged.
+
+The loop decodes packet by packet. `container.decode()` is a generator that is dead after the first
+damaged packet; this one counts the packet, goes on, and tells the next frame what was lost.
+
+Pixels stay as they were coded (4:2:0, 8 or 10 bit, or a CUDA surface): uploading and converting YUV
+costs less than converting here. Everything else goes through one conversion to yuv420p.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import av
+import av.error
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.format import VideoFormat
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from stream_rpn.frame import Color, Drop, Frame, StreamRPNError
+
+KEPT_FORMATS = frozenset({"yuv420p", "yuvj420p", "nv12", "yuv420p10le", "p010le"})
+"""Pixel formats that frames keep; all others become yuv420p."""
+
+# AVColorSpace → the matrix of a Color. FCC is BT.601 and SMPTE 240M is BT.709 within two hundredths
+# of a coefficient. 2 (unspecified), RGB and the exotic ones count as untagged.
+_MATRICES = {
+    1: "bt709",
+    4: "bt601",
+    5: "bt601",
+    6: "bt601",
+    7: "bt709",
+    9: "bt2020",
+    10: "bt2020",
+}
+
+_SWSCALE_MATRICES = {"bt709": 1, "bt601": 5, "bt2020": 9}
+
+_LIMITED, _FULL = 1, 2
+
+_GRAY = ("gray", "ya8", "ya16", "mono")
+
+# AVColorTransferCharacteristic by FFmpeg's name.
+_TRANSFERS = {
+    1: "bt709",
+    4: "gamma22",
+    5: "gamma28",
+    6: "smpte170m",
+    7: "smpte240m",
+    8: "linear",
+    9: "log100",
+    10: "log316",
+    11: "iec61966-2-4",
+    12: "bt1361e",
+    13: "iec61966-2-1",
+    14: "bt2020-10",
+    15: "bt2020-12",
+    16: "smpte2084",
+    17: "smpte428",
+    18: "arib-std-b67",
+}
+
+
+@dataclass
+class Tally:
+    """Counts what a source gave and lost, and keeps losses until a frame comes to carry them.
+
+    Attributes:
+        frames_decoded: frames handed out so far.
+        damaged_packets: packets, or still images, that could not be decoded, could not be read, or
+            are missing at the end.
+        corrupt_frames: frames handed out that the decoder itself marks as damaged.
+        trailing_drops: what was lost after the last frame; complete once iteration has ended.
+    """
+
+    frames_decoded: int = 0
+    damaged_packets: int = 0
+    corrupt_frames: int = 0
+    trailing_drops: tuple[Drop, ...] = ()
+    _pending: list[Drop] = field(default_factory=list)
+
+    def lose(self, reason: str, count: int = 1, first_pts: int | None = None) -> None:
+        """Records a loss; losses in a row for one reason become one."""
+        self.damaged_packets += count
+        if self._pending and self._pending[-1].reason == reason:
+            last = self._pending.pop()
+            count, first_pts = last.count + count, last.first_pts
+        self._pending.append(Drop(reason, count, first_pts))
+
+    def take_drops(self) -> tuple[Drop, ...]:
+        """Returns what was lost since the last call."""
+        if not self._pending:
+            return ()
+        drops = tuple(self._pending)
+        self._pending.clear()
+        return drops
+
+
+class Decoder:
+    """Iterates once over the frames of one video stream; from one thread only.
+
+    Args:
+        container: where packets are read from.
+        stream: the stream to decode, its decoding threads set.
+        tally: what to count in.
+        reopen: opens the same stream again for decoding on one thread; None where that cannot be
+            done, or is what is done already.
+    """
+
+    def __init__(
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        tally: Tally,
+        reopen: Callable[[], tuple[InputContainer, VideoStream]] | None = None,
+    ) -> None:
+        self._container = container
+        self._stream = stream
+        self._tally = tally
+        self._reopen = reopen
+        self._time_base = stream.time_base
+        self._planes = PlaneConverter()
+        self._packets_read = 0
+        self._last_pts: int | None = None
+        # Timestamps of the last packets, one a thread: frame threads report an error that late.
+        self._in_flight: deque[int | None] = deque(maxlen=max(stream.thread_count, 1))
+
+    def __iter__(self) -> Generator[Frame, None, None]:
+        for packet in self._packets():
+            self._in_flight.append(packet.pts)
+            try:
+                images = self._stream.codec_context.decode(packet)
+            except av.error.FFmpegError:
+                self._tally.lose("damaged packet", 1, self._in_flight[0])
+                continue
+            for image in images:
+                yield self._frame(image)
+        try:
+            images = self._stream.codec_context.decode(None)
+        except av.error.FFmpegError:
+            images = []
+            if self._reopen is None:
+                self._tally.lose("damaged packet")
+        for image in images:
+            yield self._frame(image)
+        yield from self._tail()
+        # The index of an MP4 or MOV names every packet, so a file that was cut off can be told.
+        missing = len(self._stream.index_entries) - self._packets_read
+        if "mp4" in self._container.format.name and missing > 0:
+            self._tally.lose("missing packet", missing)
+        self._tally.trailing_drops = self._tally.take_drops()
+
+    def _packets(self) -> Iterator[Packet[VideoStream]]:
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except av.error.FFmpegError:
+                self._packets_read += 1
+                self._tally.lose("damaged packet")
+                return
+            # PyAV's last packet is empty and has no time. Any empty one would end the decoding.
+            self._packets_read += packet.size > 0 or packet.dts is not None
+            if packet.size:
+                yield packet
+
+    def _tail(self) -> Generator[Frame, None, None]:
+        """Yields the frames behind a damaged packet that was in flight when the packets ended.
+
+        PyAV empties a decoder in one call, which ends at the first error and hides it. With frame
+        threads that loses up to a frame per thread, so the last of them are decoded once more,
+        where timestamps tell which are new.
+        """
+        tally = self._tally
+        complete = tally.frames_decoded + tally.damaged_packets >= self._packets_read
+        last_pts = self._last_pts
+        if complete or self._reopen is None or last_pts is None:
+            return
+        unreported = list(self._in_flight)[1:]
+        try:
+            container, stream = self._reopen()
+        except StreamRPNError:
+            return
+        # Raw streams cannot seek; then what there is must do.
+        with container, suppress(av.error.FFmpegError):
+            container.seek(last_pts, stream=stream)
+            for packet in container.demux(stream):
+                try:
+                    images = stream.codec_context.decode(packet if packet.size else None)
+                except av.error.FFmpegError:
+                    if packet.pts in unreported:
+                        tally.lose("damaged packet", 1, packet.pts)
+                    continue
+                for image in images:
+                    if image.pts is not None and image.pts > last_pts:
+                        yield self._frame(image)
+
+    def _frame(self, image: av.VideoFrame) -> Frame:
+        tally = self._tally
+        index = tally.frames_decoded
+        tally.frames_decoded += 1
+        tally.corrupt_frames += image.is_corrupt
+        pts = self._last_pts = image.pts
+        seconds = float(pts * self._time_base) if pts is not None and self._time_base else None
+        rotation = display_rotation(image)
+        width, height = displayed_size(image, rotation)
+        image, color = self._planes.convert(image)
+        return Frame(
+            index=index,
+            pts=pts,
+            pts_seconds=seconds,
+            width=width,
+            height=height,
+            rotation=rotation,
+            color=color,
+            image=image,
+            drops=tally.take_drops(),
+        )
+
+
+class PlaneConverter:
+    """Brings decoded images into a format that the network's input is made from, and says how.
+
+    One instance serves a whole stream: swscale's context and the colours seen are kept.
+    """
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+        self._colors: dict[tuple[str, int, int, int, bool], Color] = {}
+
+    def convert(self, image: av.VideoFrame) -> tuple[av.VideoFrame, Color]:
+        """Returns the image in one of KEPT_FORMATS, or on the GPU, and the colour of its planes.
+
+        Raises:
+            StreamRPNError: FFmpeg has no conversion from the image's pixel format.
+        """
+        pixel_format = image.sw_format or image.format
+        name = pixel_format.name
+        key = (name, image.colorspace, image.color_range, image.color_trc, image.height >= 720)
+        color = self._colors.get(key)
+        if color is None:
+            color = self._colors[key] = color_of(image, pixel_format)
+        if name in KEPT_FORMATS:
+            return image, color
+        matrix = _SWSCALE_MATRICES[color.matrix]
+        # swscale takes gray as full range whatever the tag says: "full to full" copies the values.
+        value_range = _FULL if color.full_range or name.startswith(_GRAY) else _LIMITED
+        try:
+            converted = self._reformatter.reformat(
+                image,
+                format="yuv420p",
+                src_colorspace=matrix,
+                dst_colorspace=matrix,
+                src_color_range=value_range,
+                dst_color_range=value_range,
+                threads=1,
+            )
+        except av.error.FFmpegError as error:
+            raise StreamRPNError(
+                f"the pixel format {name} cannot be converted to yuv420p: {error.strerror}"
+            ) from error
+        return converted, color
+
+
+def color_of(image: av.VideoFrame, pixel_format: VideoFormat) -> Color:
+    """Returns the colour that the planes of `image` have once they are YUV.
+
+    A stream that does not say its matrix is taken as BT.709 from 720 coded lines up and as BT.601
+    below. RGB is converted to full range; gray is full range unless it is tagged otherwise.
+    """
+    name = pixel_format.name
+    matrix = _MATRICES.get(image.colorspace)
+    full_range = (
+        image.color_range == _FULL
+        or pixel_format.is_rgb
+        or name.startswith(("yuvj", "pal"))
+        or (name.startswith(_GRAY) and image.color_range != _LIMITED)
+    )
+    return Color(
+        matrix=matrix or ("bt709" if image.height >= 720 else "bt601"),
+        full_range=full_range,
+        tagged=matrix is not None,
+        transfer=_TRANSFERS.get(image.color_trc, "unknown"),
+    )
+
+
+def display_rotation(image: av.VideoFrame) -> int:
+    """Returns by how many degrees clockwise the image must be turned for display: 0, 90, 180, 270.
+
+    FFmpeg counts counterclockwise; angles between the quarters go to the nearest one. Mirroring,
+    which the same matrix could ask for, is not undone.
+    """
+    angle = image.rotation
+    return round(-angle / 90) % 4 * 90 if angle else 0
+
+
+def displayed_size(image: av.VideoFrame, rotation: int) -> tuple[int, int]:
+    """Returns (width, height) of the image once it is turned."""
+    if rotation in (90, 270):
+        return image.height, image.width
+    return image.width, image.height

@@ -1,0 +1,209 @@
+"""The records that travel through the pipeline: StreamInfo, Frame, Drop, Proposals.
+
+Boxes are always (x1, y1, x2, y2) float32 in pixel-edge coordinates of the *displayed* frame: after
+the container's rotation, before any stretching by the sample aspect ratio. Sizes named `width` and
+`height` are of the displayed frame, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import av
+    import numpy as np
+    import torch
+
+
+class StreamRPNError(Exception):
+    """What went wrong because of an input, an output or an argument, in one sentence for the user.
+
+    The command line prints it without a traceback and exits with 2, or with 3 when results had
+    already been produced.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Color:
+    """How the planes of a stream encode colour.
+
+    Attributes:
+        matrix: "bt601", "bt709" or "bt2020".
+        full_range: True for 0–255 luma, False for 16–235.
+        tagged: False where the stream does not say and the matrix was chosen by the frame height.
+        transfer: the stream's transfer characteristic by FFmpeg's name, e.g. "bt709", "smpte2084"
+            (HDR10) or "unknown"; recorded, not undone.
+    """
+
+    matrix: str
+    full_range: bool
+    tagged: bool
+    transfer: str = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """What is known of a source once it is open; the header of every result file.
+
+    Attributes:
+        source: the source as the user named it.
+        stem: a short name for output files, e.g. "video" for "/tmp/video.mp4".
+        width: pixels of the displayed frame, after rotation.
+        height: pixels of the displayed frame, after rotation.
+        rotation: degrees clockwise that were applied for display: 0, 90, 180 or 270.
+        sample_aspect_ratio: width / height of one pixel; recorded, not applied.
+        fps: average frame rate, None where the container does not say.
+        num_frames: declared number of frames, None where unknown; never relied upon.
+        duration_seconds: declared duration, None where unknown.
+        color: how the planes encode colour.
+        codec: e.g. "h264".
+        pixel_format: e.g. "yuv420p".
+        interlaced: True where the first frame says so; recorded, frames are used as they are.
+        decoder: the decoder really in use, e.g. "h264 (software)".
+        live: True for cameras and network streams, where frames may be dropped.
+        decoder_note: why the decoder is not the one that was hoped for, or "".
+    """
+
+    source: str
+    stem: str
+    width: int
+    height: int
+    rotation: int = 0
+    sample_aspect_ratio: float = 1.0
+    fps: float | None = None
+    num_frames: int | None = None
+    duration_seconds: float | None = None
+    color: Color = field(default_factory=lambda: Color("bt601", full_range=False, tagged=False))
+    codec: str = ""
+    pixel_format: str = ""
+    interlaced: bool = False
+    decoder: str = ""
+    live: bool = False
+    decoder_note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Frames that were lost just before the frame that carries this record.
+
+    Attributes:
+        reason: "damaged packet", "corrupt frame", "queue full", "stale", ….
+        count: how many packets or frames.
+        first_pts: presentation timestamp of the first one, None where unknown.
+    """
+
+    reason: str
+    count: int
+    first_pts: int | None
+
+
+@dataclass(slots=True)
+class Frame:
+    """One decoded frame on its way to the network.
+
+    Attributes:
+        index: position among all decoded frames of the source, from 0.
+        pts: presentation timestamp in the stream's time base, None where the container has none.
+        pts_seconds: pts in seconds, None where unknown; never derived from the index.
+        width: pixels of the displayed frame, after rotation.
+        height: pixels of the displayed frame, after rotation.
+        rotation: degrees clockwise to turn the planes by for display: 0, 90, 180 or 270.
+        color: how the planes encode colour.
+        image: the decoded planes as PyAV hands them over (yuv420p, nv12 or p010le; or a CUDA
+            surface in nv12/p010le), unrotated.
+        drops: what was lost just before this frame.
+        image_id: the id of an image in an annotation file, for image sources.
+        name: the file name, for image sources.
+    """
+
+    index: int
+    pts: int | None
+    pts_seconds: float | None
+    width: int
+    height: int
+    rotation: int
+    color: Color
+    image: av.VideoFrame
+    drops: tuple[Drop, ...] = ()
+    image_id: int | None = None
+    name: str | None = None
+
+
+@dataclass(slots=True)
+class Proposals:
+    """The region proposals of one frame, best first.
+
+    Attributes:
+        frame: index among all frames of the source, unchanged by strides and start times.
+        pts: presentation timestamp in the stream's time base, or None.
+        pts_seconds: pts in seconds, or None.
+        width: pixels of the displayed frame.
+        height: pixels of the displayed frame.
+        boxes: [N, 4] float32, x1, y1, x2, y2 in pixels of the displayed frame.
+        scores: [N] float32 objectness probabilities, descending.
+        levels: [N] int32 index of the feature level.
+        anchors: [N] int32 anchor index (y·W + x)·A + a within the level.
+        input_boxes: [N, 4] float32, the same boxes in pixels of the network's input.
+        input_size: (height, width) of the resized frame in the network's input, without padding.
+        strides: per level (y, x) input pixels per cell; 1 / stride is RoIAlign's spatial scale.
+        drops: what was lost just before this frame.
+        image: the decoded frame, kept only while a sink or the caller asked for pictures.
+        features: level name → feature map [C, H, W], only when asked for.
+        image_id: the id of an image in an annotation file, for image sources.
+        name: the file name, for image sources.
+        source: the source as the user named it.
+        rotation: degrees clockwise that `image` must be turned by to be as displayed.
+    """
+
+    frame: int
+    pts: int | None
+    pts_seconds: float | None
+    width: int
+    height: int
+    boxes: np.ndarray
+    scores: np.ndarray
+    levels: np.ndarray
+    anchors: np.ndarray
+    input_boxes: np.ndarray
+    input_size: tuple[int, int] = (0, 0)
+    strides: tuple[tuple[int, int], ...] = ()
+    drops: tuple[Drop, ...] = ()
+    image: av.VideoFrame | None = None
+    features: dict[str, torch.Tensor] | None = None
+    image_id: int | None = None
+    name: str | None = None
+    source: str = ""
+    rotation: int = 0
+    color: Color | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __repr__(self) -> str:
+        best = f", best {self.scores[0]:.3f}" if len(self) else ""
+        return f"Proposals(frame={self.frame}, {len(self)} boxes{best}, {self.width}x{self.height})"
+
+    def numpy(self) -> dict[str, Any]:
+        """Returns boxes, scores, levels and anchors as numpy arrays, without a copy."""
+        return {name: getattr(self, name) for name in ("boxes", "scores", "levels", "anchors")}
+
+    def torch(self, device: str = "cpu") -> dict[str, torch.Tensor]:
+        """Returns boxes, scores, levels and anchors as tensors (on the CPU without a copy)."""
+        import torch
+
+        return {name: torch.from_numpy(array).to(device) for name, array in self.numpy().items()}
+
+    def supervision(self) -> Any:
+        """Returns `supervision.Detections` (class 0, confidence = score); needs supervision."""
+        try:
+            import supervision
+        except ImportError as error:
+            raise StreamRPNError(
+                "supervision is not installed; `pip install supervision` provides Detections"
+            ) from error
+        return supervision.Detections(
+            xyxy=self.boxes,
+            confidence=self.scores,
+            class_id=(self.levels * 0).astype(int),
+        )

@@ -1,0 +1,151 @@
+"""What can be opened: video files, URLs, standard input, still images, synthetic video."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Sequence, Sized
+from pathlib import Path
+from typing import Literal
+
+from stream_rpn.frame import StreamRPNError
+from stream_rpn.sources import file
+from stream_rpn.sources.file import FileSource, is_url, local_path
+from stream_rpn.sources.images import Image, ImagesSource
+from stream_rpn.sources.select import parse_time, select
+from stream_rpn.sources.source import Source
+from stream_rpn.sources.synthetic import SyntheticVideo
+
+__all__ = ["Source", "expand", "images_source", "open_source", "parse_time", "select", "stem"]
+
+_VIDEOS = {
+    ".3gp", ".asf", ".avi", ".flv", ".gif", ".h264", ".264", ".h265", ".265", ".hevc",
+    ".ivf", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf",
+    ".nut", ".obu", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
+}  # fmt: skip
+_IMAGES = {
+    ".avif", ".bmp", ".dpx", ".exr", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png",
+    ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
+}  # fmt: skip
+
+
+def expand(uris: Sequence[str]) -> list[str]:
+    """Returns one name per source: directories and patterns of videos become their files.
+
+    A directory or pattern of images stays one name, as its images are one source.
+
+    Raises:
+        StreamRPNError: a path does not exist, or holds neither, or both videos and images.
+    """
+    sources = []
+    for uri in uris:
+        members = _members(uri)
+        if members is None or members[0].suffix.lower() in _IMAGES:
+            sources.append(uri)
+        else:
+            sources.extend(map(str, members))
+    return sources
+
+
+def open_source(
+    uri: str,
+    *,
+    decoder: Literal["auto", "cpu", "nvdec"] = "auto",
+    video_stream: int | None = None,
+    threads: int = 0,
+    device: str | None = None,
+) -> Source:
+    """Opens one source, as `expand` names them, and decodes its first frame.
+
+    Args:
+        uri: a file, a URL, "-" for standard input, "synthetic:[WxH@FPS,N]", an image, or a
+            directory or pattern of images.
+        decoder: "auto" uses NVDEC where it can decode this stream and never fails for lack of it.
+        video_stream: number of the video stream within a file, from 0; None for the best one.
+        threads: decoding threads; 0 for half the cores, at most 8.
+        device: the device that the frames are meant for, e.g. "cuda:0" or "cpu"; None for any.
+
+    Raises:
+        StreamRPNError: it cannot be opened, holds no video, or not by the decoder asked for.
+    """
+    if uri.startswith("synthetic:"):
+        video = SyntheticVideo.parse(uri)
+        return FileSource(
+            uri,
+            video.encoded(),
+            decoder=decoder,
+            threads=threads,
+            device=device,
+            num_frames=video.num_frames,
+        )
+    members = _members(uri)
+    if members is None and not is_url(uri) and local_path(uri).suffix.lower() in _IMAGES:
+        members = [local_path(uri)]
+    if members is None:
+        return FileSource(
+            uri, decoder=decoder, video_stream=video_stream, threads=threads, device=device
+        )
+    if members[0].suffix.lower() not in _IMAGES:
+        raise StreamRPNError(f"{uri} holds several videos; open them one by one")
+    if decoder == "nvdec":
+        raise StreamRPNError(
+            f"{uri} cannot be decoded by NVDEC: still images are decoded on the CPU"
+        )
+    return ImagesSource(
+        uri,
+        ((member, None) for member in members),
+        stem=stem(uri),
+        num_frames=len(members),
+    )
+
+
+def stem(uri: str) -> str:
+    """Returns a short name for output files: of a file, or of the folder that holds the images."""
+    members = _members(uri)
+    return file.stem(uri) if members is None else members[0].resolve().parent.name or "images"
+
+
+def images_source(
+    items: Iterable[tuple[Image, int | None]], *, uri: str = "images", stem: str = "images"
+) -> Source:
+    """Opens images that carry the ids of an annotation file.
+
+    Args:
+        items: (image, id): the image is a path, or the name and bytes of one. Read one at a time.
+        uri: what results call the source.
+        stem: short name for output files.
+    """
+    num_frames = len(items) if isinstance(items, Sized) else None
+    return ImagesSource(uri, items, stem=stem, num_frames=num_frames)
+
+
+def _members(uri: str) -> list[Path] | None:
+    """Returns the files of a directory or pattern: all videos or all images; None for the rest."""
+    if uri == "-" or uri.startswith("synthetic:") or is_url(uri):
+        return None
+    if not uri:
+        raise StreamRPNError("a source is an empty name; name a video")
+    path = local_path(uri)
+    # Unlike Path's, these answer False where a name is too long or its folder closed to us.
+    if os.path.isdir(path):
+        try:
+            paths = [p for p in path.iterdir() if not p.name.startswith(".")]
+        except OSError as error:
+            raise StreamRPNError(f"{uri} cannot be read: {error.strerror}") from error
+        what = f"{uri} is a directory"
+        empty = f"{what} without videos or images"
+    elif os.path.exists(path):
+        return None
+    elif glob.has_magic(uri):
+        paths = [Path(p) for p in glob.glob(uri, recursive=True)]
+        what = f"{uri} is a pattern"
+        empty = f"{uri} matches no videos or images"
+    else:
+        raise StreamRPNError(f"{uri}: no such file or directory")
+    files = sorted(p for p in paths if p.suffix.lower() in _VIDEOS | _IMAGES and p.is_file())
+    if not files:
+        raise StreamRPNError(empty)
+    kinds = {p.suffix.lower() in _IMAGES for p in files}
+    if len(kinds) > 1:
+        raise StreamRPNError(f"{what} of both videos and images; name one kind, e.g. '*.mp4'")
+    return files

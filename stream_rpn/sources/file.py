@@ -1,0 +1,366 @@
+"""Video files, URLs and standard input, opened by PyAV."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import urllib.parse
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import av
+import av.error
+from av.codec.hwaccel import HWAccel
+from av.container import InputContainer
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+
+from stream_rpn.decode import Decoder, Tally
+from stream_rpn.frame import Frame, StreamInfo, StreamRPNError
+from stream_rpn.sources.source import Source
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+# A playlist from the network must not reach files of this machine: `file` is not among these.
+_NETWORK_PROTOCOLS = (
+    "http,https,httpproxy,tls,tcp,udp,udplite,rtp,srtp,rtsp,rtmp,rtmps,rtmpt,rtmpte,rtmpts,"
+    "mmsh,mmst,ftp,sftp,srt,rist,gopher,gophers,hls,crypto,data"
+)
+
+_PIPE_HINT = "an MP4 whose index stands at its end has to be given as a file"
+
+_OPEN_SECONDS, _READ_SECONDS = 15.0, 30.0
+
+# FFmpeg shows plain text and ANSI art as video; nobody means that.
+_TEXT_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
+
+# Below this, starting and feeding the hardware costs more than a CPU needs for the decoding.
+_NVDEC_MIN_PIXELS = 1280 * 720
+
+
+def is_url(uri: str) -> bool:
+    """Tells whether `uri` is fetched through the network ("file://" is a path)."""
+    return bool(_URL.match(uri)) and not uri.lower().startswith("file://")
+
+
+class FileSource(Source):
+    """One video stream of a file, a URL or standard input ("-").
+
+    The first frame is decoded on opening: only then is it certain that there are frames, how they
+    are turned and coloured, and which decoder is in use.
+
+    Args:
+        uri: what the user named.
+        file: read from this instead, if given.
+        decoder: "cpu", "nvdec", or "auto": NVDEC where there is one that decodes this stream.
+        video_stream: number of the video stream within the file, from 0; None for the best one.
+        threads: decoding threads; 0 for half the cores, at most 8.
+        device: the device that the frames are meant for, e.g. "cuda:1"; None for any.
+        num_frames: the number of frames, where the container cannot know it.
+
+    Raises:
+        StreamRPNError: it cannot be opened, holds no video that can be decoded, or not by the
+            decoder asked for.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        file: BinaryIO | None = None,
+        *,
+        decoder: str = "auto",
+        video_stream: int | None = None,
+        threads: int = 0,
+        device: str | None = None,
+        num_frames: int | None = None,
+    ) -> None:
+        self.tally = Tally()
+        reopenable = file is None and uri != "-"
+        container = _open_container(uri, file)
+        self._container = container
+        try:
+            stream = _choose_stream(container, uri, video_stream)
+            note = ""
+            first = None
+            wanted_on_gpu = device is None or device.startswith("cuda")
+            if decoder == "nvdec" or (decoder == "auto" and wanted_on_gpu):
+                note = _why_not_nvdec(stream, device, decoder == "nvdec", reopenable)
+                if not note:
+                    first, note = self._start_on_gpu(uri, stream.index, device)
+                if note and decoder == "nvdec":
+                    raise StreamRPNError(f"{_name(uri)} cannot be decoded by NVDEC: {note}")
+            if first is None:
+                stream.thread_count = threads or _default_threads()
+                stream.thread_type = "AUTO"
+                reopen = None
+                if reopenable and stream.thread_count > 1:
+                    reopen = partial(_open_single_threaded, uri, stream.index)
+                self._frames = iter(Decoder(container, stream, self.tally, reopen))
+                first = next(self._frames, None)
+            if first is None:
+                hint = f" ({_PIPE_HINT})" if uri == "-" else ""
+                if is_url(uri):
+                    hint = " (an MP4 whose index stands at its end needs a server that can seek)"
+                raise StreamRPNError(f"{_name(uri)} holds no frame that can be decoded{hint}")
+            self.info = _describe(container, stream, uri, first, num_frames, note)
+            self._first: Frame | None = first
+        except BaseException:
+            self._container.close()
+            raise
+        finally:
+            if self._container is not container:
+                container.close()
+
+    def _start_on_gpu(
+        self, uri: str, stream_index: int, device: str | None
+    ) -> tuple[Frame | None, str]:
+        """Opens again with NVDEC; returns the first frame, or None and why there is none.
+
+        PyAV raises where there is no device although it may fall back, and FFmpeg goes back to
+        software by itself where the hardware lacks the profile: the first frame is the only proof.
+        """
+        import torch
+
+        index = torch.device(device or "cuda").index or 0
+        tally = Tally()
+        container = None
+        try:
+            # NVDEC joins the device's primary context, which has to be torch's.
+            torch.empty(1, device=f"cuda:{index}")
+            hwaccel = HWAccel("cuda", str(index), allow_software_fallback=True, is_hw_owned=True)
+            container = _open_container(uri, hwaccel=hwaccel)
+            stream = _only_stream(container, stream_index)
+            # Each thread would hold surfaces of NVDEC's small pool, and gain nothing.
+            stream.thread_count = 1
+            frames = iter(Decoder(container, stream, tally))
+            first = next(frames, None)
+            if first is not None and first.image.sw_format is not None:
+                self._container, self._frames, self.tally = container, frames, tally
+                return first, ""
+            reason = f"the hardware does not decode this {_codec(stream)} stream"
+        except Exception as error:
+            # Drivers, PyAV and torch fail here in many ways, and "auto" must survive them all.
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if container is not None:
+            container.close()
+        return None, reason
+
+    def __iter__(self) -> Iterator[Frame]:
+        if self._first is not None:
+            first, self._first = self._first, None
+            yield first
+            # A surface of the GPU's small pool must not live on in this generator.
+            del first
+        yield from self._frames
+
+    def close(self) -> None:  # noqa: D102
+        self._first = None
+        self._frames.close()
+        self._container.close()
+
+
+def _open_container(
+    uri: str, file: BinaryIO | None = None, hwaccel: HWAccel | None = None
+) -> InputContainer:
+    """Opens for reading; whatever goes wrong becomes a sentence."""
+    target: str | BinaryIO
+    protocols = {}
+    timeout = None
+    if file is not None:
+        target = file
+    elif is_url(uri):
+        target = uri
+        protocols = {"protocol_whitelist": _NETWORK_PROTOCOLS}
+        timeout = (_OPEN_SECONDS, _READ_SECONDS)
+    elif uri == "-":
+        # A file that was redirected to it can be read in any order, unlike a pipe.
+        seekable = sys.stdin is not None and sys.stdin.seekable()
+        target = sys.stdin.buffer if seekable else "pipe:0"
+    else:
+        # With its protocol in front, a name such as "12:30.mp4" is not taken for a protocol.
+        target = f"file:{local_path(uri)}"
+    try:
+        return av.open(
+            target,
+            "r",
+            container_options=protocols,
+            # Titles in another encoding than UTF-8 are no reason not to open.
+            metadata_errors="replace",
+            timeout=timeout,
+            hwaccel=hwaccel,
+        )
+    except av.error.FFmpegError as error:
+        raise StreamRPNError(_why_not_opened(uri, error)) from error
+
+
+def local_path(uri: str) -> Path:
+    """Returns the path of a local source, "file://" URLs included."""
+    if uri.lower().startswith("file://"):
+        parts = urllib.parse.urlsplit(uri)
+        host = "" if parts.netloc.lower() == "localhost" else parts.netloc
+        return Path(urllib.parse.unquote(host + parts.path) or "/")
+    return Path(uri)
+
+
+def _why_not_opened(uri: str, error: av.error.FFmpegError) -> str:
+    name = _name(uri)
+    if is_url(uri):
+        if isinstance(error, av.error.ExitError):
+            return f"{name} did not answer within {_OPEN_SECONDS:.0f} seconds"
+        return f"{name} cannot be opened: {error.strerror}"
+    if uri == "-":
+        return f"{name} is not a video that can be read from a pipe ({_PIPE_HINT})"
+    path = local_path(uri)
+    if not path.exists():
+        return f"{name}: no such file"
+    if path.is_dir():
+        return f"{name} is a directory, not a video"
+    if isinstance(error, av.error.PermissionError):
+        return f"{name} cannot be read: permission denied"
+    if path.is_file() and path.stat().st_size == 0:
+        return f"{name} is empty"
+    if path.is_file() and _lacks_index(path):
+        return f"{name} is cut off: its index (moov) is missing"
+    return f"{name} is not a video that PyAV can read"
+
+
+def _lacks_index(path: Path) -> bool:
+    """Walks the outer boxes: is this an MP4 or MOV without a whole `moov`?"""
+    boxes = set()
+    size = path.stat().st_size
+    position = 0
+    with path.open("rb") as file:
+        while position + 8 <= size:
+            file.seek(position)
+            header = file.read(16)
+            length = int.from_bytes(header[:4], "big")
+            if length == 1:
+                length = int.from_bytes(header[8:], "big")
+            elif length == 0:
+                length = size - position
+            position += max(length, 8)
+            if header[4:8] != b"moov" or position <= size:
+                boxes.add(header[4:8])
+    return not boxes.isdisjoint({b"ftyp", b"mdat"}) and b"moov" not in boxes
+
+
+def _choose_stream(container: InputContainer, uri: str, number: int | None) -> VideoStream:
+    if container.format.name in _TEXT_FORMATS:
+        raise StreamRPNError(f"{_name(uri)} is not a video that PyAV can read")
+    # Cover art of a music file is a video stream to FFmpeg.
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        only = " (audio only)" if container.streams.audio else ""
+        raise StreamRPNError(f"{_name(uri)} has no video stream{only}")
+    if number is None:
+        best = container.streams.best("video")
+        stream = next((s for s in streams if s is best), streams[0])
+    elif 0 <= number < len(streams):
+        stream = streams[number]
+    else:
+        sizes = ", ".join(f"{i} ({s.width}x{s.height})" for i, s in enumerate(streams))
+        raise StreamRPNError(f"{_name(uri)} has no video stream {number}; it has {sizes}")
+    if stream.codec_context is None:
+        raise StreamRPNError(f"{_name(uri)}: FFmpeg here has no decoder for its video")
+    return _only_stream(container, stream.index)
+
+
+def _why_not_nvdec(stream: VideoStream, device: str | None, asked: bool, rereadable: bool) -> str:
+    """Returns why NVDEC is not even tried, or ""."""
+    if device is not None and not device.startswith("cuda"):
+        return f"the frames are wanted on {device}"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if not rereadable:
+        return "it is read from a pipe"
+    if not asked and stream.width * stream.height < _NVDEC_MIN_PIXELS:
+        return "a CPU decodes small video faster"
+    return ""
+
+
+def _default_threads() -> int:
+    """Returns the number of decoding threads where nobody asked for one.
+
+    The network needs the cores as well: on two cores a second decoding thread gains nothing beside
+    it (41.6 and 41.3 ms a frame), and FFmpeg's own choice of three costs a tenth (47.0 ms).
+    """
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(max((available or 1) // 2, 1), 8)
+
+
+def _open_single_threaded(uri: str, stream_index: int) -> tuple[InputContainer, VideoStream]:
+    container = _open_container(uri)
+    stream = _only_stream(container, stream_index)
+    stream.thread_count = 1
+    return container, stream
+
+
+def _only_stream(container: InputContainer, index: int) -> VideoStream:
+    """Returns the stream and has the demuxer skip all others."""
+    stream = container.streams[index]
+    for other in container.streams:
+        if other is not stream:
+            other.discard = Discard.all
+    return cast(VideoStream, stream)
+
+
+def _describe(
+    container: InputContainer,
+    stream: VideoStream,
+    uri: str,
+    first: Frame,
+    num_frames: int | None,
+    decoder_note: str,
+) -> StreamInfo:
+    rate = stream.average_rate
+    duration: float | None = None
+    if num_frames and rate:
+        duration = num_frames / float(rate)
+    elif stream.duration is not None and stream.time_base is not None:
+        duration = float(stream.duration * stream.time_base)
+    elif container.duration is not None:
+        duration = container.duration / av.time_base
+    aspect = stream.sample_aspect_ratio
+    surface = first.image.sw_format
+    return StreamInfo(
+        source=uri,
+        stem=stem(uri),
+        width=first.width,
+        height=first.height,
+        rotation=first.rotation,
+        sample_aspect_ratio=float(aspect) if aspect else 1.0,
+        fps=float(rate) if rate else None,
+        num_frames=num_frames or stream.frames or None,
+        duration_seconds=duration,
+        color=first.color,
+        codec=_codec(stream),
+        pixel_format=surface.name if surface else stream.codec_context.pix_fmt or "",
+        interlaced=first.image.interlaced_frame,
+        decoder=f"{_codec(stream)} ({'nvdec' if surface else 'software'})",
+        decoder_note=decoder_note,
+    )
+
+
+def _codec(stream: VideoStream) -> str:
+    return stream.codec_context.codec.canonical_name
+
+
+def _name(uri: str) -> str:
+    return "standard input" if uri == "-" else uri
+
+
+def stem(uri: str) -> str:
+    """Returns a short name for output files: "video" for "/tmp/video.mp4", "stdin" for "-"."""
+    if uri == "-":
+        return "stdin"
+    if uri.startswith("synthetic:"):
+        return "synthetic"
+    if is_url(uri):
+        url = urllib.parse.urlsplit(uri)
+        return Path(urllib.parse.unquote(url.path)).stem or url.hostname or "stream"
+    return local_path(uri).stem or "video"

@@ -1,0 +1,62 @@
+"""What every source offers: its description, its frames in order, and what was lost of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+from stream_rpn.decode import Tally
+from stream_rpn.frame import Drop, Frame, StreamInfo
+
+
+class Source(ABC):
+    """An open source of frames. Iterate once, from one thread; close it, or use it in a `with`.
+
+    Attributes:
+        info: what is known of the source.
+        tally: counts of what it gave and lost so far.
+    """
+
+    info: StreamInfo
+    tally: Tally
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Frame]:
+        """Yields the frames in presentation order."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Releases files and decoders; may be called twice."""
+
+    @property
+    def frames_decoded(self) -> int:
+        """Frames decoded so far, including those that were not chosen."""
+        return self.tally.frames_decoded
+
+    @property
+    def damaged_packets(self) -> int:
+        """Packets, or still images, that were lost so far."""
+        return self.tally.damaged_packets
+
+    @property
+    def corrupt_frames(self) -> int:
+        """Frames that were handed out so far although the decoder marked them as damaged."""
+        return self.tally.corrupt_frames
+
+    @property
+    def trailing_drops(self) -> tuple[Drop, ...]:
+        """What was lost after the last frame; complete once iteration has ended."""
+        return self.tally.trailing_drops
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
