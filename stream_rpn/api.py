@@ -1,0 +1,197 @@
+"""The Python front door: `stream` for videos, `propose` for images, `load` for a model to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stream_rpn import device as devices
+from stream_rpn import models, preprocess
+from stream_rpn.frame import Proposals, StreamRPNError
+from stream_rpn.models.checkpoint import load_model
+from stream_rpn.pipeline import Pipeline, Selection
+from stream_rpn.rpn import RPN
+
+DEFAULT_TOP = 300
+
+
+def load(
+    model: str | Path | RPN = models.DEFAULT_MODEL,
+    weights: str | Path | None = None,
+    *,
+    size: int | None = None,
+    top: int | None = None,
+    pre_nms: int | None = None,
+    nms: float | None = None,
+    score_thresh: float | None = None,
+    min_size: float | None = None,
+    anchor_sizes: Sequence[float] | None = None,
+    anchor_ratios: Sequence[float] | None = None,
+) -> RPN:
+    """Returns a model with its weights, in eval mode, on the CPU.
+
+    Args:
+        model: a name of `stream_rpn.models.MODELS`, a checkpoint file, or an RPN of your own.
+        weights: a checkpoint file instead of the model's own weights; "random" to measure speed.
+        size: shorter side of the network's input in pixels. The limit of the longer side grows in
+            proportion and never shrinks.
+        top: proposals per frame; by default 300, or an RPN's own number where one is given.
+        pre_nms: candidates per level that enter non-maximum suppression.
+        nms: IoU above which a box suppresses a worse one, in (0, 1].
+        score_thresh: leave out boxes of a lower objectness probability.
+        min_size: leave out boxes with a side under this many input pixels.
+        anchor_sizes: other anchor sizes in input pixels, see `AnchorSpec.override`.
+        anchor_ratios: other anchor ratios (height / width), as many as the head was made for.
+
+    Raises:
+        StreamRPNError: what was asked for does not exist or does not fit, in one sentence.
+    """
+    if isinstance(model, RPN):
+        if weights is not None:
+            raise StreamRPNError(
+                "An RPN of your own has its weights already; load others into it with PyTorch."
+            )
+        rpn = model
+    else:
+        rpn = load_model(str(model), weights)
+        top = DEFAULT_TOP if top is None else top
+    try:
+        rpn.override(
+            post_nms_top_n=top,
+            pre_nms_top_n=pre_nms,
+            nms_thresh=nms,
+            score_thresh=score_thresh,
+            min_size=min_size,
+        )
+        if anchor_sizes is not None or anchor_ratios is not None:
+            if rpn.anchor_spec is None:
+                raise StreamRPNError(
+                    "This model's anchors were given box by box; change them with set_anchors."
+                )
+            rpn.set_anchors(rpn.anchor_spec.override(anchor_sizes, anchor_ratios))
+    except ValueError as error:
+        raise StreamRPNError(f"{error}.") from error
+    if size is not None:
+        if size < 1:
+            raise StreamRPNError(f"The input size must be at least 1 pixel, got {size}.")
+        spec = rpn.input_spec
+        longest = max(spec.max_size, ceil(spec.max_size * size / spec.min_size))
+        rpn.input_spec = replace(spec, min_size=size, max_size=longest)
+    return rpn
+
+
+def stream(
+    source: str | Path,
+    *,
+    model: str | Path | RPN = models.DEFAULT_MODEL,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch: str | int = "auto",
+    features: bool = False,
+    images: bool = False,
+    start: float | None = None,
+    end: float | None = None,
+    stride: int = 1,
+    fps: float | None = None,
+    max_frames: int | None = None,
+    video_stream: int | None = None,
+    decoder: Literal["auto", "cpu", "nvdec"] = "auto",
+    **load_options: Any,
+) -> Iterator[Proposals]:
+    """Yields the proposals of every frame of a source, in order.
+
+    Decoding and the network run in threads of their own while the caller works; leaving the loop
+    early ends them.
+
+    Args:
+        source: a video file, a URL, a directory or glob of images, "synthetic:".
+        model: see `load`.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        dtype: the network's number format: "auto", "float32", "bfloat16" or "float16".
+        batch: frames per network call, or "auto".
+        features: attach the feature maps, for RoIAlign.
+        images: attach the decoded frame.
+        start: seconds from the first timestamp.
+        end: seconds from the first timestamp, exclusive.
+        stride: use every stride-th frame.
+        fps: use at most so many frames a second.
+        max_frames: stop after so many results.
+        video_stream: index of the video stream in a file of several.
+        decoder: "auto", "cpu" or "nvdec".
+        **load_options: `weights`, `size`, `top`, `pre_nms`, `nms`, `score_thresh`, `min_size`,
+            `anchor_sizes`, `anchor_ratios`: see `load`.
+
+    Raises:
+        StreamRPNError: the source or the model cannot be opened, in one sentence.
+    """
+    pipeline = Pipeline(
+        load(model, **load_options),
+        device=device,
+        dtype=dtype,
+        batch=batch,
+        features=features,
+        images=images,
+    )
+    selection = Selection(start, end, stride, fps, max_frames, video_stream, decoder)
+    with pipeline.open(str(source), selection) as results:
+        yield from results
+
+
+def propose(
+    image: Tensor | np.ndarray | Sequence[Tensor | np.ndarray],
+    *,
+    model: str | Path | RPN = models.DEFAULT_MODEL,
+    device: str = "auto",
+    **load_options: Any,
+) -> Any:
+    """Returns the proposals of an RGB image, or a list of them for a sequence of images.
+
+    Args:
+        image: a tensor [3, H, W] (uint8, or float in [0, 1]) or an array [H, W, 3] (uint8), or a
+            sequence of such.
+        model: see `load`; pass an RPN from `load` to call this often.
+        device: where to compute.
+        **load_options: see `load`.
+    """
+    several = isinstance(image, (list, tuple))
+    images: Sequence[Tensor | np.ndarray] = image if several else [image]  # type: ignore[list-item,assignment]
+    where = devices.choose_device(device)
+    rpn = load(model, **load_options).to(where)
+    results = [_propose_image(rpn, one, index, where) for index, one in enumerate(images)]
+    return results if several else results[0]
+
+
+@torch.inference_mode()
+def _propose_image(
+    rpn: RPN, image: Tensor | np.ndarray, index: int, device: torch.device
+) -> Proposals:
+    inputs, image_sizes = preprocess.image_to_input(image, rpn.input_spec, device=device)
+    kept = rpn(inputs.to(rpn.head.cls_logits.weight.dtype), image_sizes)
+    height, width = image.shape[-2:] if isinstance(image, Tensor) else image.shape[:2]
+    input_size = (int(image_sizes[0, 0]), int(image_sizes[0, 1]))
+    n = int(kept.count)
+    frame_sizes = torch.tensor([[height, width]], device=device)
+    boxes = preprocess.to_frame_boxes(kept.boxes, image_sizes, frame_sizes)
+    boxes, input_boxes, scores, levels, anchors = (
+        t[0, :n].cpu().numpy() for t in (boxes, *kept[:-1])
+    )
+    return Proposals(
+        frame=index,
+        pts=None,
+        pts_seconds=None,
+        width=width,
+        height=height,
+        boxes=boxes,
+        scores=scores,
+        levels=levels,
+        anchors=anchors,
+        input_boxes=input_boxes,
+        input_size=input_size,
+    )

@@ -1,0 +1,80 @@
+"""Which device and number format to compute with, and why."""
+
+from __future__ import annotations
+
+import torch
+
+from stream_rpn.frame import StreamRPNError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Returns the device called `name`: auto, cpu, cuda, cuda:N or mps.
+
+    `auto` takes CUDA where torch sees it, then Apple's GPU, then the CPU, and never fails.
+
+    Raises:
+        StreamRPNError: a device was asked for that is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise StreamRPNError(f"There is no device '{name}'; choose auto, cpu, cuda, cuda:N or mps.")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise StreamRPNError("Device 'mps' was asked for, but torch has no Apple GPU here.")
+    if kind != "cuda":
+        return torch.device(kind)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise StreamRPNError(
+            f"Device '{name}' was asked for, but torch sees no CUDA device here; "
+            "`stream-rpn doctor` says what this machine has."
+        )
+    number = int(index) if index else torch.cuda.current_device()
+    if number >= count:
+        raise StreamRPNError(
+            f"Device '{name}' was asked for, but there are only {count} CUDA devices (from cuda:0)."
+        )
+    return torch.device("cuda", number)
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Returns whether the hardware itself multiplies bfloat16 (elsewhere: emulated, slow)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0) or torch.version.hip is not None
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Returns the torch dtype called `name`; `auto` is bfloat16 where native, else float32.
+
+    Raises:
+        StreamRPNError: no such number format.
+    """
+    if name == "auto":
+        return torch.bfloat16 if native_bfloat16(device) else torch.float32
+    if name not in DTYPES:
+        raise StreamRPNError(f"There is no dtype '{name}'; choose auto or {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def choose_batch(name: str, device: torch.device) -> int:
+    """Returns the batch size called `name`: a number, or `auto`: 8 on CUDA, 1 elsewhere.
+
+    On a CPU a batch of one frame keeps the intermediate maps in the caches.
+
+    Raises:
+        StreamRPNError: not a positive number.
+    """
+    if name == "auto":
+        return 8 if device.type == "cuda" else 1
+    if not name.isdecimal() or int(name) < 1:
+        raise StreamRPNError(f"--batch must be auto or a whole number from 1 up, got '{name}'.")
+    return int(name)

@@ -1,0 +1,123 @@
+"""Puts the proposal stage into an existing torchvision detector, and takes it out again.
+
+>>> from torchvision.models import detection
+>>> model = detection.fasterrcnn_resnet50_fpn(weights="DEFAULT").eval()  # doctest: +SKIP
+>>> stream_rpn.fuse(model)  # doctest: +SKIP
+
+Only the class of `model.rpn` changes: parameters, their names, buffers and hooks stay what they
+are, so that a fused model can be saved, loaded, moved and copied like any other.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork
+
+from stream_rpn.kernels.boxes import MAX_LOG_SCALE
+from stream_rpn.kernels.generate import generate_proposals
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class FusedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
+    """torchvision's RPN whose proposals, in eval mode, come from `kernels.generate`.
+
+    Every setting is read when it is called, so that changing one of a fused model works.
+    """
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Returns boxes [N, 4] per image, and the losses (in training mode, torchvision's)."""
+        if self.training:
+            return super().forward(images, features, targets)  # type: ignore[no-any-return]
+        maps = list(features.values())
+        objectness, deltas = self.head(maps)
+        device = images.tensors.device
+        height, width = images.tensors.shape[-2:]
+        # Always float32: bfloat16 would move anchors by up to two pixels.
+        self.anchor_generator.set_cell_anchors(torch.float32, device)
+        kept = generate_proposals(
+            objectness,
+            deltas,
+            self.anchor_generator.cell_anchors,
+            [(height // m.shape[-2], width // m.shape[-1]) for m in maps],
+            torch.tensor(images.image_sizes, device=device),
+            pre_nms_top_n=self.pre_nms_top_n(),
+            post_nms_top_n=self.post_nms_top_n(),
+            nms_thresh=self.nms_thresh,
+            score_thresh=self.score_thresh,
+            min_size=self.min_size,
+        )
+        # torchvision's box head takes lists of unequal length: the one wait for the device.
+        boxes = kept.boxes.to(deltas[0].dtype)
+        return [b[:count] for b, count in zip(boxes, kept.count.tolist(), strict=True)], {}
+
+
+def fuse(model: Model) -> Model:
+    """Replaces the proposal stage of a torchvision detector, in place.
+
+    In eval mode the detections are the same in float32; training mode stays torchvision's. Fusing
+    twice is fusing once; `unfuse` undoes it.
+
+    Args:
+        model: a FasterRCNN, MaskRCNN or KeypointRCNN.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: `model` is something else, or its RPN is not built as torchvision builds it.
+    """
+    rpn = _rpn(model)
+    if isinstance(rpn, FusedRegionProposalNetwork):
+        return model
+    generator, coder = rpn.anchor_generator, rpn.box_coder
+    if type(rpn) is not RegionProposalNetwork:
+        raise TypeError(f"model.rpn must be torchvision's own RPN, got {type(rpn).__name__}")
+    for name in ("forward", "grid_anchors", "set_cell_anchors"):
+        if getattr(type(generator), name, None) is not getattr(AnchorGenerator, name):
+            raise TypeError(
+                "model.rpn.anchor_generator must place anchors as torchvision's AnchorGenerator "
+                f"does, got {type(generator).__name__}"
+            )
+    if tuple(coder.weights) != (1, 1, 1, 1) or not math.isclose(
+        coder.bbox_xform_clip, MAX_LOG_SCALE
+    ):
+        raise TypeError(
+            "model.rpn.box_coder must decode with weights (1, 1, 1, 1) and the clip log(1000/16), "
+            f"got {tuple(coder.weights)} and {coder.bbox_xform_clip:.4g}"
+        )
+    rpn.__class__ = FusedRegionProposalNetwork
+    return model
+
+
+def unfuse(model: Model) -> Model:
+    """Gives a detector its own proposal stage back, in place; returns the model.
+
+    Raises:
+        TypeError: `model` is no torchvision detector.
+    """
+    rpn = _rpn(model)
+    if isinstance(rpn, FusedRegionProposalNetwork):
+        rpn.__class__ = RegionProposalNetwork
+    return model
+
+
+def _rpn(model: nn.Module) -> RegionProposalNetwork:
+    if not isinstance(model, FasterRCNN):
+        raise TypeError(
+            "model must be a torchvision FasterRCNN, MaskRCNN or KeypointRCNN (unwrapped, not "
+            f"compiled), got {type(model).__name__}"
+        )
+    return model.rpn

@@ -1,0 +1,164 @@
+"""Replays the network as one CUDA graph per input shape, so that a batch costs one launch.
+
+Why sharing one memory pool among the graphs is safe. A graph's outputs and intermediate tensors lie
+at addresses that a later capture may have reused for its own, so replaying one graph may overwrite
+what another has left behind. Nothing that a replay left behind is needed when the next one starts:
+all replays, and everything that reads their outputs, are given to one stream, and a caller reads or
+clones the outputs of a replay before it asks for another. What has to outlive a replay is not in
+the pool: the inputs are allocated before the capture, and so are the tables that the kernels keep,
+by the warm-up.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+
+from stream_rpn.frame_queue import Packed
+
+T = TypeVar("T")
+
+# Batches of a kind that run eagerly before a graph of them is captured; more after each eviction,
+# so that inputs of many shapes in turn do not spend their time on captures.
+PATIENCE, MOST_PATIENCE = 3, 64
+MAX_GRAPHS = 4
+
+# torch allows one capture at a time in a process.
+_capturing = threading.Lock()
+
+
+class Graph(NamedTuple, Generic[T]):
+    """A captured function: fill the inputs, replay, read the outputs.
+
+    Attributes:
+        replay: starts it on the current stream.
+        inputs: the tensors that it reads.
+        outputs: what the function returned; every replay overwrites it.
+    """
+
+    replay: Callable[[], None]
+    inputs: Packed
+    outputs: T
+
+
+def capture(function: Callable[[Packed], T], inputs: Packed, pool: Any) -> Graph[T]:
+    """Returns `function` as a CUDA graph, captured on the current stream.
+
+    Args:
+        function: launches GPU work that depends on the inputs' contents only through the GPU.
+        inputs: valid inputs, which the graph keeps.
+        pool: of `torch.cuda.graph_pool_handle`.
+    """
+    # What is made once and kept (compiled kernels, libraries' handles, tables) must not be made
+    # while capturing.
+    function(inputs)
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.current_stream()
+    # "thread_local": in the default mode a call of another thread, such as the decoder's, that
+    # could not be captured would spoil the capture.
+    with (
+        _capturing,
+        torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+    ):
+        outputs = function(inputs)
+    return Graph(graph.replay, inputs, outputs)
+
+
+class GraphCache(Generic[T]):
+    """Runs a function on batches of few kinds: eagerly at first, then as the graph of their kind.
+
+    At most MAX_GRAPHS graphs are kept, those used last. Whatever goes wrong in a capture is
+    reported once, and no more are captured. For one thread at a time, on one stream.
+
+    Args:
+        enabled: False to run everything eagerly.
+        capture: how a graph is made.
+    """
+
+    def __init__(
+        self,
+        *,
+        enabled: bool = True,
+        capture: Callable[[Callable[[Packed], T], Packed, Any], Graph[T]] = capture,
+    ) -> None:
+        self._enabled = enabled
+        self._capture = capture
+        self._pool = (
+            torch.cuda.graph_pool_handle() if enabled and torch.cuda.is_available() else None
+        )
+        self._graphs: OrderedDict[Hashable, Graph[T]] = OrderedDict()
+        self._seen: Counter[Hashable] = Counter()
+        self._patience = PATIENCE
+
+    def get(
+        self, key: Hashable, function: Callable[[Packed], T], batch: Packed, capacity: int
+    ) -> Graph[T] | None:
+        """Returns the graph of this kind of batch, filled with `batch`, or None: run it eagerly.
+
+        Args:
+            key: what kind of batch this is: all that `function` does depends on nothing else.
+            function: what to capture.
+            batch: the tensors to run on.
+            capacity: bytes of data that a batch of this kind has at most.
+        """
+        key = (key, capacity)
+        graph = self._graphs.get(key)
+        if graph is None and self._due(key):
+            graph = self._try_to_capture(key, function, batch, capacity)
+        if graph is not None:
+            self._graphs.move_to_end(key)
+            _fill(graph.inputs, batch)
+        return graph
+
+    def _due(self, key: Hashable) -> bool:
+        """Counts a batch and tells whether its kind has come often enough."""
+        if not self._enabled:
+            return False
+        if len(self._seen) > 64 * MAX_GRAPHS:
+            self._seen.clear()
+        self._seen[key] += 1
+        return self._seen[key] > self._patience
+
+    def _try_to_capture(
+        self, key: Hashable, function: Callable[[Packed], T], batch: Packed, capacity: int
+    ) -> Graph[T] | None:
+        if len(self._graphs) == MAX_GRAPHS:
+            # Its last replay may be under way.
+            _synchronize(batch)
+            self._graphs.popitem(last=False)
+            self._patience = min(2 * self._patience, MOST_PATIENCE)
+        try:
+            inputs = Packed(
+                batch.data.new_empty(capacity),
+                torch.empty_like(batch.table),
+                torch.empty_like(batch.matrix),
+            )
+            _fill(inputs, batch)
+            graph = self._graphs[key] = self._capture(function, inputs, self._pool)
+        except Exception as error:
+            self._enabled = False
+            warnings.warn(
+                "the network could not be captured as a CUDA graph and is launched kernel by "
+                f"kernel instead, which is slower: {type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return None
+        del self._seen[key]
+        return graph
+
+
+def _fill(inputs: Packed, batch: Packed) -> None:
+    inputs.data[: len(batch.data)].copy_(batch.data)
+    inputs.table.copy_(batch.table)
+    inputs.matrix.copy_(batch.matrix)
+
+
+def _synchronize(batch: Packed) -> None:
+    if batch.data.is_cuda:
+        torch.cuda.current_stream().synchronize()

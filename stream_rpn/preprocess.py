@@ -1,0 +1,412 @@
+"""Frames to the network's input, and boxes back to the pixels of the frame.
+
+A frame keeps the planes it was coded in. They are sampled straight at the size that the network
+wants, which touches fewer pixels than converting the whole frame to RGB first (the formula is in
+`stream_rpn.kernels.preprocess_reference`). On a CPU `to_input` reads the decoder's own memory; for
+a GPU `pack` lays the planes of a batch side by side in one buffer to upload, with the table and
+matrices that `stream_rpn.kernels.preprocess` reads there.
+
+Real 8-bit clips differ from the straightforward path, `to_ndarray("rgb24")` and torchvision's
+transform, by 0.7 to 1.2 grey levels on average, nearly all of it swscale's rounding down, and by up
+to 30 at sharp coloured edges, where swscale replicates chroma. From swscale's accurate conversion
+with full chroma they differ by 0.2 to 0.4 levels on average.
+
+Sizes are (height, width) of the displayed frame unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from stream_rpn.frame import Frame, StreamRPNError
+from stream_rpn.kernels.preprocess import Source, preprocess_planes
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network wants to see.
+
+    Attributes:
+        min_size: the shorter side after resizing, in pixels.
+        max_size: the longer side's limit, in pixels; it wins over min_size.
+        size_divisor: height and width are padded with zeros to a multiple of this.
+        mean: per channel of RGB in [0, 1].
+        std: per channel of RGB in [0, 1].
+        antialias: widen the bilinear filter where an axis shrinks (torchvision's detectors do not).
+    """
+
+    min_size: int
+    max_size: int
+    size_divisor: int = 32
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    antialias: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("min_size", "max_size", "size_divisor"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise ValueError(f"{name} must be three finite numbers, got {values}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+
+
+@dataclass(frozen=True)
+class _PixelFormat:
+    bits: int
+    shift: int = 0
+    interleaved: bool = False
+
+    @property
+    def sample_bytes(self) -> int:
+        return 1 if self.bits == 8 else 2
+
+
+# Decoding leaves these as they are and converts everything else to yuv420p.
+_FORMATS = {
+    "yuv420p": _PixelFormat(bits=8),
+    "yuvj420p": _PixelFormat(bits=8),  # of full range, which `frame.color` says
+    "nv12": _PixelFormat(bits=8, interleaved=True),
+    "yuv420p10le": _PixelFormat(bits=10),
+    "p010le": _PixelFormat(bits=10, shift=6, interleaved=True),
+}
+
+# (Kr, Kb): the shares of red and blue in luma (ITU-R BT.601-7, BT.709-6, BT.2020-2).
+_LUMA_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
+
+
+def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """Returns the size that torchvision's GeneralizedRCNNTransform resizes a frame to.
+
+    The shorter side becomes min_size (enlarging included) unless the longer one would exceed
+    max_size; both are rounded down, in double precision: 1080×1920 at 800/1333 is 749×1333.
+
+    Raises:
+        StreamRPNError: the frame is so elongated that a side would be empty.
+    """
+    scale = min(min_size / min(height, width), max_size / max(height, width))
+    resized = math.floor(height * scale), math.floor(width * scale)
+    if min(resized) < 1:
+        raise StreamRPNError(
+            f"a frame of {width}x{height} pixels is too elongated for an input of at most "
+            f"{max_size} pixels; use a larger input size"
+        )
+    return resized
+
+
+def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
+    """Returns `size` rounded up to multiples of `divisor`."""
+    return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
+
+
+@cache
+def color_matrix(matrix: str, full_range: bool, bits: int = 8, shift: int = 0) -> Tensor:
+    """Returns [3, 4] float32 that takes samples (y, u, v, 1) to R'G'B' in [0, 1].
+
+    Args:
+        matrix: "bt601", "bt709" or "bt2020" (non-constant luminance).
+        full_range: True for 0–255 luma, False for 16–235 (8-bit numbers).
+        bits: of a value: 8 or more.
+        shift: zero bits below the value in its sample; 6 for p010le.
+
+    Raises:
+        ValueError: the matrix is unknown.
+    """
+    if matrix not in _LUMA_WEIGHTS:
+        raise ValueError(f"matrix must be one of {', '.join(_LUMA_WEIGHTS)}, got {matrix!r}")
+    kr, kb = _LUMA_WEIGHTS[matrix]
+    kg = 1 - kr - kb
+    weights = np.array(
+        [
+            [1, 0, 2 * (1 - kr)],
+            [1, -2 * kb * (1 - kb) / kg, -2 * kr * (1 - kr) / kg],
+            [1, 2 * (1 - kb), 0],
+        ]
+    )
+    step = 2 ** (bits - 8)
+    if full_range:
+        offsets, spans = np.array([0, 128 * step, 128 * step]), np.full(3, 256 * step - 1)
+    else:
+        offsets, spans = np.array([16, 128, 128]) * step, np.array([219, 224, 224]) * step
+    scaled = weights / spans
+    return torch.from_numpy(
+        np.column_stack((scaled / 2**shift, -scaled @ offsets)).astype(np.float32)
+    )
+
+
+def planes(frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the frame's y [h, w], u and v [ceil(h/2), ceil(w/2)] as coded, without a copy.
+
+    uint8, or uint16 for 10-bit video; on the device that the decoder left them on. They keep the
+    decoder's memory alive.
+
+    Raises:
+        StreamRPNError: the pixel format is none that decoding hands over, or a CUDA surface has an
+            odd size.
+    """
+    stored = _stored_planes(frame)
+    if len(stored) == 2:
+        luma, chroma = stored
+        return luma, chroma[..., 0], chroma[..., 1]
+    luma, u, v = stored
+    return luma, u, v
+
+
+def frame_matrix(frame: Frame) -> Tensor:
+    """Returns [3, 4] float32 from the frame's samples to RGB in [0, 1]."""
+    layout = _pixel_format(frame)
+    return color_matrix(frame.color.matrix, frame.color.full_range, layout.bits, layout.shift)
+
+
+def to_input(
+    frames: Sequence[Frame],
+    spec: InputSpec,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Returns the input of a batch of frames, converted on the CPU.
+
+    Args:
+        frames: any sizes, rotations and formats; their planes must lie in the host's memory.
+        spec: what the network wants.
+        device: where the result goes.
+        dtype: of the result.
+        channels_last: memory format of the result.
+        out: [B, 3, H, W] on the CPU to write to instead, at least as large as needed; device, dtype
+            and memory format are then its own.
+
+    Returns:
+        images [B, 3, H, W], normalised, turned as displayed, padded right and below with zeros to
+        the largest frame's padded size; image_sizes [B, 2] int64, (height, width) without padding.
+    """
+    sizes = [resized_size(f.height, f.width, spec.min_size, spec.max_size) for f in frames]
+    images = _allocate(sizes, spec, dtype, channels_last) if out is None else out
+    mean, std = _normalization(spec)
+    for frame, size, slot in zip(frames, sizes, images, strict=True):
+        preprocess_planes(
+            planes(frame),
+            frame_matrix(frame),
+            mean,
+            std,
+            slot,
+            size=size,
+            rotation=frame.rotation,
+            antialias=spec.antialias,
+        )
+    image_sizes = torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2)
+    if out is not None:
+        return out, image_sizes
+    return images.to(device), image_sizes.to(device)
+
+
+def image_to_input(
+    images: Sequence[Tensor | np.ndarray] | Tensor | np.ndarray,
+    spec: InputSpec,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Returns the input of one RGB image or of a list of them, as torchvision's detectors make it.
+
+    Args:
+        images: tensors [3, H, W] or numpy arrays [H, W, 3]; uint8 in 0–255 or floating in [0, 1].
+        spec: what the network wants.
+        device: where the result goes.
+        dtype: of the result.
+        channels_last: memory format of the result.
+
+    Returns:
+        As `to_input`. Without `antialias` and in float32, the same bits as
+        `torchvision.models.detection.transform.GeneralizedRCNNTransform`.
+
+    Raises:
+        TypeError: an image is neither uint8 nor floating.
+        ValueError: an image has another shape.
+    """
+    batch = [images] if isinstance(images, Tensor | np.ndarray) else images
+    rgb = [_rgb(image, index) for index, image in enumerate(batch)]
+    sizes = [
+        resized_size(image.shape[1], image.shape[2], spec.min_size, spec.max_size) for image in rgb
+    ]
+    result = _allocate(sizes, spec, dtype, channels_last).zero_().to(device)
+    mean, std = (values[:, None, None] for values in _normalization(spec))
+    for image, (height, width), slot in zip(rgb, sizes, result, strict=True):
+        normalized = (image - mean.to(image.device)) / std.to(image.device)
+        slot[:, :height, :width] = torch.nn.functional.interpolate(
+            normalized[None],
+            size=(height, width),
+            mode="bilinear",
+            align_corners=False,
+            antialias=spec.antialias,
+        )[0]
+    return result, torch.tensor(sizes, dtype=torch.int64, device=device).reshape(-1, 2)
+
+
+def packed_bytes(frames: Sequence[Frame]) -> int:
+    """Returns how many bytes `pack` needs for the planes of `frames`."""
+    return sum(sum(_plane_bytes(frame)) for frame in frames)
+
+
+def pack(
+    frames: Sequence[Frame], spec: InputSpec, data: Tensor, table: Tensor, matrix: Tensor
+) -> None:
+    """Copies the planes of a batch into `data` and describes them, for `kernels.preprocess`.
+
+    Args:
+        frames: B frames; their planes lie where `data` does, or are copied there.
+        spec: what the network wants.
+        data: [at least packed_bytes(frames)] uint8, pinned memory or on a GPU.
+        table: [B, 12] int64 on the CPU, filled with one `Source` a row.
+        matrix: [B, 3, 4] float32 on the CPU, filled with the frames' colour matrices.
+
+    Raises:
+        ValueError: `data` is too small.
+    """
+    needed = packed_bytes(frames)
+    if len(data) < needed:
+        raise ValueError(f"data must hold {needed} bytes for these frames, got {len(data)}")
+    offset = 0
+    for index, frame in enumerate(frames):
+        offsets = []
+        for plane, size in zip(_stored_planes(frame), _plane_bytes(frame), strict=True):
+            view = plane.view(torch.uint8)
+            data[offset : offset + view.numel()].view(view.shape).copy_(view, non_blocking=True)
+            offsets.append(offset)
+            offset += size
+        item = _pixel_format(frame).sample_bytes
+        width = frame.image.width
+        uv_step = item if len(offsets) == 3 else 2 * item
+        resized = resized_size(frame.height, frame.width, spec.min_size, spec.max_size)
+        source = Source(
+            y_offset=offsets[0],
+            u_offset=offsets[1],
+            v_offset=offsets[2] if len(offsets) == 3 else offsets[1] + item,
+            y_pitch=width * item,
+            uv_pitch=(width + 1) // 2 * uv_step,
+            uv_step=uv_step,
+            sample_bytes=item,
+            height=frame.image.height,
+            width=width,
+            rotation=frame.rotation,
+            resized_height=resized[0],
+            resized_width=resized[1],
+        )
+        table[index] = torch.tensor(source)
+        matrix[index] = frame_matrix(frame)
+
+
+def to_frame_boxes(boxes: Tensor, image_sizes: Tensor, frame_sizes: Tensor) -> Tensor:
+    """Returns boxes of the network's input in pixels of the displayed frame.
+
+    Each axis has its own ratio, as resizing rounds each side down by itself.
+
+    Args:
+        boxes: [..., N, 4] float32 in pixels of the resized frame.
+        image_sizes: [..., 2] (height, width) of the resized frames, without padding.
+        frame_sizes: [..., 2] (height, width) of the displayed frames.
+    """
+    ratios = frame_sizes.to(torch.float32) / image_sizes.to(torch.float32)
+    return boxes * ratios[..., None, [1, 0, 1, 0]]
+
+
+def _pixel_format(frame: Frame) -> _PixelFormat:
+    pixel_format = frame.image.sw_format or frame.image.format
+    if pixel_format.name not in _FORMATS:
+        raise StreamRPNError(
+            f"frame {frame.index} has the pixel format {pixel_format.name}; decoding hands over "
+            f"{', '.join(_FORMATS)} only"
+        )
+    return _FORMATS[pixel_format.name]
+
+
+def _stored_planes(frame: Frame) -> list[Tensor]:
+    """Returns y [h, w] and u, v [ch, cw], or y and interleaved uv [ch, cw, 2], without a copy."""
+    layout = _pixel_format(frame)
+    image = frame.image
+    height, width = image.height, image.width
+    if image.sw_format is not None:
+        if height % 2 or width % 2:
+            raise StreamRPNError(
+                f"frame {frame.index} is a CUDA surface of the odd size {width}x{height}; decode "
+                f"this source on the CPU (--decoder cpu)"
+            )
+        # Through the capsule: the producer refuses the stream argument that torch passes, so that
+        # ordering with the decoder's stream is the caller's task.
+        return [from_dlpack(plane.__dlpack__()) for plane in image.planes]
+    # Not DLPack: in 18.1 it drops the last row and column of interleaved chroma of an odd size.
+    item = layout.sample_bytes
+    chroma = ((height + 1) // 2, (width + 1) // 2)
+    shapes: list[tuple[int, ...]] = [(height, width), chroma, chroma]
+    if layout.interleaved:
+        shapes = [(height, width), (*chroma, 2)]
+    return [
+        torch.from_numpy(
+            np.ndarray(
+                shape,
+                np.uint8 if item == 1 else np.uint16,
+                memoryview(plane),
+                strides=(plane.line_size, item)
+                if len(shape) == 2
+                else (plane.line_size, 2 * item, item),
+            )
+        )
+        for plane, shape in zip(image.planes, shapes, strict=True)
+    ]
+
+
+def _plane_bytes(frame: Frame) -> list[int]:
+    layout = _pixel_format(frame)
+    height, width = frame.image.height, frame.image.width
+    chroma = (height + 1) // 2 * ((width + 1) // 2)
+    samples = [height * width, *([2 * chroma] if layout.interleaved else [chroma, chroma])]
+    # Aligned, so that the kernel may load samples and pairs of them at once.
+    return [-(-size * layout.sample_bytes // 16) * 16 for size in samples]
+
+
+def _allocate(
+    sizes: Sequence[tuple[int, int]], spec: InputSpec, dtype: torch.dtype, channels_last: bool
+) -> Tensor:
+    padded = [padded_size(size, spec.size_divisor) for size in sizes]
+    height = max((size[0] for size in padded), default=0)
+    width = max((size[1] for size in padded), default=0)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(len(sizes), 3, height, width, dtype=dtype, memory_format=layout)
+
+
+@cache
+def _normalization(spec: InputSpec) -> tuple[Tensor, Tensor]:
+    return torch.tensor(spec.mean), torch.tensor(spec.std)
+
+
+def _rgb(image: Tensor | np.ndarray, index: int) -> Tensor:
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"image {index} must be [H, W, 3], got {list(image.shape)}")
+        tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    else:
+        tensor = image
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
+        raise ValueError(f"image {index} must be [3, H, W], got {list(tensor.shape)}")
+    if tensor.dtype == torch.uint8:
+        return tensor.float() / 255
+    if not tensor.is_floating_point():
+        raise TypeError(f"image {index} must be uint8 or floating, got {tensor.dtype}")
+    return tensor.float()
