@@ -1,0 +1,112 @@
+"""A directory of crops: the best boxes of every frame as JPEG files, with an index."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar
+
+import av
+import numpy as np
+
+from stream_rpn.draw import Canvas
+from stream_rpn.frame import Proposals, StreamInfo
+from stream_rpn.sinks.sink import Sink, WholeFile
+
+INDEX_FILE = "index.jsonl"
+_OURS = re.compile(r"\d{8}_\d{3}\.jpg|index\.jsonl|\.\d{8}_\d{3}\.jpg\.\d+\.part")
+
+
+class CropsSink(Sink):
+    """Cuts the best boxes out of each frame, as displayed, into `{frame:08d}_{rank:03d}.jpg`.
+
+    `index.jsonl` has a line per crop: file, frame, pts_seconds, box, score, level. Of several
+    sources each gets a directory of its own, and its `source` stands in the index.
+    """
+
+    needs_image: ClassVar[bool] = True
+    takes_several_sources: ClassVar[bool] = True
+
+    def _open(self) -> None:
+        self._directory = Path(self.name)
+        self._directory.mkdir(exist_ok=True)
+        folders = [path for path in self._directory.iterdir() if path.is_dir()]
+        for folder in [self._directory, *folders]:
+            for path in folder.iterdir():
+                if _OURS.fullmatch(path.name):
+                    path.unlink()
+        self._index = io.FileIO(self._directory / INDEX_FILE, "wb")
+        self._folders: set[str] = set()
+        self._folder = ""
+
+    def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
+        self._info = info
+        if self.options.multiple_sources:
+            self._folder = info.stem
+            while self._folder in self._folders:
+                self._folder += "_"
+            self._folders.add(self._folder)
+            (self._directory / self._folder).mkdir(exist_ok=True)
+
+    def _write(self, proposals: Proposals) -> None:
+        count = min(self.options.crops, len(proposals))
+        if not count:
+            return
+        if proposals.image is None:
+            raise ValueError(
+                f"{self.name!r} needs the images of the proposals, which were not kept"
+            )
+        canvas = Canvas.of(
+            proposals.image, proposals.color or self._info.color, rotation=proposals.rotation
+        )
+        picture = canvas.rgb()
+        lines = []
+        for rank in range(count):
+            x1, y1, x2, y2 = _pixels(proposals.boxes[rank], proposals.width, proposals.height)
+            file = os.path.join(self._folder, f"{proposals.frame:08d}_{rank:03d}.jpg")
+            WholeFile(str(self._directory / file)).write(_jpeg(picture[y1:y2, x1:x2]))
+            line: dict[str, Any] = {
+                "file": file,
+                "frame": proposals.frame,
+                "pts_seconds": proposals.pts_seconds,
+                "box": [round(value, 2) for value in proposals.boxes[rank].tolist()],
+                "score": float(f"{proposals.scores[rank]:.6g}"),
+                "level": int(proposals.levels[rank]),
+            }
+            if self.options.multiple_sources:
+                line["source"] = self._info.source
+            lines.append(json.dumps(line) + "\n")
+        self._index.write("".join(lines).encode())
+
+    def _close(self) -> None:
+        self._index.close()
+
+    def _abort(self) -> None:
+        self._index.close()
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    """Encodes a [height, width, 3] RGB picture as a JPEG file (full-range BT.601 by definition)."""
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture)).reformat(
+        format="yuvj420p", dst_colorspace="ITU601", dst_color_range="JPEG", threads=1
+    )
+    encoder = av.CodecContext.create("mjpeg", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, "yuvj420p"
+    encoder.time_base = Fraction(1, 25)
+    encoder.thread_count = 1
+    encoder.options = {"qmin": "2", "qmax": "2"}
+    return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
+
+
+def _pixels(box: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]:
+    """Returns the pixels a box touches, one at least in each direction."""
+    x1, y1, x2, y2 = box.tolist()
+    left = min(max(int(np.floor(x1)), 0), width - 1)
+    top = min(max(int(np.floor(y1)), 0), height - 1)
+    right = min(max(int(np.ceil(x2)), left + 1), width)
+    bottom = min(max(int(np.ceil(y2)), top + 1), height)
+    return left, top, right, bottom

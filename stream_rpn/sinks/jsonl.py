@@ -1,0 +1,190 @@
+"""JSON lines: a header, one line a frame, a closing line; plain, gzipped or on standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import select
+import stat
+import sys
+import time
+import zlib
+from typing import Any, ClassVar
+
+import numpy as np
+
+from stream_rpn.frame import Proposals, StreamInfo
+from stream_rpn.sinks.sink import Sink, SinkOptions
+
+_NUMBER = np.frombuffer(b"[00000.00],", np.uint8)
+
+
+class JSONLinesSink(Sink):
+    """Writes a line per frame, at once, so that a killed run leaves every whole line readable."""
+
+    takes_several_sources: ClassVar[bool] = True
+    writes_in_place: ClassVar[bool] = True
+
+    def __init__(self, name: str, options: SinkOptions) -> None:
+        self._source = ""
+        self._size = (0, 0)
+        super().__init__(name, options)
+
+    def _open(self) -> None:
+        self._file = _unbuffered(self.name)
+        # What a failed write leaves of its line can be cut off again in a regular file only, and
+        # must not be where standard output was redirected to the end of another file.
+        regular = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
+        self._can_cut = regular and self.name != "-"
+        self._whole_bytes = 0
+
+    def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
+        self._source = info.source
+        self._size = (info.width, info.height)
+        self._put(_dumps(header) + b"\n")
+
+    def _write(self, proposals: Proposals) -> None:
+        self._put(self._line(proposals))
+
+    def _end(self, end: dict[str, Any]) -> None:
+        line: dict[str, Any] = {"end": end}
+        if self.options.multiple_sources:
+            line["source"] = self._source
+        self._put(_dumps(line) + b"\n")
+
+    def _close(self) -> None:
+        self._file.close()
+
+    def _abort(self) -> None:
+        self._file.close()
+
+    def _put(self, data: bytes) -> None:
+        """Writes all of `data` or, where that fails, nothing of it."""
+        left = memoryview(data)
+        try:
+            while left:
+                written = self._file.write(left)
+                if written is None:  # a non-blocking pipe whose reader is slow
+                    select.select([], [self._file], [])
+                else:
+                    left = left[written:]
+        except OSError:
+            if self._can_cut:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(self._whole_bytes)
+            raise
+        self._whole_bytes += len(data)
+
+    def _line(self, proposals: Proposals) -> bytes:
+        head: dict[str, Any] = {
+            "frame": proposals.frame,
+            "pts": proposals.pts,
+            "pts_seconds": proposals.pts_seconds,
+        }
+        if self.options.multiple_sources:
+            head["source"] = self._source
+        if proposals.image_id is not None:
+            head["image_id"] = proposals.image_id
+        if proposals.name is not None:
+            head["name"] = proposals.name
+        if (proposals.width, proposals.height) != self._size:
+            head["width"], head["height"] = proposals.width, proposals.height
+        if proposals.drops:
+            head["drops"] = [
+                {"reason": drop.reason, "count": drop.count, "first_pts": drop.first_pts}
+                for drop in proposals.drops
+            ]
+        return b'%b,"boxes":[%b],"scores":[%b],"levels":[%b]}\n' % (
+            _dumps(head)[:-1],
+            _format_boxes(proposals.boxes),
+            _format("%.6g", proposals.scores),
+            _format("%d", proposals.levels),
+        )
+
+
+class GzipJSONLinesSink(JSONLinesSink):
+    """The same lines compressed, and flushed so that a killed run loses one second at most."""
+
+    FLUSH_FRAMES = 64
+    FLUSH_SECONDS = 1.0
+
+    def _open(self) -> None:
+        super()._open()
+        self._gzip = zlib.compressobj(level=1, wbits=31)
+        self._finished = False
+        self._pending = 0
+        self._flushed_at = time.monotonic()
+
+    def _put(self, data: bytes) -> None:
+        compressed = self._gzip.compress(data)
+        self._pending += 1
+        now = time.monotonic()
+        if self._pending >= self.FLUSH_FRAMES or now - self._flushed_at >= self.FLUSH_SECONDS:
+            compressed += self._gzip.flush(zlib.Z_SYNC_FLUSH)
+            self._pending, self._flushed_at = 0, now
+        try:
+            super()._put(compressed)
+        except OSError:
+            # Nothing may follow a gap in the compressed stream.
+            self._finished = True
+            raise
+
+    def _finish(self) -> None:
+        if not self._finished:
+            self._finished = True
+            super()._put(self._gzip.flush())
+
+    def _close(self) -> None:
+        self._finish()
+        super()._close()
+
+    def _abort(self) -> None:
+        try:
+            self._finish()
+        finally:
+            super()._abort()
+
+
+def _unbuffered(name: str) -> io.FileIO:
+    if name == "-":
+        sys.stdout.flush()
+        return io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
+    return io.FileIO(name, "wb")
+
+
+def _dumps(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _format(item: str, values: np.ndarray) -> bytes:
+    """Formats values by one `%` on one long format string, three times as fast as `json.dumps`."""
+    if not np.isfinite(values).all():
+        raise ValueError("proposals must be finite to be written as JSON, got NaN or infinity")
+    text = (item + ",") * len(values) % tuple(values.ravel().tolist())
+    return text[:-1].encode()
+
+
+def _format_boxes(boxes: np.ndarray) -> bytes:
+    """Formats [N, 4] boxes with two decimals.
+
+    All digits are computed at once as arrays of characters; each number then keeps what it needs of
+    the template. 1,000 boxes take 0.14 ms so, and 0.56 ms by `%`, which does the numbers (negative,
+    huge) that the template has no room for.
+    """
+    if not len(boxes) or not (boxes.min() >= 0 and boxes.max() < 99_999):
+        return _format("[%.2f,%.2f,%.2f,%.2f]", boxes)
+    hundredths = np.rint(np.multiply(boxes, 100, dtype=np.float64)).astype(np.int32)
+    text = np.empty((len(boxes), 4, len(_NUMBER)), np.uint8)
+    text[:] = _NUMBER
+    left = hundredths
+    for place in (8, 7, 5, 4, 3, 2, 1):
+        quotient = left // 10
+        text[..., place] += (left - 10 * quotient).astype(np.uint8)
+        left = quotient
+    kept = np.ones(text.shape, bool)
+    kept[:, 1:, 0] = kept[:, :3, 9] = False  # brackets stand around four numbers
+    for place in (1, 2, 3, 4):
+        kept[..., place] = hundredths >= 10 ** (7 - place)  # no leading zeros
+    return text[kept].tobytes()[:-1]

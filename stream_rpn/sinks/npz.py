@@ -1,0 +1,118 @@
+"""NumPy archives: every column one array, boxes of all frames concatenated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stream_rpn.frame import Proposals, StreamInfo
+from stream_rpn.sinks.sink import Sink, WholeFile
+
+NO_PTS = np.iinfo(np.int64).min
+"""What stands for "no pts", as in FFmpeg."""
+
+COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "frame": ("<i8", ()),
+    "pts": ("<i8", ()),
+    "pts_seconds": ("<f8", ()),
+    "width": ("<i4", ()),
+    "height": ("<i4", ()),
+    "image_id": ("<i8", ()),
+    "offsets": ("<i8", ()),
+    "boxes": ("<f4", (4,)),
+    "scores": ("<f4", ()),
+    "levels": ("<i4", ()),
+    "anchors": ("<i4", ()),
+}
+"""Arrays of an archive: dtype and shape of one item. The last four have a row per box."""
+
+
+class NPZSink(Sink):
+    """Writes an archive for `np.load`, without pickles, in memory that does not grow.
+
+    The boxes of the i-th frame are `boxes[offsets[i]:offsets[i + 1]]`, and so for `scores`,
+    `levels` and `anchors`; `frame`, `pts` (−2⁶³ where unknown), `pts_seconds` (NaN where unknown),
+    `width`, `height` and `image_id` (−1 where unknown) have one item per frame. `about` is a string
+    of JSON with `header` and `end`, and with `names` and `drops` of the frames that have any, by
+    position.
+    """
+
+    def _open(self) -> None:
+        self._whole = WholeFile(self.name)
+        # The arrays grow side by side, but an archive holds them one after another.
+        self._columns = Path(
+            tempfile.mkdtemp(prefix=self._whole.path.name, dir=self._whole.path.parent)
+        )
+        self._files = {name: open(self._columns / name, "wb") for name in COLUMNS}  # noqa: SIM115
+        self._num_frames = 0
+        self._num_boxes = 0
+        self._append("offsets", 0)
+        self._about: dict[str, Any] = {"header": {}, "end": None, "names": {}, "drops": {}}
+
+    def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
+        self._about["header"] = header
+
+    def _write(self, proposals: Proposals) -> None:
+        self._append("frame", proposals.frame)
+        self._append("pts", NO_PTS if proposals.pts is None else proposals.pts)
+        seconds = proposals.pts_seconds
+        self._append("pts_seconds", float("nan") if seconds is None else seconds)
+        self._append("width", proposals.width)
+        self._append("height", proposals.height)
+        self._append("image_id", -1 if proposals.image_id is None else proposals.image_id)
+        if proposals.name is not None:
+            self._about["names"][self._num_frames] = proposals.name
+        if proposals.drops:
+            self._about["drops"][self._num_frames] = [
+                [drop.reason, drop.count, drop.first_pts] for drop in proposals.drops
+            ]
+        for name in ("boxes", "scores", "levels", "anchors"):
+            self._append(name, getattr(proposals, name))
+        self._num_frames += 1
+        self._num_boxes += len(proposals)
+        self._append("offsets", self._num_boxes)
+
+    def _end(self, end: dict[str, Any]) -> None:
+        self._about["end"] = end
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        with zipfile.ZipFile(self._whole.path, "w") as archive:
+            for name, (dtype, item_shape) in COLUMNS.items():
+                column = self._columns / name
+                count = column.stat().st_size // (
+                    np.dtype(dtype).itemsize * int(np.prod(item_shape))
+                )
+                header = {
+                    "descr": dtype,
+                    "fortran_order": False,
+                    "shape": (count, *item_shape),
+                }
+                with (
+                    archive.open(f"{name}.npy", "w", force_zip64=True) as member,
+                    open(column, "rb") as values,
+                ):
+                    np.lib.format.write_array_header_1_0(member, header)
+                    shutil.copyfileobj(values, member, 1 << 20)
+            with archive.open("about.npy", "w") as member:
+                np.lib.format.write_array(member, np.array(json.dumps(self._about)))
+        self._whole.commit()
+        shutil.rmtree(self._columns)
+
+    def _abort(self) -> None:
+        try:
+            for file in self._files.values():
+                file.close()
+        finally:
+            shutil.rmtree(self._columns)
+            self._whole.discard()
+
+    def _append(self, name: str, value: Any) -> None:
+        self._files[name].write(np.ascontiguousarray(value, dtype=COLUMNS[name][0]).tobytes())

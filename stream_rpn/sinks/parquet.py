@@ -1,0 +1,161 @@
+"""Parquet: a directory of part files, one row a frame, readable by pyarrow, pandas, DuckDB, …."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
+from stream_rpn.sinks.sink import Sink, SinkOptions, WholeFile
+
+HEADER_FILE = "_header.json"  # readers of Parquet directories pass over names with an underscore
+
+
+class ParquetSink(Sink):
+    """Collects rows and writes them as part files, each of which appears only when whole.
+
+    A Parquet file is unreadable without its footer, which comes last; so a run that is killed
+    leaves the parts before, and loses `PART_FRAMES` frames or `PART_SECONDS` at most. The columns
+    are frame, pts, pts_seconds, width, height, image_id, name, source, drops, boxes, scores, levels
+    and anchors. Headers and ends of the sources lie in `_header.json` in the directory.
+    """
+
+    takes_several_sources: ClassVar[bool] = True
+    PART_FRAMES = 1000
+    PART_SECONDS = 30.0
+
+    def __init__(self, name: str, options: SinkOptions) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            raise StreamRPNError(
+                f"output {name!r} needs pyarrow; `pip install 'stream-rpn[parquet]'` provides it"
+            ) from error
+        self._arrow = pyarrow
+        self._schema = pyarrow.schema(
+            [
+                ("frame", pyarrow.int64()),
+                ("pts", pyarrow.int64()),
+                ("pts_seconds", pyarrow.float64()),
+                ("width", pyarrow.int32()),
+                ("height", pyarrow.int32()),
+                ("image_id", pyarrow.int64()),
+                ("name", pyarrow.string()),
+                ("source", pyarrow.string()),
+                (
+                    "drops",
+                    pyarrow.list_(
+                        pyarrow.struct(
+                            [
+                                ("reason", pyarrow.string()),
+                                ("count", pyarrow.int64()),
+                                ("first_pts", pyarrow.int64()),
+                            ]
+                        )
+                    ),
+                ),
+                ("boxes", pyarrow.list_(pyarrow.list_(pyarrow.float32(), 4))),
+                ("scores", pyarrow.list_(pyarrow.float32())),
+                ("levels", pyarrow.list_(pyarrow.int32())),
+                ("anchors", pyarrow.list_(pyarrow.int32())),
+            ]
+        )
+        self._rows: list[dict[str, Any]] = []
+        self._arrays: dict[str, list[np.ndarray]] = {}
+        self._num_parts = 0
+        self._part_began = 0.0
+        self._source = ""
+        self._about: dict[str, list[dict[str, Any]]] = {"headers": [], "ends": []}
+        super().__init__(name, options)
+
+    def _open(self) -> None:
+        self._directory = Path(self.name)
+        if self._directory.is_file():
+            self._directory.unlink()
+        self._directory.mkdir(exist_ok=True)
+        for path in self._directory.iterdir():
+            if re.fullmatch(
+                r"part-\d+\.parquet|_header\.json|\.(part-|_header).*\.part", path.name
+            ):
+                path.unlink()
+
+    def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
+        self._source = info.source
+        self._about["headers"].append(header)
+        self._write_about()
+
+    def _write(self, proposals: Proposals) -> None:
+        if not self._rows:
+            self._part_began = time.monotonic()
+            self._arrays = {"boxes": [], "scores": [], "levels": [], "anchors": []}
+        # Only the small arrays are kept, never the image that may hang on the proposals.
+        for name, arrays in self._arrays.items():
+            arrays.append(getattr(proposals, name))
+        self._rows.append(
+            {
+                "frame": proposals.frame,
+                "pts": proposals.pts,
+                "pts_seconds": proposals.pts_seconds,
+                "width": proposals.width,
+                "height": proposals.height,
+                "image_id": proposals.image_id,
+                "name": proposals.name,
+                "source": self._source,
+                "drops": [
+                    {"reason": drop.reason, "count": drop.count, "first_pts": drop.first_pts}
+                    for drop in proposals.drops
+                ],
+            }
+        )
+        full = len(self._rows) >= self.PART_FRAMES
+        if full or time.monotonic() - self._part_began >= self.PART_SECONDS:
+            self._write_part()
+
+    def _end(self, end: dict[str, Any]) -> None:
+        self._write_part()
+        self._about["ends"].append(end)
+        self._write_about()
+
+    def _close(self) -> None:
+        self._write_part()
+
+    def _abort(self) -> None:
+        self._write_part()
+
+    def _write_part(self) -> None:
+        if not self._rows:
+            return
+        rows, self._rows = self._rows, []
+        columns = {
+            name: self._arrow.array([row[name] for row in rows], self._schema.field(name).type)
+            for name in rows[0]
+        }
+        offsets = np.cumsum([0] + [len(scores) for scores in self._arrays["scores"]])
+        for name, arrays in self._arrays.items():
+            values = self._arrow.array(np.concatenate(arrays).ravel())
+            if name == "boxes":
+                values = self._arrow.FixedSizeListArray.from_arrays(values, 4)
+            columns[name] = self._arrow.ListArray.from_arrays(offsets.astype(np.int32), values)
+        part = WholeFile(str(self._directory / f"part-{self._num_parts:05d}.parquet"))
+        try:
+            self._arrow.parquet.write_table(
+                self._arrow.table(columns, schema=self._schema),
+                part.path,
+                compression="zstd",
+                use_dictionary=["name", "source"],
+            )
+        except OSError:
+            part.discard()
+            raise
+        part.commit()
+        self._num_parts += 1
+
+    def _write_about(self) -> None:
+        text = json.dumps(self._about, indent=1)
+        WholeFile(str(self._directory / HEADER_FILE)).write(text.encode())

@@ -1,0 +1,181 @@
+"""Annotated video: the best boxes drawn on the frames, H.264 that a browser plays."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any, ClassVar, cast
+
+import av
+import av.codec
+import av.error
+from av.container import OutputContainer
+from av.video.codeccontext import VideoCodecContext
+from av.video.stream import VideoStream
+
+from stream_rpn.draw import COLORSPACES, Canvas
+from stream_rpn.frame import Color, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.sinks.sink import Sink, SinkOptions, WholeFile
+
+TIME_BASE = Fraction(1, 90_000)
+"""Holds the usual frame rates exactly and others to 0.01 ms."""
+
+# In ticks, fifty minutes. MP4 has no room for hours between frames that are stored out of order,
+# and where a clock jumps nobody wants to wait.
+_LONGEST_GAP = 1 << 28
+
+# AVColorPrimaries that go with a matrix, for streams that do not say.
+_PRIMARIES = {"bt709": 1, "bt601": 6, "bt2020": 9}
+_UNSPECIFIED = 2
+
+
+class VideoSink(Sink):
+    """Encodes every frame with its best boxes at the time it is shown in the source.
+
+    The first frame is at time zero. Frames of another size than the first one are scaled to fit it.
+    """
+
+    needs_image: ClassVar[bool] = True
+    container_format: ClassVar[str]
+    container_options: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, name: str, options: SinkOptions) -> None:
+        self._container: OutputContainer | None = None
+        super().__init__(name, options)
+
+    def _path(self) -> str:
+        raise NotImplementedError
+
+    def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
+        self._info = info
+
+    def _write(self, proposals: Proposals) -> None:
+        if proposals.image is None:
+            raise ValueError(
+                f"{self.name!r} needs the images of the proposals, which were not kept"
+            )
+        color = proposals.color or self._info.color
+        if self._container is None:
+            self._size = (proposals.width, proposals.height)
+        canvas = Canvas.of(proposals.image, color, rotation=proposals.rotation, size=self._size)
+        canvas.draw(proposals.boxes[: self.options.draw], proposals.scores[: self.options.draw])
+        if self._container is None:
+            self._start(canvas, proposals.image, color)
+        frame = canvas.frame()
+        frame.pts, frame.time_base = self._pts(proposals), TIME_BASE
+        self._encode(frame)
+
+    def _start(self, canvas: Canvas, image: av.VideoFrame, color: Color) -> None:
+        self._container = av.open(
+            self._path(), "w", format=self.container_format, options=self.container_options
+        )
+        rate = max(Fraction(self._info.fps or 25.0).limit_denominator(1001), Fraction(1, 1000))
+        codec, options = _encoder()
+        self._stream = cast(VideoStream, self._container.add_stream(codec, rate, options))
+        self._stream.width, self._stream.height = canvas.width, canvas.height
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.time_base = TIME_BASE
+        context = self._stream.codec_context
+        context.time_base = TIME_BASE
+        context.gop_size = max(12, min(300, round(2 * rate)))  # two seconds
+        # The shape of a pixel is known as coded; a frame that was turned has it turned.
+        aspect = Fraction(self._info.sample_aspect_ratio).limit_denominator(1000)
+        context.sample_aspect_ratio = 1 / aspect if self._info.rotation in (90, 270) else aspect
+        self._tag_colors(context, image, color)
+        self._period = round(1 / (rate * TIME_BASE))
+        self._last_pts = -self._period
+        self._first_pts: int | None = None
+
+    def _tag_colors(self, context: VideoCodecContext, image: av.VideoFrame, color: Color) -> None:
+        context.colorspace = COLORSPACES[color.matrix]
+        context.color_range = 2 if color.full_range else 1
+        primaries, transfer = image.color_primaries, image.color_trc
+        default = _PRIMARIES[color.matrix]
+        context.color_primaries = default if primaries == _UNSPECIFIED else primaries
+        context.color_trc = default if transfer == _UNSPECIFIED else transfer
+
+    def _pts(self, proposals: Proposals) -> int:
+        """Returns the time since the first frame, always later than that of the frame before."""
+        if proposals.pts_seconds is None:
+            pts = self._last_pts + self._period
+        else:
+            ticks = round(proposals.pts_seconds / TIME_BASE)
+            if self._first_pts is None:
+                self._first_pts = ticks
+            excess = ticks - self._first_pts - self._last_pts - _LONGEST_GAP
+            self._first_pts += max(excess, 0)
+            pts = max(ticks - self._first_pts, self._last_pts + 1)
+        self._last_pts = pts
+        return pts
+
+    def _encode(self, frame: av.VideoFrame | None) -> None:
+        assert self._container is not None
+        for packet in self._stream.encode(frame):
+            self._container.mux(packet)
+
+    def _finish(self) -> None:
+        if self._container is None:
+            raise StreamRPNError(f"cannot write {self.name!r}: there was no frame to show")
+        self._encode(None)
+        self._container.close()
+
+
+class MP4Sink(VideoSink):
+    """An MP4 with its index in front; it appears under its name when whole."""
+
+    container_format: ClassVar[str] = "mp4"
+    container_options: ClassVar[dict[str, str]] = {"movflags": "+faststart"}
+
+    def _open(self) -> None:
+        self._whole = WholeFile(self.name)
+
+    def _path(self) -> str:
+        return str(self._whole.path)
+
+    def _close(self) -> None:
+        self._finish()
+        self._whole.commit()
+
+    def _abort(self) -> None:
+        try:
+            if self._container is not None:
+                self._container.close()
+        finally:
+            self._whole.discard()
+
+
+class MatroskaSink(VideoSink):
+    """A Matroska file written in place, so that a killed run leaves what was shown until then."""
+
+    writes_in_place: ClassVar[bool] = True
+    container_format: ClassVar[str] = "matroska"
+    container_options: ClassVar[dict[str, str]] = {
+        "flush_packets": "1",
+        "cluster_time_limit": "1000",
+    }
+
+    def _path(self) -> str:
+        return self.name
+
+    def _close(self) -> None:
+        self._finish()
+
+    def _abort(self) -> None:
+        if self._container is None:
+            return
+        try:
+            self._encode(None)
+        finally:
+            self._container.close()
+
+
+def _encoder() -> tuple[str, dict[str, str]]:
+    """Returns the H.264 encoder that FFmpeg was built with, and options; MPEG-4 for want of one."""
+    for name, options in (
+        ("libx264", {"preset": "superfast", "crf": "22"}),
+        ("libopenh264", {}),
+        ("h264_videotoolbox", {}),
+        ("h264_mf", {}),
+    ):
+        if name in av.codec.codecs_available:
+            return name, options
+    return "mpeg4", {"qscale": "3"}
