@@ -1,0 +1,259 @@
+"""`stream-rpn eval`: recall of models, or of saved results, on annotated images or a video."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from stream_rpn import api, sinks
+from stream_rpn import device as devices
+from stream_rpn.evaluation import (
+    AREAS,
+    CURVE_LIMITS,
+    LIMITS,
+    Recall,
+    by_image,
+    draw_curves,
+    propose_dataset,
+)
+from stream_rpn.evaluation_files import read_mot, read_predictions
+from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
+from stream_rpn.models import DEFAULT_MODEL
+from stream_rpn.pipeline import Pipeline, Selection, Stream, parameters
+from stream_rpn.results import make_header
+from stream_rpn.rpn import RPN
+from stream_rpn.training.dataset import CocoDataset
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `stream-rpn eval`."""
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--annotations",
+        required=True,
+        metavar="FILE",
+        help="COCO instances (.json), or MOTChallenge ground truth (.txt) of a video",
+    )
+    data.add_argument(
+        "--images",
+        required=True,
+        metavar="DIR[,TAR…]",
+        help="folders and tar files of images, separated by commas; with MOT, the video",
+    )
+    what = parser.add_argument_group("what is measured; several stand side by side")
+    what.add_argument(
+        "--model", action="append", default=[], metavar="NAME|FILE", help="a model; repeatable"
+    )
+    what.add_argument(
+        "--results",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="saved proposals: COCO results, detectron2 proposals (.pkl) or ours; repeatable",
+    )
+    what.add_argument("--weights", metavar="FILE", help="a checkpoint for the model")
+    what.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
+    what.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    what.add_argument("--size", type=int, metavar="PX", help="shorter side of the network's input")
+    what.add_argument("--pre-nms", type=int, metavar="N", help="candidates per level before NMS")
+    what.add_argument("--nms", type=float, metavar="T", help="IoU above which NMS suppresses")
+    out = parser.add_argument_group("results")
+    out.add_argument(
+        "-o",
+        "--output",
+        action="append",
+        default=[],
+        metavar="OUT",
+        help="write the proposals, as stream-rpn does; repeatable; {stem} is the model's name",
+    )
+    out.add_argument("--json", metavar="FILE", help="write all numbers")
+    out.add_argument("--curves", metavar="PNG", help="draw recall over IoU and over proposals")
+    out.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    out.add_argument("--quiet", action="store_true", help="no progress display")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command and returns its exit code.
+
+    Raises:
+        StreamRPNError: something cannot be read, or does not fit.
+    """
+    for name in (arguments.json, arguments.curves):
+        if name and Path(name).exists() and not arguments.overwrite:
+            raise StreamRPNError(f"'{name}' exists; --overwrite replaces it.")
+        if name and not Path(name).parent.is_dir():
+            raise StreamRPNError(f"There is no folder '{Path(name).parent}' to write into.")
+    names = arguments.model or ([] if arguments.results else [DEFAULT_MODEL])
+    outputs = (
+        sinks.resolve_outputs(
+            arguments.output,
+            names,
+            stems=[Path(name).stem for name in names],
+            overwrite=arguments.overwrite,
+        )
+        if arguments.output
+        else []
+    )
+    if arguments.annotations.endswith(".txt"):
+        data: _Data = _Video(arguments)
+    else:
+        data = _Images(arguments)
+    predictions: dict[str, dict[int, np.ndarray]] = {}
+    with ExitStack() as stack:
+        opened = [(output, stack.enter_context(output.open())) for output in outputs]
+        for index, name in enumerate(names):
+            chosen = [sink for output, sink in opened if index in output.sources]
+            predictions[name] = by_image(data.propose(name, chosen))
+    for path in arguments.results:
+        predictions[path] = read_predictions(path)
+    recalls = {}
+    for name, boxes in predictions.items():
+        if not data.ground_truth.keys() & boxes.keys():
+            raise StreamRPNError(
+                f"'{name}' has no proposals for any annotated image; are the ids those of "
+                f"{arguments.annotations}?"
+            )
+        recalls[name] = Recall(boxes, data.ground_truth, sorted({*LIMITS, *CURVE_LIMITS}))
+    if arguments.json:
+        summaries = {name: recall.summary() for name, recall in recalls.items()}
+        Path(arguments.json).write_text(json.dumps(summaries, indent=1) + "\n", encoding="utf-8")
+    if arguments.curves:
+        draw_curves(recalls, arguments.curves)
+    # A pipe has no width; columns must not be folded there.
+    console = Console(stderr="-" in arguments.output)
+    console.width = console.width if console.is_terminal else 160
+    console.print(_table(recalls, data.scale))
+    return 0
+
+
+class _Data:
+    """Annotated frames, and how models see them.
+
+    Attributes:
+        ground_truth: boxes [G, 4] by image id or frame index.
+        scale: the size of the images, for people.
+    """
+
+    ground_truth: dict[int, np.ndarray]
+    scale: str
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+
+    def propose(self, name: str, outputs: list[sinks.Sink]) -> Iterator[Proposals]:
+        """Yields a model's proposals, up to the largest limit a frame, and writes them."""
+        rpn = api.load(
+            name,
+            self.arguments.weights,
+            size=self.arguments.size,
+            top=max(LIMITS),
+            pre_nms=self.arguments.pre_nms,
+            nms=self.arguments.nms,
+        )
+        info, results = self._open(rpn)
+        header = make_header(info, model=rpn.name, parameters=parameters(rpn, Selection()))
+        for output in outputs:
+            output.begin(header, info)
+        started, count = time.perf_counter(), 0
+        for proposals in track(
+            results,
+            description=name,
+            total=len(self.ground_truth),
+            console=Console(stderr=True, quiet=self.arguments.quiet),
+        ):
+            for output in outputs:
+                output.write(proposals)
+            count += 1
+            yield proposals
+        for output in outputs:
+            elapsed = round(time.perf_counter() - started, 3)
+            output.end({"frames": count, "elapsed_seconds": elapsed})
+
+    def _open(self, rpn: RPN) -> tuple[StreamInfo, Iterable[Proposals]]:
+        raise NotImplementedError
+
+
+class _Images(_Data):
+    """COCO annotations."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        super().__init__(arguments)
+        self._dataset = CocoDataset(
+            arguments.annotations, arguments.images.split(","), cache_bytes=0
+        )
+        self.ground_truth = self._dataset.ground_truth()
+        sides = [min(size) for size in self._dataset.sizes()]
+        self.scale = f"shorter side {int(np.median(sides)) if sides else 0} (median)"
+
+    def _open(self, rpn: RPN) -> tuple[StreamInfo, Iterable[Proposals]]:
+        device = devices.choose_device(self.arguments.device)
+        dtype = devices.choose_dtype(self.arguments.dtype, device)
+        rpn.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        path = self.arguments.annotations
+        # Without a size of its own, every line carries that of its image.
+        info = StreamInfo(source=path, stem=Path(path).stem, width=0, height=0)
+        return info, propose_dataset(rpn.eval(), self._dataset)
+
+
+class _Video(_Data):
+    """MOTChallenge ground truth of a video."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        super().__init__(arguments)
+        from stream_rpn.sources import open_source
+
+        with open_source(arguments.images) as source:
+            width, height = source.info.width, source.info.height
+        self.ground_truth = read_mot(arguments.annotations, width, height)
+        self.scale = f"{width}x{height}"
+
+    def _open(self, rpn: RPN) -> tuple[StreamInfo, Iterable[Proposals]]:
+        pipeline = Pipeline(rpn, device=self.arguments.device, dtype=self.arguments.dtype)
+        stream = pipeline.open(self.arguments.images)
+        return stream.info, _closing(stream)
+
+
+def _closing(stream: Stream) -> Iterator[Proposals]:
+    with stream:
+        yield from stream
+
+
+def _table(recalls: dict[str, Recall], scale: str) -> Table:
+    """Returns a column per name: recall of all objects, then average recall by object size."""
+    first = next(iter(recalls.values()))
+    table = Table(
+        title=f"{first.num_images} images, {first.num_objects()} objects; images: {scale}",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("")
+    for name in recalls:
+        table.add_column(name, justify="right")
+
+    def row(label: str, values: list[float]) -> None:
+        table.add_row(label, *(f"{value:.3f}" for value in values))
+
+    for limit in LIMITS:
+        row(f"AR@{limit}", [r.average(limit) for r in recalls.values()])
+    for thresh in (0.5, 0.7):
+        table.add_section()
+        for limit in LIMITS:
+            row(f"R{thresh * 100:.0f}@{limit}", [r.at(thresh, limit) for r in recalls.values()])
+    for area in list(AREAS)[1:]:
+        table.add_section()
+        for limit in (100, 1000):
+            count = first.num_objects(area)
+            label = f"AR@{limit} {area} ({count} objects)"
+            row(label, [r.average(limit, area) for r in recalls.values()])
+    return table

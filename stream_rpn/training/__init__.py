@@ -1,0 +1,1 @@
+"""Training: targets, losses, data and the loop around them."""

@@ -1,0 +1,492 @@
+"""The training loop: batches, schedule, averaging, checkpoints, metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stream_rpn import anchors as anchor_ops
+from stream_rpn import models
+from stream_rpn.evaluation import LIMITS, Recall, by_image, propose_dataset
+from stream_rpn.frame import StreamRPNError
+from stream_rpn.models.checkpoint import read_checkpoint, save_weights
+from stream_rpn.rpn import RPN
+from stream_rpn.training import targets
+from stream_rpn.training.dataset import Augmentation, CocoDataset, Sample, augment
+from stream_rpn.training.history import draw_history
+from stream_rpn.training.losses import Losses, classic_losses, flatten_head, quality_losses
+
+ASSIGNMENTS = ("classic", "quality")
+OPTIMIZERS = ("adamw", "sgd")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that a training run depends on.
+
+    Attributes:
+        annotations: COCO instances JSON.
+        images: folders and tar files.
+        output: the safetensors file of the averaged weights.
+        model: a name of the table of models.
+        val_annotations: measured now and then; "" for never.
+        val_images: its folders and tar files, those of training by default.
+        init: weights to start from, see `load_init`; "" for none.
+        frozen: parameters whose names begin so keep the values that `init` gave.
+        epochs: passes over the images; with `minutes`, only the upper bound.
+        minutes: the learning rate follows the clock and reaches its end after this long; 0 for the
+            reproducible schedule, which follows the steps.
+        batch_size: images per step.
+        optimizer: "adamw" or "sgd" (momentum 0.9).
+        learning_rate: of pyramid and head, at its highest.
+        backbone_rate: factor of it for weights that `init` gave.
+        weight_decay: of weights, not of biases.
+        warmup_steps: steps of linear warm-up.
+        clip_norm: largest norm of the gradient.
+        ema_decay: of the averaged weights, which are the result.
+        assignment: "classic" (Ren et al. 2015) or "quality" (ATSS matching, IoU as the target).
+        fg_iou_thresh: classic: positives.
+        bg_iou_thresh: classic: negatives.
+        batch_size_per_image: classic: anchors per image in the loss.
+        positive_fraction: classic: their share of positives, at most.
+        ignore_crossing: classic: leave out anchors that cross the image's border.
+        augmentation: how training images are made.
+        plain_fraction: share of the run, at its end, without mosaics.
+        mixed_precision: bfloat16 in the network; slow where the hardware has none.
+        channels_last: memory format.
+        val_every: epochs between two measurements.
+        val_limit: images to measure on; the last measurement takes all.
+        checkpoint_every: steps between two checkpoints.
+        seed: of weights, order, augmentation and sampling.
+        device: of torch, e.g. "cpu" or "cuda:1".
+    """
+
+    annotations: str
+    images: tuple[str, ...]
+    output: str
+    model: str = "tiny"
+    val_annotations: str = ""
+    val_images: tuple[str, ...] = ()
+    init: str = ""
+    frozen: tuple[str, ...] = ()
+    epochs: int = 40
+    minutes: float = 0.0
+    batch_size: int = 8
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    backbone_rate: float = 0.2
+    weight_decay: float = 0.02
+    warmup_steps: int = 200
+    clip_norm: float = 5.0
+    ema_decay: float = 0.9995
+    assignment: str = "quality"
+    fg_iou_thresh: float = 0.7
+    bg_iou_thresh: float = 0.3
+    batch_size_per_image: int = 256
+    positive_fraction: float = 0.5
+    ignore_crossing: bool = False
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    plain_fraction: float = 0.15
+    mixed_precision: bool = True
+    channels_last: bool = True
+    val_every: int = 5
+    val_limit: int = 100
+    checkpoint_every: int = 200
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("assignment", ASSIGNMENTS), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
+        for name in ("epochs", "batch_size", "batch_size_per_image", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints, metrics and curves lie: beside the output."""
+        return Path(self.output).with_suffix(".training")
+
+
+@runtime_checkable
+class LoadsClassifier(Protocol):
+    """A backbone whose parameters have other names than the classifier it was cut from."""
+
+    def load_classifier(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over features from a classifier's tensors by torchvision's names."""
+
+
+def train(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    progress: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> RPN:
+    """Trains a model, writes its averaged weights to `config.output` and returns it.
+
+    Beside the output, in `config.folder`, lie the last checkpoint, metrics.jsonl and curves.png.
+
+    Args:
+        config: the run.
+        resume: go on from the last checkpoint; step for step, the losses are those of a run that
+            was never interrupted (unless `minutes` ties the schedule to the clock).
+        progress: called with every row that goes to metrics.jsonl.
+
+    Raises:
+        StreamRPNError: data or files that do not fit, or a loss that is no longer finite; the last
+            good checkpoint is kept then.
+    """
+    return _Run(config, progress).run(resume)
+
+
+class _Run:
+    """The state of one run."""
+
+    def __init__(self, config: TrainConfig, progress: Callable[[dict[str, Any]], None]) -> None:
+        self.config = config
+        self.report = progress
+        self.data = CocoDataset(config.annotations, config.images)
+        if len(self.data) == 0:
+            raise StreamRPNError(f"{config.annotations}: there are no images to train on.")
+        self.val = (
+            CocoDataset(config.val_annotations, config.val_images or config.images)
+            if config.val_annotations
+            else None
+        )
+        torch.manual_seed(config.seed)
+        self.model = models.find(config.model).build()
+        pretrained = load_init(self.model, config.init) if config.init else set()
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not name.startswith(config.frozen))
+        self.model.to(config.device)
+        if config.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self.optimizer = self._make_optimizer(pretrained)
+        self.steps_per_epoch = math.ceil(len(self.data) / config.batch_size)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.step = 0
+        self.elapsed_seconds = 0.0
+        self._anchors: dict[tuple[int, ...], list[Tensor]] = {}
+
+    def run(self, resume: bool) -> RPN:
+        config = self.config
+        config.folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self._resume()
+        else:
+            (config.folder / "metrics.jsonl").unlink(missing_ok=True)
+        started = time.monotonic() - self.elapsed_seconds
+        with self._batches() as batches:
+            while self._progress(self.step) < 1:
+                row = self._train_step(*next(batches))
+                self.elapsed_seconds = time.monotonic() - started
+                self._log(**row, elapsed_seconds=round(self.elapsed_seconds, 2))
+                if self.step % config.checkpoint_every == 0:
+                    self._save_checkpoint()
+                if self.step % (config.val_every * self.steps_per_epoch) == 0:
+                    self._measure(config.val_limit)
+        self._save_checkpoint()
+        self._measure(None)
+        self._exchange_average()
+        save_weights(self.model, config.output, model=config.model)
+        return self.model.eval()
+
+    def _train_step(self, images: Tensor, samples: list[Sample]) -> dict[str, Any]:
+        """Makes one step and returns its row of metrics."""
+        config = self.config
+        rate = self._set_learning_rate()
+        losses = self._losses(images, samples)
+        self.optimizer.zero_grad(set_to_none=True)
+        (losses.objectness + losses.box).backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        row = {
+            "step": self.step + 1,
+            "epoch": (self.step + 1) / self.steps_per_epoch,
+            "objectness_loss": losses.objectness.item(),
+            "box_loss": losses.box.item(),
+            "gradient_norm": norm.item(),
+            "learning_rate": rate,
+        }
+        for name in ("objectness_loss", "box_loss", "gradient_norm"):
+            if not math.isfinite(row[name]):
+                raise StreamRPNError(
+                    f"Training stopped at step {row['step']}: {name} is {row[name]}. The last good "
+                    f"checkpoint is in {config.folder}; try a learning rate under "
+                    f"{config.learning_rate:g}."
+                )
+        self.optimizer.step()
+        self.step += 1
+        self._update_average()
+        return row
+
+    def _progress(self, step: int) -> float:
+        """Returns how much of the run is over before a step, in [0, 1]."""
+        done = step / self.total_steps
+        if self.config.minutes:
+            done = max(done, self.elapsed_seconds / (60 * self.config.minutes))
+        return min(done, 1.0)
+
+    def _set_learning_rate(self) -> float:
+        """Linear warm-up, then a half cosine down to a hundredth of the peak."""
+        config = self.config
+        cosine = 0.5 * (1 + math.cos(math.pi * self._progress(self.step)))
+        factor = 0.01 + 0.99 * cosine
+        factor *= min(1.0, (self.step + 1) / max(config.warmup_steps, 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        return config.learning_rate * factor
+
+    def _make_optimizer(self, pretrained: set[str]) -> torch.optim.Optimizer:
+        config = self.config
+        groups = []
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                rate = config.learning_rate * (config.backbone_rate if name in pretrained else 1.0)
+                decay = config.weight_decay if parameter.ndim > 1 else 0.0
+                groups.append({"params": [parameter], "peak": rate, "weight_decay": decay})
+        if config.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
+        return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+    @contextmanager
+    def _batches(self) -> Iterator[Iterator[tuple[Tensor, list[Sample]]]]:
+        """Gives the batches from the current step on, made ahead in a thread.
+
+        Every image has its own random generator, seeded by its position in the run, so that a
+        resumed run sees the images that an uninterrupted one would have seen.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as executor:
+            ahead: deque[Future[tuple[Tensor, list[Sample]]]] = deque()
+
+            def generate() -> Iterator[tuple[Tensor, list[Sample]]]:
+                step = self.step
+                while True:
+                    while len(ahead) < 3:
+                        ahead.append(executor.submit(self._make_batch, step))
+                        step += 1
+                    yield ahead.popleft().result()
+
+            try:
+                yield generate()
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def _make_batch(self, step: int) -> tuple[Tensor, list[Sample]]:
+        config = self.config
+        settings = config.augmentation
+        if self._progress(step) > 1 - config.plain_fraction:
+            settings = replace(settings, mosaic=0.0)
+        samples = []
+        for position in range(step * config.batch_size, (step + 1) * config.batch_size):
+            epoch, place = divmod(position, len(self.data))
+            order = np.random.default_rng((config.seed, epoch)).permutation(len(self.data))
+            rng = np.random.default_rng((config.seed, 1, position))
+            samples.append(augment(self.data, int(order[place]), settings, rng))
+        pixels = torch.from_numpy(np.stack([sample.image for sample in samples]))
+        spec = self.model.input_spec
+        mean, std = (torch.tensor(values) * 255 for values in (spec.mean, spec.std))
+        images = ((pixels - mean) / std).permute(0, 3, 1, 2)
+        return images if config.channels_last else images.contiguous(), samples
+
+    def _losses(self, images: Tensor, samples: list[Sample]) -> Losses:
+        config, device = self.config, self.config.device
+        kind = torch.device(device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=config.mixed_precision):
+            maps = list(self.model.features(images.to(device)).values())
+            objectness, deltas = self.model.head(maps)
+        logits, flat_deltas = flatten_head(objectness, deltas, self.model.head.num_anchors)
+        levels = self._level_anchors(images, maps)
+        anchors = torch.cat(levels)
+        gt_boxes = [torch.from_numpy(sample.boxes).to(device) for sample in samples]
+        matches = [
+            targets.ignore_crowd(
+                self._match(levels, boxes, images),
+                anchors,
+                torch.from_numpy(sample.crowd_boxes).to(device),
+            )
+            for sample, boxes in zip(samples, gt_boxes, strict=True)
+        ]
+        if config.assignment == "quality":
+            return quality_losses(logits, flat_deltas, anchors, matches, gt_boxes)
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
+        chosen = [
+            targets.sample(
+                match,
+                config.batch_size_per_image,
+                config.positive_fraction,
+                permutation=lambda n: torch.randperm(n, generator=generator),
+            )
+            for match in matches
+        ]
+        return classic_losses(logits, flat_deltas, anchors, matches, gt_boxes, chosen)
+
+    def _match(self, levels: list[Tensor], gt_boxes: Tensor, images: Tensor) -> Tensor:
+        config = self.config
+        if config.assignment == "quality":
+            return targets.match_atss(levels, gt_boxes, num_anchors=self.model.head.num_anchors)
+        anchors = torch.cat(levels)
+        take_part = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
+        if config.ignore_crossing:
+            take_part = anchor_ops.inside(anchors, (images.shape[-2], images.shape[-1]))
+        match = torch.full((len(anchors),), targets.IGNORED, device=anchors.device)
+        match[take_part] = targets.match_classic(
+            anchors[take_part],
+            gt_boxes,
+            fg_iou_thresh=config.fg_iou_thresh,
+            bg_iou_thresh=config.bg_iou_thresh,
+        )
+        return match
+
+    def _level_anchors(self, images: Tensor, maps: list[Tensor]) -> list[Tensor]:
+        key = tuple(images.shape[-2:])
+        if key not in self._anchors:
+            strides = self.model.strides(images, maps)
+            self._anchors[key] = [
+                anchor_ops.grid(base, (m.shape[-2], m.shape[-1]), stride)
+                for base, m, stride in zip(self.model.base_anchors, maps, strides, strict=True)
+            ]
+        return self._anchors[key]
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        # Early on the average follows closely, or it would remember the random start.
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.average.values()), list(self.model.parameters()), 1 - decay)
+
+    @torch.no_grad()
+    def _exchange_average(self) -> None:
+        """Swaps the weights and their average."""
+        for name, parameter in self.model.named_parameters():
+            other = self.average[name].clone()
+            self.average[name].copy_(parameter)
+            parameter.copy_(other)
+
+    def _measure(self, limit: int | None) -> None:
+        """Measures the averaged weights on the first `limit` validation images, or on all."""
+        if self.val is not None:
+            self._exchange_average()
+            spec = self.model.proposal_spec
+            self.model.override(post_nms_top_n=max(LIMITS))
+            predictions = by_image(propose_dataset(self.model, self.val, limit=limit))
+            self.model.proposal_spec = spec
+            self._exchange_average()
+            truth = self.val.ground_truth()
+            recall = Recall(predictions, {image_id: truth[image_id] for image_id in predictions})
+            self._log(step=self.step, epoch=self.step / self.steps_per_epoch, **recall.summary())
+        draw_history(self.config.folder)
+
+    def _log(self, **row: Any) -> None:
+        with (self.config.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.report(row)
+
+    def _save_checkpoint(self) -> None:
+        path = self.config.folder / "last.pt"
+        beside = path.with_suffix(".part")
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "average": self.average,
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "elapsed_seconds": self.elapsed_seconds,
+                "config": json.dumps(asdict(self.config)),
+            },
+            beside,
+        )
+        os.replace(beside, path)
+
+    def _resume(self) -> None:
+        path = self.config.folder / "last.pt"
+        if not path.is_file():
+            raise StreamRPNError(f"There is no checkpoint '{path}' to resume from.")
+        state = torch.load(path, map_location=self.config.device, weights_only=True)
+        then, now = json.loads(state["config"]), json.loads(json.dumps(asdict(self.config)))
+        changed = [name for name in now if now[name] != then.get(name)]
+        if changed:
+            raise StreamRPNError(
+                f"The run in {self.config.folder} had another {', '.join(changed)}; resume it with "
+                "the options it was started with."
+            )
+        self.model.load_state_dict(state["model"])
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.elapsed_seconds = state["step"], state["elapsed_seconds"]
+        # Rows behind the checkpoint will be written again.
+        metrics = self.config.folder / "metrics.jsonl"
+        rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= self.step]
+        metrics.write_text("".join(kept), encoding="utf-8")
+
+
+def load_init(model: RPN, path: str) -> set[str]:
+    """Loads weights to start from and returns the names of the parameters that they set.
+
+    A checkpoint of a whole RPN sets every parameter that has the same name and shape there, so that
+    one model can start from another. Anything else is taken for a classifier's weights under
+    torchvision's names and sets the backbone's features.
+
+    Args:
+        model: the model.
+        path: a .npz of arrays, or a checkpoint file.
+
+    Raises:
+        StreamRPNError: unreadable, or of another architecture.
+    """
+    state: Mapping[str, Tensor]
+    if path.endswith(".npz"):
+        try:
+            with np.load(path) as file:
+                state = {name: torch.from_numpy(file[name]) for name in file.files}
+        except (OSError, ValueError) as error:
+            raise StreamRPNError(f"The weights '{path}' cannot be read ({error}).") from error
+    else:
+        state = read_checkpoint(path)[0]
+    parameters = dict(model.named_parameters())
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    try:
+        if any(name.startswith("head.") for name in state):
+            model.load_state_dict(
+                {
+                    name: state[name] if name in state and state[name].shape == own.shape else own
+                    for name, own in model.state_dict().items()
+                }
+            )
+        elif isinstance(model.backbone, LoadsClassifier):
+            model.backbone.load_classifier(state)
+        else:
+            own = model.backbone.state_dict()
+            found = {
+                name: state[key]
+                for name in own
+                for key in (name, f"features.{name}", name.removeprefix("body."))
+                if key in state
+            }
+            model.backbone.load_state_dict({**own, **found})
+    except (RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StreamRPNError(
+            f"The weights '{path}' do not fit the model's backbone ({reason})."
+        ) from error
+    changed = {name for name, p in parameters.items() if not torch.equal(p, before[name])}
+    if not changed:
+        raise StreamRPNError(f"The weights '{path}' hold nothing under the backbone's names.")
+    return changed
