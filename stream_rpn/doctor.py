@@ -1,0 +1,135 @@
+"""`stream-rpn doctor`: what this machine has, what `auto` would choose, and why."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.util
+import os
+import platform
+from collections.abc import Iterator
+from importlib import metadata, resources
+from pathlib import Path
+
+import av
+import torch
+from av.codec.hwaccel import hwdevices_available
+from rich.table import Table
+
+from stream_rpn import __version__, models
+from stream_rpn import device as devices
+from stream_rpn.tables import print_table
+
+_PACKAGES = ("torch", "torchvision", "triton", "av", "numpy", "pyarrow", "supervision")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds nothing: the report has no options."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the report on standard output."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in report():
+        table.add_row(name, value)
+    print_table(table)
+    return 0
+
+
+def report() -> Iterator[tuple[str, str]]:
+    """Yields pairs of what is looked at and what was found."""
+    yield "stream-rpn", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
+    for package in _PACKAGES:
+        try:
+            yield package, metadata.version(package)
+        except metadata.PackageNotFoundError:
+            yield package, "not installed"
+    capabilities = torch.cpu.get_capabilities()
+    cpu = capabilities.get("cpu_name") or platform.machine()
+    bfloat16 = devices.native_bfloat16(torch.device("cpu"))
+    yield (
+        "CPU",
+        f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, "
+        f"bfloat16 {'native' if bfloat16 else 'emulated, so not used'}",
+    )
+    yield from _gpus()
+    yield "NVDEC", _nvdec()
+    yield (
+        "FFmpeg",
+        ", ".join(
+            f"{name} {'.'.join(map(str, version))}" for name, version in av.library_versions.items()
+        ),
+    )
+    yield "hardware decoders", ", ".join(hwdevices_available()) or "none in this build of PyAV"
+    yield "Triton kernels", _kernels()
+    yield "weights", _weights()
+    yield from _choices()
+
+
+def _gpus() -> Iterator[tuple[str, str]]:
+    if not torch.cuda.is_available():
+        build = torch.version.cuda or torch.version.hip
+        reason = f"torch is built for {build} but sees no device" if build else "torch's CPU build"
+        yield "GPU", f"none ({reason})"
+        return
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield (
+            f"cuda:{index}",
+            f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, compute capability "
+            f"{properties.major}.{properties.minor}, CUDA {torch.version.cuda}, driver {_driver()}",
+        )
+
+
+def _driver() -> str:
+    version = Path("/proc/driver/nvidia/version")
+    return version.read_text().split("\n")[0].strip() if version.is_file() else "unknown"
+
+
+def _nvdec() -> str:
+    try:
+        ctypes.CDLL("libnvcuvid.so.1")
+    except OSError:
+        return "no (libnvcuvid.so.1 is not there)"
+    return "libnvcuvid.so.1 is there" + (
+        "" if torch.cuda.is_available() else ", but torch sees no device"
+    )
+
+
+def _kernels() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "not used: triton is not installed; the PyTorch form runs"
+    if not torch.cuda.is_available():
+        return "not used: no GPU; the PyTorch form runs, with the same results"
+    return "used on every CUDA device"
+
+
+def _weights() -> str:
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    found = []
+    for name, entry in models.MODELS.items():
+        if entry.weights.endswith(".safetensors"):
+            if (resources.files(models) / entry.weights).is_file():
+                found.append(f"{name} (in the package)")
+            continue
+        from torchvision.models import get_weight
+
+        if (cache / Path(get_weight(entry.weights).url).name).is_file():
+            found.append(f"{name} (cached)")
+    return ", ".join(found) + f"; others are fetched to {cache} on first use"
+
+
+def _choices() -> Iterator[tuple[str, str]]:
+    device = devices.choose_device()
+    yield (
+        "--device auto",
+        f"{device} ({'the first GPU torch sees' if device.type != 'cpu' else 'no GPU'})",
+    )
+    dtype = devices.choose_dtype("auto", device)
+    native = "native here" if devices.native_bfloat16(device) else "emulated here"
+    yield "--dtype auto", f"{str(dtype).removeprefix('torch.')} (bfloat16 is {native})"
+    yield "--batch auto", str(devices.choose_batch("auto", device))
+    decoder = "NVDEC where it can, else the CPU" if device.type == "cuda" else "the CPU"
+    yield "--decoder auto", decoder

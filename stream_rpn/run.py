@@ -1,0 +1,342 @@
+"""`stream-rpn SOURCE …`: every source through one pipeline into every sink, and a summary."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+import types
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stream_rpn import api, sinks
+from stream_rpn.frame import Proposals, StreamRPNError
+from stream_rpn.pipeline import Pipeline, Selection, Stream, parameters
+from stream_rpn.progress import Progress
+from stream_rpn.sources import expand, parse_time, stem
+
+WHOLE, NOTHING, PARTLY = 0, 2, 3
+_DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command and returns its exit code.
+
+    Raises:
+        StreamRPNError: nothing could be produced.
+    """
+    uris = expand(arguments.sources)
+    outputs = sinks.resolve_outputs(
+        arguments.output,
+        uris,
+        stems=[stem(uri) for uri in uris],
+        overwrite=arguments.overwrite,
+        draw=arguments.draw,
+        crops=arguments.crops,
+    )
+    if arguments.json_summary is not None:
+        sinks.check_file(arguments.json_summary, uris, outputs, overwrite=arguments.overwrite)
+    selection = Selection(
+        start=None if arguments.start is None else parse_time(arguments.start),
+        end=None if arguments.end is None else parse_time(arguments.end),
+        stride=arguments.stride,
+        fps=arguments.fps,
+        max_frames=arguments.max_frames,
+        video_stream=arguments.stream,
+        decoder=arguments.decoder,
+    )
+    rpn = api.load(
+        arguments.model,
+        arguments.weights,
+        size=arguments.size,
+        top=arguments.top,
+        pre_nms=arguments.pre_nms,
+        nms=arguments.nms,
+        score_thresh=arguments.score_thresh,
+        min_size=arguments.min_size,
+        anchor_sizes=arguments.anchor_sizes,
+        anchor_ratios=arguments.anchor_ratios,
+    )
+    pipeline = Pipeline(
+        rpn,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        batch=arguments.batch,
+        images=any(output.needs_image for output in outputs),
+    )
+    if not rpn.trained:
+        complain(
+            f"warning: the model '{rpn.name}' is UNTRAINED: its boxes mean nothing yet; only the "
+            "speed is real"
+        )
+    return _Run(arguments, pipeline, selection, uris, outputs).run()
+
+
+class _Run:
+    """The state of one run over all its sources."""
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        pipeline: Pipeline,
+        selection: Selection,
+        uris: list[str],
+        outputs: list[sinks.Output],
+    ) -> None:
+        self.arguments = arguments
+        self.pipeline = pipeline
+        self.selection = selection
+        self.uris = uris
+        self.outputs = outputs
+        self.stop = threading.Event()
+        self.signal: int | None = None
+        self.failures: list[str] = []
+        self.num_results = 0
+        # By position in `outputs`. One that was given up is not opened again for a later source:
+        # that would wipe what it holds.
+        self.open_sinks: dict[int, sinks.Sink] = {}
+        self.begun: set[int] = set()
+        self.given_up: set[int] = set()
+        self.summaries: list[dict[str, Any]] = []
+
+    def run(self) -> int:
+        before = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGINT, signal.SIGTERM)
+            if threading.current_thread() is threading.main_thread()
+        }
+        try:
+            for index, uri in enumerate(self.uris):
+                mine = [
+                    position
+                    for position, output in enumerate(self.outputs)
+                    if index in output.sources and position not in self.given_up
+                ]
+                if mine and not self.stop.is_set():
+                    self._run_source(uri, mine)
+            for position in list(self.open_sinks):
+                self._finish(position)
+        except BaseException:
+            for sink in self.open_sinks.values():
+                sink.abort()
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.arguments.json_summary is not None:
+            self._write_json_summary(self.arguments.json_summary)
+        if self.signal is not None:
+            return 128 + self.signal
+        if self.failures:
+            return PARTLY if self.num_results else NOTHING
+        return WHOLE
+
+    def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        self.stop.set()
+
+    def _run_source(self, uri: str, mine: list[int]) -> None:
+        """Streams one source into the outputs at the positions `mine`."""
+        try:
+            stream = self.pipeline.open(uri, self.selection, stop=self.stop)
+        except StreamRPNError as error:
+            self._fail(str(error))
+            return
+        progress = Progress(
+            stream, self.selection, self.pipeline.device, quiet=self.arguments.quiet
+        )
+        with stream, progress:
+            try:
+                self._feed(stream, mine, progress)
+            except StreamRPNError as error:
+                self._fail(f"{uri}: {error}")
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._fail(
+                    f"{uri}: the memory of {self.pipeline.device} is full; use a smaller --batch "
+                    "or --size"
+                )
+            stream.close()
+            if not self.given_up.issuperset(mine):
+                self._report_damage(uri, stream)
+            for position in mine:
+                if position in self.open_sinks:
+                    with self._guarded(position):
+                        self.open_sinks[position].end(stream.end())
+                    if len(self.outputs[position].sources) == 1:
+                        self._finish(position)
+        summary = self._summary(stream, mine)
+        self.summaries.append(summary)
+        if not self.arguments.quiet and (self.num_results or not self.failures):
+            say(describe(summary))
+
+    def _feed(self, stream: Stream, mine: list[int], progress: Progress) -> None:
+        """Passes results to the sinks while one of them takes them.
+
+        They begin with the first result: a source that fails before it leaves no file behind.
+        """
+        results = iter(stream)
+        first = next(results, None)
+        header = sinks.make_header(
+            stream.info,
+            model=self.pipeline.rpn.name,
+            parameters=parameters(self.pipeline.rpn, self.selection),
+        )
+        for position in mine:
+            with self._guarded(position):
+                if position not in self.open_sinks:
+                    self.open_sinks[position] = self.outputs[position].open()
+                self.open_sinks[position].begin(header, stream.info)
+                self.begun.add(position)
+        for proposals in chain([first] if first is not None else [], results):
+            if self.given_up.issuperset(mine):
+                break
+            self.num_results += 1
+            with stream.times.measure("sinks"):
+                self._write(mine, proposals)
+            progress.advance()
+
+    def _write(self, mine: list[int], proposals: Proposals) -> None:
+        for position in mine:
+            if position in self.open_sinks:
+                with self._guarded(position):
+                    self.open_sinks[position].write(proposals)
+
+    @contextmanager
+    def _guarded(self, position: int) -> Iterator[None]:
+        """Gives up an output that fails in the block; the others go on."""
+        try:
+            yield
+        except sinks.ReaderGone:
+            self._give_up(position)
+        except StreamRPNError as error:
+            self._fail(str(error))
+            self._give_up(position)
+
+    def _give_up(self, position: int) -> None:
+        self.given_up.add(position)
+        sink = self.open_sinks.pop(position, None)
+        if sink is not None:
+            sink.abort()
+
+    def _finish(self, position: int) -> None:
+        if position in self.open_sinks:
+            with self._guarded(position):
+                self.open_sinks[position].close()
+            self.open_sinks.pop(position, None)
+
+    def _fail(self, sentence: str) -> None:
+        self.failures.append(sentence)
+        complain(sentence)
+
+    def _report_damage(self, uri: str, stream: Stream) -> None:
+        lost = {} if stream.info.live else dict(stream.drops)
+        if stream.corrupt_frames:
+            lost["frame with errors in its picture"] = stream.corrupt_frames
+        if lost:
+            counts = ", ".join(f"{count} × {reason}" for reason, count in lost.items())
+            self._fail(f"{uri}: the video is damaged ({counts}); every frame that decodes was used")
+
+    def _summary(self, stream: Stream, mine: list[int]) -> dict[str, Any]:
+        return {
+            "source": stream.info.source,
+            "frames": stream.num_results,
+            "fps": round(stream.fps, 2),
+            "elapsed_seconds": round(stream.elapsed_seconds, 3),
+            "decoder": stream.info.decoder,
+            **self._network(),
+            "stages": stream.times.summary(),
+            "slowest_stage": stream.times.slowest(),
+            "drops": stream.drops,
+            "damaged_packets": stream.damaged_packets,
+            "corrupt_frames": stream.corrupt_frames,
+            "outputs": self._names(mine),
+        }
+
+    def _network(self) -> dict[str, Any]:
+        return {
+            "device": str(self.pipeline.device),
+            "dtype": _DTYPE_NAMES[self.pipeline.dtype],
+            "batch": self.pipeline.batch,
+            "model": self.pipeline.rpn.name,
+        }
+
+    def _names(self, positions: Iterable[int]) -> list[str]:
+        there = self.begun - self.given_up
+        return [self.outputs[position].name for position in positions if position in there]
+
+    def _json_summary(self) -> dict[str, Any]:
+        """Returns the summary of the one source, or the totals of several with each one's own."""
+        if len(self.summaries) == len(self.uris) == 1:
+            return {**self.summaries[0], "failures": self.failures}
+        frames = sum(s["frames"] for s in self.summaries)
+        seconds = sum(s["elapsed_seconds"] for s in self.summaries)
+        drops: Counter[str] = Counter()
+        for summary in self.summaries:
+            drops.update(summary["drops"])
+        return {
+            "frames": frames,
+            "fps": round(frames / seconds, 2) if seconds else 0.0,
+            "elapsed_seconds": round(seconds, 3),
+            **self._network(),
+            "drops": drops,
+            "damaged_packets": sum(s["damaged_packets"] for s in self.summaries),
+            "corrupt_frames": sum(s["corrupt_frames"] for s in self.summaries),
+            "outputs": self._names(range(len(self.outputs))),
+            "failures": self.failures,
+            "sources": self.summaries,
+        }
+
+    def _write_json_summary(self, path: str) -> None:
+        text = json.dumps(self._json_summary(), indent=2) + "\n"
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            self._fail(f"cannot write {path!r}: {error.strerror}")
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """Returns the summary of one source for people: two or three lines."""
+    stages = " · ".join(
+        f"{name} {stage['p50_ms']:.2f}" for name, stage in summary["stages"].items()
+    )
+    drops = sum(summary["drops"].values())
+    lost = f", {drops} lost" if drops else ""
+    return (
+        f"{summary['source']}: {summary['frames']} frames, {summary['fps']:.1f} frames/s "
+        f"({summary['elapsed_seconds']:.2f} s){lost}; {summary['model']} in {summary['dtype']} on "
+        f"{summary['device']}, decoder {summary['decoder']}\n"
+        f"  ms per frame: {stages}; slowest: {summary['slowest_stage']}\n"
+        f"  → {', '.join(summary['outputs']) or 'nowhere'}"
+    )
+
+
+def complain(sentence: str) -> None:
+    """Prints one sentence on standard error."""
+    say(f"stream-rpn: {sentence}")
+
+
+def say(text: str) -> None:
+    """Prints on standard error, if there is anybody to read it."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has an exception of its own for GPUs only.
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or "DefaultCPUAllocator" in str(error)
+        or "Storage size calculation overflowed" in str(error)
+    )
