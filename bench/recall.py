@@ -1,0 +1,97 @@
+"""Recall of a model on the annotated images and videos: python -m bench.recall --data DIR.
+
+DIR holds coco/annotations_val.json with coco/val.tar, and video/*.mp4 with MOTChallenge ground
+truth beside them (*.gt.txt). The numbers of the README and of the model cards come from here.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from bench import report
+from stream_rpn import api
+from stream_rpn.evaluation import Recall, by_image, propose_dataset
+from stream_rpn.evaluation_files import read_mot
+from stream_rpn.pipeline import Pipeline
+from stream_rpn.training.dataset import CocoDataset
+
+VIDEOS = ("tud-campus", "pets09-s2l1-part1")
+NUMBERS = ("AR@10", "AR@100", "AR@300", "AR@1000", "R50@100", "R50@300", "R50@1000")
+NAMES = {
+    "val": "400 COCO images, shorter side 320",
+    "val2017": "those of them from val2017",
+    "tud-campus": "TUD-Campus (video, people)",
+    "pets09-s2l1-part1": "PETS09-S2L1 (video, people)",
+}
+
+
+def images(rpn, folder):
+    annotations = folder / "annotations_val.json"
+    dataset = CocoDataset(annotations, [folder / "val.tar"], cache_bytes=0)
+    predictions = by_image(propose_dataset(rpn, dataset))
+    truth = dataset.ground_truth()
+    records = json.loads(annotations.read_text())["images"]
+    val2017 = {r["id"] for r in records if r["coco_split"] == "val2017"}
+    held_out = {image_id: boxes for image_id, boxes in truth.items() if image_id in val2017}
+    return [
+        {"data": "val", **Recall(predictions, truth).summary()},
+        {"data": "val2017", **Recall(predictions, held_out).summary()},
+    ]
+
+
+def video(pipeline, path):
+    with pipeline.open(str(path)) as stream:
+        predictions = by_image(stream)
+    truth = read_mot(path.with_suffix(".gt.txt"), stream.info.width, stream.info.height)
+    return Recall(predictions, truth)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--weights", help="a checkpoint instead of the model's own weights")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+
+    rpn = api.load(arguments.model, arguments.weights, top=1000)
+    pipeline = Pipeline(rpn, dtype=arguments.dtype)
+    rows = images(pipeline.rpn, arguments.data / "coco")
+    for name in VIDEOS:
+        rows.append(
+            {"data": name, **video(pipeline, arguments.data / "video" / f"{name}.mp4").summary()}
+        )
+    dtype = str(pipeline.dtype).removeprefix("torch.")
+    if arguments.json:
+        report.write_json(
+            arguments.json,
+            "recall",
+            rows,
+            model=rpn.name,
+            dtype=dtype,
+            input=asdict(rpn.input_spec),
+            proposals=asdict(rpn.proposal_spec),
+            summary=summary(rpn.name, dtype, rows),
+        )
+    report.print_table(rows, ("data", "images", "objects", *NUMBERS))
+
+
+def summary(model, dtype, rows):
+    """Returns the numbers as a Markdown table."""
+    lines = [
+        f"Recall of `{model}` ({dtype}; AR is the mean over IoU 0.5–0.95, R50 is at IoU 0.5, @ the "
+        "number of proposals an image):",
+        "",
+        f"| data | objects | {' | '.join(NUMBERS)} |",
+        "|---" * (len(NUMBERS) + 2) + "|",
+    ]
+    for row in rows:
+        values = " | ".join(f"{row[number]:.3f}" for number in NUMBERS)
+        lines.append(f"| {NAMES.get(row['data'], row['data'])} | {row['objects']:.0f} | {values} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
