@@ -1,0 +1,34 @@
+"""Fixtures for every test: real data where it lies beside the checkout, CUDA where there is one."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real videos and images; users do not have it, and then the test is skipped."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the shared data folder is not there")
+    return SHARED_DATA
+
+
+@pytest.fixture(autouse=True)
+def _restore_random_state():
+    state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(state)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("needs_cuda") and not torch.cuda.is_available():
+        if os.environ.get("REQUIRE_CUDA") == "1":
+            pytest.fail("REQUIRE_CUDA=1 is set, but torch sees no CUDA device")
+        pytest.skip("needs a CUDA device")
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if item.get_closest_marker("interpreter") and not interpreted:
+        pytest.skip("runs under TRITON_INTERPRET=1 only (make test starts a process for it)")

@@ -1,0 +1,184 @@
+"""The Python interface: streams, images, pooling with RoIAlign, reading results back."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import stream_rpn
+from stream_rpn import anchors
+from stream_rpn.preprocess import InputSpec
+from stream_rpn.rpn import RPN, ProposalSpec, RPNHead
+
+SYNTHETIC = "synthetic:128x96@10,6"
+
+
+@pytest.fixture(scope="module")
+def rpn():
+    return stream_rpn.load("mobilenet_v3_large_320_fpn", "random", size=96, top=50)
+
+
+def test_stream_yields_every_frame_in_order(rpn):
+    results = list(stream_rpn.stream(SYNTHETIC, model=rpn, top=20, dtype="float32"))
+    assert [p.frame for p in results] == list(range(6))
+    for p in results:
+        assert 0 < len(p) <= 20
+        assert p.boxes.shape == (len(p), 4)
+        assert p.boxes.dtype == p.scores.dtype == np.float32
+        assert p.levels.dtype == p.anchors.dtype == np.int32
+        ratio = np.array([128 / p.input_size[1], 96 / p.input_size[0]] * 2)
+        np.testing.assert_allclose(p.boxes, p.input_boxes * ratio, atol=1e-3)
+        assert p.source == SYNTHETIC
+        assert p.image is None
+        assert p.features is None
+
+
+def test_leaving_early_leaves_no_thread(rpn):
+    before = set(threading.enumerate())
+    for proposals in stream_rpn.stream("synthetic:128x96@10,500", model=rpn):
+        if proposals.frame == 3:
+            break
+    assert set(threading.enumerate()) == before
+
+
+def test_an_exception_of_the_caller_leaves_no_thread(rpn):
+    before = set(threading.enumerate())
+
+    def use() -> None:
+        with stream_rpn.Pipeline(rpn).open(SYNTHETIC) as stream:
+            for _ in stream:
+                raise KeyError
+
+    with pytest.raises(KeyError):
+        use()
+    assert set(threading.enumerate()) == before
+
+
+def test_errors_of_the_source_reach_the_caller(rpn, tmp_path):
+    (tmp_path / "bad.mp4").write_bytes(b"x" * 1000)
+    with pytest.raises(stream_rpn.StreamRPNError, match=r"bad\.mp4"):
+        next(iter(stream_rpn.stream(tmp_path / "bad.mp4", model=rpn)))
+
+
+def test_errors_of_the_network_reach_the_caller():
+    class Broken(nn.Module):
+        def forward(self, images):
+            raise RuntimeError("the backbone is broken")
+
+    broken = RPN(
+        Broken(),
+        RPNHead(8, 1),
+        [torch.tensor([[-8.0, -8, 8, 8]])],
+        input_spec=InputSpec(min_size=64, max_size=128),
+    )
+    with pytest.raises(RuntimeError, match="the backbone is broken"):
+        list(stream_rpn.stream(SYNTHETIC, model=broken))
+
+
+def test_pictures_and_features_on_request(rpn):
+    first = next(iter(stream_rpn.stream(SYNTHETIC, model=rpn, images=True, features=True)))
+    assert (first.image.width, first.image.height) == (128, 96)
+    assert list(first.features) == ["0", "1", "pool"]
+    assert first.features["0"].shape[0] == 256
+
+
+def test_conversions(rpn):
+    supervision = pytest.importorskip("supervision")
+    first = next(iter(stream_rpn.stream(SYNTHETIC, model=rpn)))
+    tensors = first.torch()
+    assert tensors["boxes"].data_ptr() == first.boxes.ctypes.data
+    assert first.numpy()["scores"] is first.scores
+    detections = first.supervision()
+    assert isinstance(detections, supervision.Detections)
+    assert len(detections) == len(first)
+
+
+def test_roi_align_pools_what_torchvisions_detector_pools():
+    """Our boxes and maps through MultiScaleRoIAlign equal the detector's own pooling."""
+    torch.manual_seed(0)
+    detector = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None, weights_backbone=None
+    ).eval()
+    ours = stream_rpn.load("mobilenet_v3_large_320_fpn", "random")
+    state = {f"rpn.head.{k}": v for k, v in ours.head.state_dict().items()}
+    detector.load_state_dict(state, strict=False)
+    unfolded = stream_rpn.models.checkpoint.load_model(
+        "mobilenet_v3_large_320_fpn", "random", fold=False
+    )
+    detector.backbone.load_state_dict(unfolded.backbone.state_dict(), strict=False)
+    ours = stream_rpn.load(unfolded, top=30)
+
+    proposals = next(iter(stream_rpn.stream(SYNTHETIC, model=ours, features=True, dtype="float32")))
+    features = {name: m[None].float() for name, m in proposals.features.items()}
+    boxes = [torch.from_numpy(proposals.input_boxes)]
+    with torch.inference_mode():
+        theirs = detector.roi_heads.box_roi_pool(features, boxes, [proposals.input_size])
+        pool = torchvision.ops.MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
+        again = pool(features, boxes, [proposals.input_size])
+        torch.testing.assert_close(theirs, again, rtol=0, atol=0)
+        assert theirs.shape == (len(proposals), 256, 7, 7)
+        # The stride in the result is the spatial scale that RoIAlign needs.
+        stride = proposals.strides[0]
+        assert stride == (32, 32)
+        single = torchvision.ops.roi_align(
+            features["0"], boxes, (7, 7), spatial_scale=1 / stride[0], sampling_ratio=2
+        )
+    torch.testing.assert_close(single, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_images_give_what_torchvision_prepares(rpn):
+    image = torch.randint(0, 256, (3, 120, 160), dtype=torch.uint8)
+    proposals = stream_rpn.propose(image, model=rpn, top=40)
+    assert (proposals.width, proposals.height) == (160, 120)
+    assert 0 < len(proposals) <= 40
+    from_array = stream_rpn.propose(image.permute(1, 2, 0).numpy(), model=rpn, top=40)
+    np.testing.assert_array_equal(proposals.boxes, from_array.boxes)
+    several = stream_rpn.propose([image, image[:, :60]], model=rpn, top=40)
+    np.testing.assert_array_equal(several[0].boxes, proposals.boxes)
+    assert several[1].height == 60
+
+
+def test_a_backbone_and_anchors_of_ones_own():
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, stride=8, padding=1), nn.ReLU())
+    spec = anchors.AnchorSpec(((16.0, 32.0),), (1.0,), order="scale-major", centre=4.0)
+    mine = RPN(
+        backbone,
+        RPNHead(8, 2, softmax=True),
+        spec,
+        input_spec=InputSpec(min_size=96, max_size=200, size_divisor=8),
+        proposal_spec=ProposalSpec(pre_nms_top_n=100, post_nms_top_n=10),
+    )
+    results = list(stream_rpn.stream(SYNTHETIC, model=mine, top=None))
+    assert [len(p) for p in results] == [10] * 6
+    assert results[0].strides == ((8, 8),)
+
+
+def test_memory_does_not_grow_with_the_video(rpn):
+    """The peak after 100 frames and after 500 more differs by noise only."""
+    import resource
+
+    def peak_megabytes() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    small = stream_rpn.load(rpn, size=32, top=10)
+    for proposals in stream_rpn.stream("synthetic:320x240@30,600", model=small):
+        if proposals.frame == 100:
+            before = peak_megabytes()
+    assert peak_megabytes() - before < 16
+    stream_rpn.load(rpn, size=96)
+
+
+def test_anchor_overrides(rpn):
+    with pytest.raises(stream_rpn.StreamRPNError, match="anchor sizes must be 15"):
+        stream_rpn.load("mobilenet_v3_large_320_fpn", "random", anchor_sizes=[1, 2])
+    changed = stream_rpn.load(
+        "mobilenet_v3_large_320_fpn",
+        "random",
+        anchor_sizes=[16, 24, 32, 48, 64],
+        anchor_ratios=[1, 2, 3],
+    )
+    expected = anchors.ratio_major([16, 24, 32, 48, 64], [1, 2, 3])
+    torch.testing.assert_close(changed.base_anchors[2], expected)

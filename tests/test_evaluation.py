@@ -1,0 +1,352 @@
+"""Recall against other evaluators and by hand, what evaluation reads, and the command."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from stream_rpn import evaluation, results
+from stream_rpn.cli import main
+from stream_rpn.evaluation import (
+    LIMITS,
+    Recall,
+    by_image,
+    draw_curves,
+    evaluate,
+    match,
+    propose_dataset,
+)
+from stream_rpn.evaluation_files import read_mot, read_predictions
+from stream_rpn.frame import StreamRPNError
+from stream_rpn.models.checkpoint import load_model
+from stream_rpn.training.dataset import CocoDataset
+from tests.synthetic_coco import write_dataset
+
+
+def random_scene(seed, num_images=12, max_objects=6, num_proposals=200):
+    """Objects, and proposals that scatter around them, best first."""
+    rng = np.random.default_rng(seed)
+    truth, predictions = {}, {}
+    for image_id in range(1, num_images + 1):
+        count = int(rng.integers(0, max_objects + 1))
+        corner = rng.uniform(0, 300, (count, 2))
+        boxes = np.concatenate((corner, corner + rng.uniform(5, 150, (count, 2))), axis=1)
+        truth[image_id] = boxes.round(2)
+        source = boxes[rng.integers(0, count, num_proposals)] if count else np.zeros((5, 4)) + 9
+        sides = np.tile(source[:, 2:] - source[:, :2], 2)
+        noisy = source + rng.normal(0, 0.12, source.shape) * sides
+        noisy[:, 2:] = np.maximum(noisy[:, 2:], noisy[:, :2] + 1)
+        predictions[image_id] = noisy.round(2)
+    return truth, predictions
+
+
+class TestMatch:
+    def test_each_proposal_serves_one_object(self):
+        # Both objects are covered best by the first proposal: the second one gets what is left.
+        assert match(np.array([[0.9, 0.8], [0.7, 0.6]])).tolist() == [0.9, 0.6]
+
+    def test_the_best_covered_object_goes_first_even_if_the_sum_suffers(self):
+        assert match(np.array([[0.9, 0.89], [0.88, 0.0]])).tolist() == [0.9, 0.0]
+
+    @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 3), (5, 2)], ids=str)
+    def test_shapes(self, shape):
+        overlaps = np.random.default_rng(0).uniform(0.1, 1, shape)
+        found = match(overlaps)
+        assert found.shape == (shape[1],)
+        assert (found > 0).sum() == min(shape)
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_equals_the_procedure_of_detectron2(self, seed):
+        overlaps = np.random.default_rng(seed).uniform(0, 1, (20, 7))
+        left, expected = overlaps.copy(), np.zeros(7)
+        for _ in range(7):
+            best_of_object = left.max(axis=0)
+            target = best_of_object.argmax()
+            proposal = left[:, target].argmax()
+            expected[target] = left[proposal, target]
+            left[proposal, :] = left[:, target] = -1
+        assert np.array_equal(match(overlaps), expected)
+
+
+class TestRecall:
+    def test_exact_boxes_have_recall_one(self):
+        truth, _ = random_scene(0)
+        summary = evaluate(truth, truth)
+        assert summary["AR@10"] == summary["R70@1000"] == 1.0
+        assert summary["objects"] == sum(map(len, truth.values()))
+
+    def test_no_proposals_have_recall_zero(self):
+        truth, _ = random_scene(0)
+        assert evaluate({}, truth)["AR@1000"] == 0.0
+
+    def test_an_iou_of_exactly_the_threshold_counts(self):
+        recall = Recall({1: np.array([[0, 0, 7, 10.0]])}, {1: np.array([[0, 0, 10, 10.0]])})
+        assert recall.at(0.7, 10) == 1.0
+        assert recall.at(0.75, 10) == 0.0
+        assert recall.average(10) == pytest.approx(0.5)
+
+    def test_sizes_are_classes_of_box_area(self):
+        boxes = [[0, 0, 31, 32], [0, 0, 32, 32], [0, 0, 96, 95], [0, 0, 96, 96]]
+        recall = Recall({}, {1: np.array(boxes, dtype=float)})
+        assert [recall.num_objects(a) for a in ("small", "medium", "large")] == [1, 2, 1]
+
+    def test_only_the_first_proposals_count(self):
+        good, bad = [0, 0, 10, 10], [50, 50, 60, 60]
+        truth = {1: np.array([good], dtype=float)}
+        recall = Recall({1: np.array([bad] * 10 + [good], dtype=float)}, truth)
+        assert recall.at(0.5, 10) == 0.0
+        assert recall.at(0.5, 100) == 1.0
+
+    def test_without_objects_recall_is_not_a_number(self):
+        assert np.isnan(evaluate({}, {1: np.zeros((0, 4))})["AR@100"])
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_equals_coco_where_an_image_has_one_object(self, seed):
+        # COCO lets proposals choose objects in the order of their scores; with one object per
+        # image that is the same.
+        truth, predictions = random_scene(seed, max_objects=1)
+        ours = evaluate(predictions, truth, (1, 10, 100))
+        theirs = coco_recall(truth, predictions)
+        for limit in (1, 10, 100):
+            assert ours[f"AR@{limit}"] == pytest.approx(theirs[limit], abs=1e-9)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_is_near_coco_where_images_have_several(self, seed):
+        truth, predictions = random_scene(seed, num_images=30)
+        ours = evaluate(predictions, truth, (1, 10, 100))
+        theirs = coco_recall(truth, predictions)
+        for limit in (1, 10, 100):
+            assert ours[f"AR@{limit}"] == pytest.approx(theirs[limit], abs=0.03)
+
+
+def coco_recall(truth, predictions, limits=(1, 10, 100)):
+    """Class-agnostic average recall by faster-coco-eval."""
+    faster = pytest.importorskip("faster_coco_eval")
+    annotations = [
+        {
+            "image_id": image_id,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "category_id": 1,
+            "iscrowd": 0,
+        }
+        for image_id, boxes in truth.items()
+        for x1, y1, x2, y2 in boxes.tolist()
+    ]
+    for number, annotation in enumerate(annotations, 1):
+        annotation["id"] = number
+    gt = faster.COCO(
+        {
+            "info": {},
+            "images": [{"id": i, "width": 500, "height": 500} for i in truth],
+            "annotations": annotations,
+            "categories": [{"id": 1, "name": "object"}],
+        }
+    )
+    detections = gt.loadRes(
+        [
+            {
+                "image_id": image_id,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "category_id": 1,
+                "score": 1 - rank / 1000,
+            }
+            for image_id, boxes in predictions.items()
+            for rank, (x1, y1, x2, y2) in enumerate(boxes.tolist())
+        ]
+    )
+    evaluator = faster.COCOeval_faster(gt, detections, "bbox", print_function=lambda *_: None)
+    evaluator.params.useCats = 0
+    evaluator.params.maxDets = list(limits)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    recall = evaluator.eval["recall"]  # [T, K, areas, limits]
+    return {limit: recall[:, 0, 0, i].mean() for i, limit in enumerate(limits)}
+
+
+class TestMot:
+    def test_frames_and_pixels_count_from_one_and_confidence_zero_is_ignored(self, tmp_path):
+        path = tmp_path / "gt.txt"
+        path.write_text(
+            "1,1,11,21,30,40,1,-1,-1,-1\n1,2,1,1,9,9,0,-1,-1,-1\n3,1,1,1,5,5,0,-1,-1,-1"
+        )
+        boxes = read_mot(path, 100, 100)
+        assert boxes.keys() == {0, 2}
+        assert boxes[0].tolist() == [[10, 20, 40, 60]]
+        assert boxes[2].shape == (0, 4)
+
+    def test_boxes_end_at_the_border(self, tmp_path):
+        path = tmp_path / "gt.txt"
+        path.write_text("1,1,-19,1,40,90,1\n")
+        assert read_mot(path, 100, 50)[0].tolist() == [[0, 0, 20, 50]]
+
+    def test_a_bad_line_is_named(self, tmp_path):
+        path = tmp_path / "gt.txt"
+        path.write_text("1,1,1,1,5,5,1\nsomething else\n")
+        with pytest.raises(StreamRPNError, match=r"gt\.txt: line 2"):
+            read_mot(path, 100, 100)
+
+    def test_the_real_files(self, shared_data):
+        pets = read_mot(shared_data / "video" / "pets09-s2l1-part1.gt.txt", 768, 576)
+        assert len(pets) == 160
+        assert sum(map(len, pets.values())) == 943 - 21
+        tud = read_mot(shared_data / "video" / "tud-campus.gt.txt", 640, 480)
+        assert (len(tud), sum(map(len, tud.values()))) == (71, 359)
+
+
+class Harmful:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+class TestSavedProposals:
+    BOXES = np.array([[1, 2, 11, 22], [5, 5, 9, 9]], dtype=np.float32)
+
+    def test_coco_results_in_any_order(self, tmp_path):
+        path = tmp_path / "r.json"
+        rows = [
+            {"image_id": 7, "bbox": [5, 5, 4, 4], "score": 0.2, "category_id": 1},
+            {"image_id": 8, "bbox": [0, 0, 1, 1], "score": 0.5, "category_id": 1},
+            {"image_id": 7, "bbox": [1, 2, 10, 20], "score": 0.9, "category_id": 1},
+        ]
+        path.write_text(json.dumps(rows))
+        found = read_predictions(path)
+        assert found.keys() == {7, 8}
+        assert np.array_equal(found[7], self.BOXES)
+
+    @pytest.mark.parametrize("protocol", [2, 4, 5])
+    @pytest.mark.parametrize("mode", [0, 1], ids=["xyxy", "xywh"])
+    def test_detectron2_proposals(self, tmp_path, protocol, mode):
+        boxes = self.BOXES[::-1].copy()
+        if mode == 1:
+            boxes[:, 2:] -= boxes[:, :2]
+        data = {
+            "ids": [7],
+            "boxes": [boxes],
+            "objectness_logits": [np.array([0.1, 3.0], dtype=np.float32)],
+            "bbox_mode": mode,
+        }
+        path = tmp_path / "proposals.pkl"
+        path.write_bytes(pickle.dumps(data, protocol=protocol))
+        assert np.array_equal(read_predictions(path)[7], self.BOXES)
+
+    def test_a_pickle_that_calls_something_is_refused_and_not_run(self, tmp_path, capsys):
+        path = tmp_path / "proposals.pkl"
+        path.write_bytes(pickle.dumps({"ids": [Harmful()]}))
+        with pytest.raises(StreamRPNError, match=r"wants to load builtins\.print"):
+            read_predictions(path)
+        assert "executed" not in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("r.json", b"[1, 2]"),
+            ("r.json", b"{"),
+            ("r.pkl", b"not a pickle"),
+            ("r.pkl", pickle.dumps([1, 2])),
+            (
+                "r.pkl",
+                pickle.dumps({"ids": [], "boxes": [], "objectness_logits": [], "bbox_mode": 4}),
+            ),
+            ("r.txt", b""),
+        ],
+        ids=["numbers", "cut off", "no pickle", "a list", "rotated boxes", "another format"],
+    )
+    def test_files_of_another_kind_are_refused(self, tmp_path, name, content):
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(StreamRPNError, match=name):
+            read_predictions(path)
+
+
+def test_curves_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    truth, predictions = random_scene(0)
+    path = tmp_path / "curves.png"
+    draw_curves({"some": Recall(predictions, truth, evaluation.CURVE_LIMITS)}, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_default_model_finds_real_objects(shared_data):
+    coco = shared_data / "coco"
+    dataset = CocoDataset(coco / "annotations_val.json", [coco / "val.tar"])
+    model = load_model("tiny").override(post_nms_top_n=300)
+    predictions = by_image(propose_dataset(model, dataset, limit=40))
+    truth = dataset.ground_truth()
+    recall = Recall(predictions, {image_id: truth[image_id] for image_id in predictions})
+    assert recall.average(100) > 0.23
+    assert recall.at(0.5, 300) > 0.63
+
+
+@pytest.fixture
+def data(tmp_path):
+    annotations, images = write_dataset(tmp_path, count=3, tar=True)
+    return ["eval", "--annotations", str(annotations), "--images", str(images), "--quiet"]
+
+
+class TestCommand:
+    def test_a_model_and_its_saved_results_have_the_same_recall(self, data, tmp_path, capsys):
+        out = tmp_path / "r.jsonl"
+        numbers = tmp_path / "first.json"
+        common = ["--dtype", "float32", "--json"]
+        assert main([*data, "-o", str(out), *common, str(numbers)]) == 0
+        assert "AR@1000" in capsys.readouterr().out
+        first = json.loads(numbers.read_text())["tiny"]
+        assert set(first) >= {"images", "objects", "AR@10", "R50@300", "R70@1000", "AR@100/small"}
+        assert first["images"] == 3
+        saved = list(results.read(out))
+        assert [p.image_id for p in saved] == [100, 101, 102]
+        assert all(len(p) > max(LIMITS) / 2 for p in saved)
+
+        again = tmp_path / "again.json"
+        assert main([*data, "--results", str(out), "--json", str(again)]) == 0
+        second = json.loads(again.read_text())[str(out)]
+        assert second == pytest.approx(first, abs=0.02, nan_ok=True)
+
+    def test_two_models_stand_side_by_side(self, data, tmp_path, capsys):
+        out = tmp_path / "{stem}.coco.json"
+        numbers = tmp_path / "both.json"
+        rows = [{"image_id": 100, "bbox": [0, 0, 9, 9], "score": 0.5, "category_id": 1}]
+        (tmp_path / "other.json").write_text(json.dumps(rows))
+        arguments = ["--model", "tiny", "-o", str(out), "--results", str(tmp_path / "other.json")]
+        assert main([*data, *arguments, "--json", str(numbers)]) == 0
+        assert len(json.loads(numbers.read_text())) == 2
+        assert (tmp_path / "tiny.coco.json").is_file()
+
+    def test_a_video_with_mot_ground_truth(self, tmp_path, shared_data):
+        video = shared_data / "video" / "odd" / "pets-322x242.mp4"
+        gt = tmp_path / "gt.txt"
+        gt.write_text("1,1,11,21,30,40,1,-1,-1,-1\n20,1,11,21,30,40,1,-1,-1,-1\n")
+        numbers = tmp_path / "numbers.json"
+        arguments = ["eval", "--annotations", str(gt), "--images", str(video), "--quiet"]
+        assert main([*arguments, "--json", str(numbers)]) == 0
+        assert json.loads(numbers.read_text())["tiny"]["images"] == 2
+
+    @pytest.mark.parametrize(
+        ("extra", "says"),
+        [
+            (["--results", "nothing.jsonl"], "no results file 'nothing.jsonl'"),
+            (["--model", "nothing"], "'nothing'"),
+            (["--annotations", "nothing.json"], "nothing.json"),
+            (["--images", "nothing.tar"], "nothing.tar"),
+        ],
+        ids=["results", "model", "annotations", "images"],
+    )
+    def test_what_is_not_there_is_one_sentence(self, data, extra, says, capsys):
+        assert main([*data, *extra]) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert "Traceback" not in error
+
+    def test_results_of_other_images_are_refused(self, data, tmp_path, capsys):
+        rows = [{"image_id": 5, "bbox": [0, 0, 9, 9], "score": 0.5}]
+        (tmp_path / "other.json").write_text(json.dumps(rows))
+        assert main([*data, "--results", str(tmp_path / "other.json")]) == 2
+        assert "no proposals for any annotated image" in capsys.readouterr().err
+
+    def test_existing_outputs_are_not_replaced_unasked(self, data, tmp_path, capsys):
+        numbers = tmp_path / "numbers.json"
+        numbers.write_text("mine")
+        assert main([*data, "--json", str(numbers)]) == 2
+        assert numbers.read_text() == "mine"

@@ -1,0 +1,284 @@
+"""The queue between threads, the grouping into batches, and the slots on the way to a GPU."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from stream_rpn import preprocess, sources
+from stream_rpn.frame import StreamRPNError
+from stream_rpn.frame_queue import NUM_SLOTS, Download, HostStream, Slot, batches, prefetch, upload
+from stream_rpn.timing import StageTimes
+
+SPEC = preprocess.InputSpec(min_size=64, max_size=128)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left():
+    before = set(threading.enumerate())
+    yield
+    left = [t for t in threading.enumerate() if t not in before and t.is_alive()]
+    assert left == []
+
+
+def eventually(condition) -> bool:
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return condition()
+
+
+class TestPrefetch:
+    @pytest.mark.parametrize("size", [1, 2, 100])
+    def test_keeps_the_order_and_every_item(self, size):
+        with prefetch(range(50), size, name="t") as items:
+            assert list(items) == list(range(50))
+
+    @pytest.mark.parametrize("size", [1, 3])
+    def test_runs_no_further_ahead_than_its_size(self, size):
+        made = []
+        with prefetch((made.append(i) or i for i in range(50)), size, name="t") as items:
+            # One more than it holds: the item that waits for room.
+            assert eventually(lambda: len(made) == size + 1)
+            time.sleep(0.02)
+            assert len(made) == size + 1
+            assert len(items) == size
+            assert next(items) == 0
+            assert eventually(lambda: len(made) == size + 2)
+            time.sleep(0.02)
+            assert len(made) == size + 2
+
+    def test_an_exception_arrives_after_the_items_before_it(self):
+        def upstream():
+            yield from range(5)
+            raise StreamRPNError("the source broke")
+
+        seen = []
+        with (
+            prefetch(upstream(), 2, name="t") as items,
+            pytest.raises(StreamRPNError, match="the source broke"),
+        ):
+            seen.extend(items)  # extends by what came before the exception
+        assert seen == list(range(5))
+
+    def test_an_exception_is_raised_once(self):
+        def upstream():
+            raise ValueError("once")
+            yield
+
+        with prefetch(upstream(), 1, name="t") as items:
+            with pytest.raises(ValueError, match="once"):
+                next(items)
+            with pytest.raises(StopIteration):
+                next(items)
+
+    def test_the_end_stays_the_end(self):
+        with prefetch([], 1, name="t") as items:
+            for _ in range(2):
+                with pytest.raises(StopIteration):
+                    next(items)
+
+    def test_closing_while_the_producer_waits_for_room(self):
+        closed = []
+
+        def upstream():
+            try:
+                yield from range(1000)
+            finally:
+                closed.append(threading.current_thread().name)
+
+        items = prefetch(upstream(), 1, name="producer")
+        assert next(items) == 0
+        assert eventually(lambda: len(items) == 1)
+        items.close()
+        assert closed == ["producer"]
+        assert list(items) == []
+
+    def test_closing_while_a_consumer_waits_for_an_item(self):
+        release = threading.Event()
+
+        def upstream():
+            release.wait(5)
+            yield 1
+
+        items = prefetch(upstream(), 1, name="t")
+        result = []
+        consumer = threading.Thread(target=lambda: result.extend(items))
+        consumer.start()
+        items.stop()
+        consumer.join(5)
+        assert result == []
+        release.set()
+        items.close()
+
+    def test_leaving_a_chain_early(self):
+        first = prefetch(iter(range(10**9)), 2, name="first")
+        second = prefetch((i * 2 for i in first), 2, name="second")
+        assert next(second) == 0
+        for queue in (first, second):
+            queue.stop()
+        for queue in (second, first):
+            queue.close()
+
+    def test_closing_twice(self):
+        items = prefetch(range(3), 1, name="t")
+        items.close()
+        items.close()
+
+    def test_an_item_taken_is_not_kept_alive(self):
+        import weakref
+
+        class Item:
+            pass
+
+        with prefetch((Item() for _ in range(3)), 3, name="t") as items:
+            assert eventually(lambda: len(items) == 3)
+            taken = next(items)
+            reference = weakref.ref(taken)
+            del taken
+            assert eventually(lambda: reference() is None)
+
+    def test_size_must_be_positive(self):
+        with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+            prefetch([], 0, name="t")
+
+
+def frames_of(*sources_and_counts):
+    frames = []
+    for uri in sources_and_counts:
+        with sources.open_source(uri) as source:
+            frames.extend(source)
+    return frames
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """5 frames of 96×64, 4 of 64×96, 3 of 192×128 (the first one's input shape), 1 of 96×64."""
+    return frames_of(
+        "synthetic:96x64@25,5",
+        "synthetic:64x96@25,4",
+        "synthetic:192x128@25,3",
+        "synthetic:96x64@25,1",
+    )
+
+
+class TestBatches:
+    def test_one_input_shape_each(self, mixed):
+        grouped = list(batches(mixed, 3, SPEC))
+        assert [len(batch) for batch in grouped] == [3, 2, 3, 1, 3, 1]
+        assert [f for batch in grouped for f in batch] == mixed
+
+    def test_a_full_batch_does_not_wait_for_the_next_frame(self, mixed):
+        taken = []
+        frames = (taken.append(f) or f for f in mixed)
+        next(batches(frames, 3, SPEC))
+        assert len(taken) == 3
+
+    def test_an_exception_comes_after_the_frames_before_it(self, mixed):
+        def broken():
+            yield from mixed[:4]
+            raise StreamRPNError("broken")
+
+        seen = []
+        with pytest.raises(StreamRPNError, match="broken"):
+            seen.extend(batches(broken(), 3, SPEC))
+        assert [len(batch) for batch in seen] == [3, 1]
+
+    def test_no_frames(self):
+        assert list(batches([], 3, SPEC)) == []
+
+
+def ring(batch=3):
+    return [Slot(CPU, batch, SPEC) for _ in range(NUM_SLOTS)]
+
+
+def contents(slot, stream):
+    """What the device has of a batch: its frames' numbers, and the images as tensors."""
+    packed = slot.receive(stream)
+    out = torch.empty(len(packed.table), 3, *slot.shape)
+    mean, std = torch.tensor(SPEC.mean), torch.tensor(SPEC.std)
+    from stream_rpn.kernels.preprocess import preprocess as op
+
+    return op(*packed, mean, std, out)
+
+
+class TestUpload:
+    def test_what_arrives_is_what_the_frames_hold(self, mixed):
+        stream = HostStream()
+        expected, _ = zip(*(preprocess.to_input([f], SPEC) for f in mixed), strict=True)
+        position, lengths = 0, []
+        for slot in upload(mixed, ring(), StageTimes(), keep_images=True):
+            images = contents(slot, stream)
+            for row, frame in enumerate(slot.frames):
+                assert frame is mixed[position]
+                torch.testing.assert_close(images[row], expected[position][0], rtol=0, atol=0)
+                position += 1
+            for row in range(len(slot.frames), 3):
+                torch.testing.assert_close(images[row], images[len(slot.frames) - 1])
+            lengths.append(len(slot.frames))
+            assert slot.sizes() == [
+                (64, 96) if f.width > f.height else (96, 64) for f in slot.frames
+            ]
+            slot.release(stream)
+        assert position == len(mixed)
+        assert lengths == [3, 2, 3, 1, 3, 1]
+
+    def test_slots_are_reused_in_turn_through_a_queue(self, mixed):
+        stream, used = HostStream(), []
+        slots = ring(1)
+        arriving = upload(mixed * 5, slots, StageTimes(), keep_images=True)
+        with prefetch(arriving, 1, name="upload") as uploads:
+            for slot in uploads:
+                used.append(slots.index(slot))
+                time.sleep(0.001)
+                slot.release(stream)
+        assert used == [i % NUM_SLOTS for i in range(len(mixed) * 5)]
+
+    def test_a_slot_still_in_use_is_never_overwritten(self, mixed):
+        uploads = upload(mixed, ring(1), StageTimes(), keep_images=True)
+        for _ in range(NUM_SLOTS):
+            next(uploads)
+        with pytest.raises(RuntimeError, match="not yet released"):
+            next(uploads)
+
+    def test_images_are_let_go_unless_wanted(self, mixed):
+        frames = frames_of("synthetic:96x64@25,3")
+        (slot,) = upload(frames, ring(), StageTimes(), keep_images=False)
+        assert [f.image for f in slot.frames] == [None] * 3
+
+    def test_a_larger_frame_of_the_same_input_shape_gets_a_slot_that_holds_it(self):
+        spec_sized = frames_of("synthetic:96x64@25,1", "synthetic:1152x768@25,3")
+        stream, slots = HostStream(), ring(3)
+        sizes = []
+        for slot in upload(spec_sized, slots, StageTimes(), keep_images=True):
+            sizes.append((len(slot.frames), slot.capacity))
+            contents(slot, stream)
+            slot.release(stream)
+        # Eight-bit 4:2:0, three frames, to the next power of two; a megabyte at least.
+        assert sizes == [(1, 1 << 20), (3, 1 << 22)]
+
+    def test_an_exception_comes_after_the_frames_before_it(self, mixed):
+        def broken():
+            yield from mixed[:4]
+            raise StreamRPNError("broken")
+
+        uploads, seen = upload(broken(), ring(), StageTimes(), keep_images=True), []
+        with pytest.raises(StreamRPNError, match="broken"):
+            seen.extend(len(slot.frames) for slot in uploads)
+        assert seen == [3, 1]
+
+    def test_packing_is_timed_per_frame(self, mixed):
+        times, stream = StageTimes(), HostStream()
+        for slot in upload(mixed, ring(), times, keep_images=True):
+            slot.release(stream)
+        assert times.stages["pack"].count == len(mixed)
+
+
+def test_downloads_own_their_memory():
+    source = torch.arange(6.0)
+    (copy,) = Download([source], HostStream(), CPU).wait()
+    source.zero_()
+    np.testing.assert_array_equal(copy.numpy(), np.arange(6))

@@ -1,0 +1,259 @@
+"""The GPU's form of the pipeline, run on the CPU; tests/test_network_cuda.py runs it on a GPU."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from stream_rpn import Pipeline, load, sources
+from stream_rpn.frame import StreamRPNError
+from stream_rpn.frame_queue import HostStream, Packed
+from stream_rpn.graph import MAX_GRAPHS, PATIENCE, Graph, GraphCache
+from stream_rpn.network import EagerNetwork, GPUNetwork
+from stream_rpn.timing import StageTimes
+
+CLIP = "synthetic:160x120@25,11"
+
+
+@pytest.fixture(scope="module")
+def rpn():
+    torch.manual_seed(0)
+    return load("tiny", "random", size=96)
+
+
+def pipeline(rpn, form, *, batch=4, device="cpu", dtype="float32", **options):
+    made = Pipeline(rpn, device=device, dtype=dtype, batch=batch, **options)
+    if device == "cpu":
+        made.network = form(
+            made.rpn,
+            made.device,
+            made.dtype,
+            made.batch,
+            features=made.features,
+            images=made.images,
+        )
+    return made
+
+
+def run(made, source=CLIP):
+    with made.open(source) as stream:
+        return list(stream), stream
+
+
+def decoded(uri):
+    with sources.open_source(uri) as source:
+        return list(source)
+
+
+def assert_same(ours, theirs):
+    assert [p.frame for p in ours] == [p.frame for p in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert len(mine) > 0
+        assert (mine.pts, mine.width, mine.height) == (other.pts, other.width, other.height)
+        assert mine.input_size == other.input_size
+        assert mine.strides == other.strides
+        for name in ("boxes", "scores", "levels", "anchors", "input_boxes"):
+            np.testing.assert_array_equal(getattr(mine, name), getattr(other, name))
+
+
+class TestFormForGPUsOnTheCPU:
+    @pytest.mark.parametrize("batch", [1, 4, 16], ids=lambda b: f"batch{b}")
+    def test_gives_the_same_results(self, rpn, batch):
+        expected, _ = run(pipeline(rpn, EagerNetwork, batch=batch))
+        found, stream = run(pipeline(rpn, GPUNetwork, batch=batch))
+        assert_same(found, expected)
+        assert len(found) == 11
+        stages = ["decode", "pack", "upload", "preprocess", "backbone", "head", "proposals"]
+        assert set(stream.times.stages) == {*stages, "results"}
+        assert all(stream.times.stages[stage].count == 11 for stage in stages)
+
+    def test_frames_that_lie_on_the_gpu_take_the_short_way(self, rpn):
+        expected, _ = run(pipeline(rpn, EagerNetwork))
+        made, times = pipeline(rpn, GPUNetwork), StageTimes()
+        frames = decoded(CLIP)
+        queues = made.network.queues(iter(frames), times, surfaces=True)
+        assert len(queues) == 2
+        assert_same(list(queues[-1]), expected)
+        for queue in queues:
+            queue.close()
+
+    def test_batches_without_threads(self, rpn):
+        expected, _ = run(pipeline(rpn, EagerNetwork))
+        made = pipeline(rpn, GPUNetwork)
+        frames = decoded(CLIP)
+        assert_same(list(made.propose([frames[:5], frames[5:]], StageTimes())), expected)
+
+    def test_feature_maps_and_images(self, rpn):
+        expected, _ = run(pipeline(rpn, EagerNetwork, features=True, images=True))
+        found, _ = run(pipeline(rpn, GPUNetwork, features=True, images=True))
+        for mine, other in zip(found, expected, strict=True):
+            assert mine.image.pts == other.pts
+            assert mine.features.keys() == other.features.keys()
+            for name, feature in other.features.items():
+                torch.testing.assert_close(mine.features[name], feature, rtol=0, atol=0)
+
+    def test_leaving_early_leaves_no_thread(self, rpn):
+        before = threading.active_count()
+        with pipeline(rpn, GPUNetwork, batch=1).open("synthetic:160x120@25,500") as stream:
+            next(iter(stream))
+        assert threading.active_count() == before
+
+    def test_a_source_that_breaks_gives_the_frames_before(self, rpn):
+        made = pipeline(rpn, GPUNetwork)
+        frames = decoded(CLIP)
+
+        def broken():
+            yield from frames[:6]
+            raise StreamRPNError("broken")
+
+        queues = made.network.queues(broken(), StageTimes(), surfaces=False)
+        seen = []
+        with pytest.raises(StreamRPNError, match="broken"):
+            seen.extend(queues[-1])
+        assert [p.frame for p in seen] == list(range(6))
+        for queue in queues:
+            queue.close()
+
+    def test_results_do_not_wait_for_frames_that_are_not_there(self, rpn):
+        made = pipeline(rpn, GPUNetwork, batch=1)
+        frames = decoded(CLIP)
+        more = threading.Event()
+
+        def live():
+            yield frames[0]
+            assert more.wait(30)
+            yield frames[1]
+
+        queues = made.network.queues(live(), StageTimes(), surfaces=False)
+        assert next(queues[-1]).frame == 0
+        more.set()
+        assert next(queues[-1]).frame == 1
+        for queue in queues:
+            queue.close()
+
+
+def batch_of(value: int, size: int = 8) -> Packed:
+    return Packed(
+        torch.full((size,), value, dtype=torch.uint8),
+        torch.full((2, 12), value),
+        torch.full((2, 3, 4), float(value)),
+    )
+
+
+class Captures:
+    """Stands for captures: a graph calls its function and keeps the outputs in one place."""
+
+    def __init__(self, fail: bool = False):
+        self.count, self.fail = 0, fail
+
+    def __call__(self, function, inputs, pool):
+        self.count += 1
+        if self.fail:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        outputs = function(inputs)
+        return Graph(lambda: outputs.copy_(function(inputs)), inputs, outputs)
+
+
+def double(batch: Packed) -> torch.Tensor:
+    return batch.matrix * 2
+
+
+class TestGraphCache:
+    def run(self, cache, key, value, size=8, capacity=16):
+        graph = cache.get(key, double, batch_of(value, size), capacity)
+        if graph is None:
+            return None
+        graph.replay()
+        return float(graph.outputs[0, 0, 0])
+
+    def test_captures_after_some_equal_batches_and_then_replays(self):
+        captures = Captures()
+        cache = GraphCache(capture=captures)
+        values = [self.run(cache, "a", v) for v in range(PATIENCE + 3)]
+        assert values[:PATIENCE] == [None] * PATIENCE
+        assert values[PATIENCE:] == [2.0 * v for v in range(PATIENCE, PATIENCE + 3)]
+        assert captures.count == 1
+
+    def test_shorter_data_fills_the_front_of_the_graphs_own(self):
+        cache = GraphCache(capture=Captures())
+        for size in (8, 8, 8, 8, 3):
+            graph = cache.get("a", double, batch_of(size, size), 16)
+        assert len(graph.inputs.data) == 16
+        assert graph.inputs.data[:8].tolist() == [3, 3, 3, 8, 8, 8, 8, 8]
+
+    def test_kinds_differ_by_key_and_by_capacity(self):
+        captures = Captures()
+        cache = GraphCache(capture=captures)
+        for _ in range(PATIENCE + 1):
+            for key, capacity in (("a", 16), ("b", 16), ("a", 32)):
+                self.run(cache, key, 1, capacity=capacity)
+        assert captures.count == 3
+
+    def test_the_graphs_used_last_are_kept(self):
+        captures = Captures()
+        cache = GraphCache(capture=captures)
+        for key in range(MAX_GRAPHS):
+            for _ in range(PATIENCE + 1):
+                self.run(cache, key, 1)
+        self.run(cache, 0, 1)
+        for _ in range(PATIENCE + 1):
+            self.run(cache, "new", 1)
+        assert captures.count == MAX_GRAPHS + 1
+        assert self.run(cache, 0, 5) == 10.0
+        assert self.run(cache, 1, 5) is None
+
+    def test_many_kinds_in_turn_do_not_capture_all_the_time(self):
+        captures, rounds = Captures(), 60
+        cache = GraphCache(capture=captures)
+        for _ in range(rounds):
+            for key in range(MAX_GRAPHS + 1):
+                self.run(cache, key, 1)
+        assert captures.count < 2 * MAX_GRAPHS + rounds * (MAX_GRAPHS + 1) / 16
+
+    def test_a_failure_is_reported_once_and_everything_runs_eagerly(self):
+        captures = Captures(fail=True)
+        cache = GraphCache(capture=captures)
+        keys = ["a"] * (PATIENCE + 3) + ["b"] * (PATIENCE + 3)
+        with pytest.warns(RuntimeWarning, match="could not be captured.*not permitted") as caught:
+            found = [self.run(cache, key, 1) for key in keys]
+        assert found == [None] * len(keys)
+        assert len(caught) == 1
+        assert captures.count == 1
+
+    def test_disabled(self):
+        cache = GraphCache(enabled=False, capture=Captures())
+        assert all(self.run(cache, "a", 1) is None for _ in range(10))
+
+    def test_the_pipeline_reads_a_graphs_outputs_before_the_next_replay(self, rpn):
+        expected, _ = run(pipeline(rpn, EagerNetwork, batch=1, features=True))
+        made = pipeline(rpn, GPUNetwork, batch=1, features=True)
+
+        class Outputs(Captures):
+            def __call__(self, function, inputs, pool):
+                self.count += 1
+                outputs = function(inputs)
+
+                def replay():
+                    new = function(inputs)
+                    kept = (*outputs.kept, *outputs.maps.values())
+                    for old, value in zip(kept, (*new.kept, *new.maps.values()), strict=True):
+                        old.copy_(value)
+
+                return Graph(replay, inputs, outputs)
+
+        captures = Outputs()
+        made.network._graphs = GraphCache(capture=captures)
+        found, stream = run(made)
+        assert captures.count == 1
+        assert_same(found, expected)
+        assert stream.times.stages["network"].count == 11 - PATIENCE
+        for mine, other in zip(found, expected, strict=True):
+            for name, feature in other.features.items():
+                torch.testing.assert_close(mine.features[name], feature, rtol=0, atol=0)
+
+
+def test_host_stream_orders_nothing():
+    stream = HostStream()
+    stream.wait_event(None)
+    stream.synchronize()

@@ -1,0 +1,52 @@
+import os
+import re
+
+import pytest
+
+aot = pytest.importorskip("bench.aot", reason="needs triton")
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted in this process"
+)
+CONFIGS = {config.name: config for config in aot.shipped()}
+
+
+def test_names_are_unique():
+    assert len(CONFIGS) == len(list(aot.shipped()))
+
+
+def test_table_holds_what_is_shipped_and_nothing_else():
+    for version, targets in aot.read_table().items():
+        for target, kernels in targets.items():
+            assert set(kernels) == set(CONFIGS), (version, target)
+
+
+@pytest.mark.parametrize("target", aot.TARGETS)
+def test_every_kernel_compiles_without_spilling_or_growing(target):
+    committed = aot.read_table().get(aot.TRITON, {}).get(target, {})
+    if not committed:
+        pytest.skip(f"kernels/resources.json has no table for triton {aot.TRITON}")
+    wrong = {}
+    for name, config in CONFIGS.items():
+        compiled = aot.compile_for(config, aot.TARGETS[target])
+        found = aot.problems(aot.weigh(compiled, aot.TARGETS[target]), committed.get(name))
+        if found:
+            wrong[name] = found
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CONFIGS if re.match("nms_overlap|nms_merge|propose_decode", name)]
+)
+def test_arithmetic_is_exactly_rounded(name):
+    # Boxes and IoUs agree with the reference bit for bit only without fused, approximate or
+    # flushing arithmetic. Floor may flush: its argument here is a sum with 0.5, never subnormal.
+    ptx = aot.compile_for(CONFIGS[name], aot.TARGETS["sm_90"]).asm["ptx"]
+    instructions = set(re.findall(r"^\s*(?:@!?%p\d+ )?([a-z][\w.]+)", ptx, re.MULTILINE))
+    inexact = {
+        instruction
+        for instruction in instructions
+        if re.match(r"fma|mad\.\w*\.?f32|ex2|rcp|div\.(full|approx)|.*\.ftz", instruction)
+    }
+    assert inexact <= {"cvt.rmi.ftz.f32.f32"}
+    assert "div.rn.f32" in instructions

@@ -1,0 +1,218 @@
+"""The Triton kernels under Triton's interpreter equal their references bit for bit, on a CPU.
+
+The references are held to a float64 oracle and to torchvision elsewhere, so this holds the kernels
+to them, too. Uninitialised memory is filled with NaN and the largest integers meanwhile.
+"""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stream_rpn.kernels.nms_reference import nms_reference
+from stream_rpn.kernels.propose_reference import propose_reference
+from tests.proposal_cases import (
+    DTYPES,
+    FPN_SIZES,
+    candidates,
+    from_boxes,
+    head_outputs,
+    problems,
+)
+
+nms_module = pytest.importorskip("stream_rpn.kernels.nms_triton", reason="needs triton")
+propose_module = pytest.importorskip("stream_rpn.kernels.propose_triton", reason="needs triton")
+
+pytestmark = [
+    pytest.mark.interpreter,
+    # NumPy warns of the 0/0 that stands for the IoU of boxes without area, and of NaN deltas.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+SETTINGS = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.fixture(autouse=True)
+def _poison_uninitialised_memory():
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def check_propose(args, *limits):
+    expected = propose_reference(*args, *limits)
+    got = propose_module.propose_triton(*args, *limits)
+    for name, one, other in zip(("boxes", "logits", "anchors"), got, expected, strict=True):
+        assert torch.equal(one, other), name
+    return expected
+
+
+def check_nms(given_candidates, sizes, nms_thresh, post_nms_top_n):
+    expected = nms_reference(*given_candidates, sizes, nms_thresh, post_nms_top_n)
+    got = nms_module.nms_triton(*given_candidates, sizes, nms_thresh, post_nms_top_n)
+    for name, one, other in zip(expected._fields, got, expected, strict=True):
+        assert torch.equal(one, other), name
+    return expected
+
+
+def test_real_size_fpn_image():
+    boxes, logits, anchors = check_propose(head_outputs(FPN_SIZES), 1000, 0.0, 1e-3)
+    result = check_nms((boxes, logits, anchors), (1000, 1000, 1000, 1000, 756), 0.7, 1000)
+    assert result.count.tolist() == [1000]
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_real_size_channels_last_halves(dtype):
+    args = head_outputs(FPN_SIZES[1:], dtype=DTYPES[dtype], channels_last=True)
+    check_propose(args, 1000, 0.3, 0.0)
+
+
+def test_vgg16_head_with_thousands_of_candidates():
+    args = head_outputs([(37, 62)], num_anchors=9, softmax=True, stride=(16, 16))
+    assert args[1][0].numel() == 4 * 20_646
+    check_propose(args, 3000, 0.0, 0.0)
+
+
+def test_a_million_anchors_in_more_blocks_than_one_load_of_counts():
+    args = head_outputs([(1024, 1030)], num_anchors=1, dtype=torch.bfloat16)
+    check_propose(args, 300, 0.0, 0.0)
+
+
+@SETTINGS
+@given(problems())
+def test_propose_on_hard_cases(problem):
+    args, limits = problem
+    check_propose(args, *limits)
+
+
+def test_levels_of_different_dtypes_and_heads():
+    first = head_outputs([(5, 6)], batch=2, softmax=True, dtype=torch.float16)
+    second = head_outputs([(4, 3)], batch=2)
+    args = [[*one, *other] for one, other in zip(first[:4], second[:4], strict=True)]
+    check_propose((*args, first[4]), 30, 0.0, 0.0)
+
+
+def test_all_scores_equal():
+    args = head_outputs([(70, 70), (9, 9)], batch=2)
+    for logits in args[0]:
+        logits.fill_(0.25)
+    boxes, _, anchors = check_propose(args, 500, 0.0, 0.0)
+    assert anchors[0, :500].tolist() == list(range(500))
+    assert boxes.isfinite().all()
+
+
+@pytest.mark.parametrize(("batch", "size"), [(0, (4, 5)), (2, (0, 5))], ids=["images", "cells"])
+def test_nothing_in_gives_nothing_out(batch, size):
+    args = (
+        [torch.randn(batch, 3, *size)],
+        [torch.randn(batch, 12, *size)],
+        [torch.zeros(3, 4)],
+        [(4, 4)],
+        torch.ones(batch, 2),
+    )
+    parts = check_propose(args, 10, 0.0, 0.0)
+    check_nms(parts, (parts[1].shape[1],), 0.7, 6)
+
+
+@SETTINGS
+@given(
+    st.lists(st.integers(0, 150), min_size=1, max_size=3),
+    st.sampled_from([1, 5, 64, 65, 300]),
+    st.sampled_from([0.01, 0.5, 0.7, 1.0]),
+    st.booleans(),
+    st.sampled_from([None, 2]),
+    st.sampled_from([0.0, 0.2, 1.0]),
+    st.integers(0, 999),
+)
+def test_nms_on_random_cases(sizes, top, thresh, integer, steps, rejected, seed):
+    torch.manual_seed(seed)
+    made = candidates(sizes, batch=2, span=100.0, integer=integer, steps=steps, rejected=rejected)
+    check_nms(made, sizes, thresh, top)
+
+
+@pytest.mark.parametrize("top", [400, 2500], ids=["early-exit", "all"])
+def test_nms_in_several_chunks(top):
+    result = check_nms(candidates([2500], span=900.0), [2500], 0.5, top)
+    assert result.count.item() == 400 if top == 400 else result.count.item() > 1500
+
+
+@pytest.mark.parametrize("n", [64, 65, 200])
+def test_a_chain_of_suppressions_of_full_length(n):
+    chain = from_boxes([[i, 0, i + 1.9, 1] for i in range(n)])
+    assert check_nms(chain, [n], 0.2, n).count.item() == (n + 1) // 2
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [[0, 0, 8, 10], [2, 0, 10, 10]],
+        [[5, 5, 5, 5]] * 3 + [[5, 5, 9, 5]] * 2,
+        [[0, 0, 1e9, 1e9], [0, 0, 1e9, 0.99e9]],
+        [[0, 0, 1e19, 1e19], [0, 0, 1e19, 1e19]],
+    ],
+    ids=["at-threshold", "no-area", "huge", "area-beyond-float32"],
+)
+def test_odd_boxes(boxes):
+    check_nms(from_boxes(boxes), [len(boxes)], 0.6, len(boxes))
+
+
+def test_integer_boxes_whose_iou_a_reciprocal_would_flip():
+    # IoUs that are 0.7 exactly in float32, and one step to either side, among small fractions.
+    side = torch.arange(1, 101)
+    inner = (side * 7 // 10).clamp(min=1)
+    pairs = torch.stack((torch.zeros(100), torch.zeros(100), side, torch.ones(100)), 1)
+    others = torch.stack((torch.zeros(100), torch.zeros(100), inner, torch.ones(100)), 1)
+    boxes = torch.stack((pairs, others), 1).reshape(200, 4)
+    # Pairs stand far apart, so that each box meets its own partner only.
+    boxes[:, 1::2] += torch.arange(100).repeat_interleave(2)[:, None] * 10
+    result = check_nms(from_boxes(boxes.tolist()), [200], 0.7, 200)
+    assert 100 < result.count.item() < 200
+
+
+class RefuseSynchronisation(TorchDispatchMode):
+    """Raises at operations that wait for a device, or whose output's shape depends on data."""
+
+    REFUSED = (
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "_unique2",
+        "unique_dim",
+        "unique_consecutive",
+        "is_nonzero",
+        "equal",
+    )
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        boolean = name.startswith("index") and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8)
+            for index in (args[1] if isinstance(args[1], list | tuple) else [])
+        )
+        if name in self.REFUSED or boolean:
+            raise AssertionError(f"{name} synchronises")
+        return func(*args, **(kwargs or {}))
+
+
+def test_launchers_never_wait_for_the_device():
+    args = head_outputs([(9, 7), (3, 2)], batch=2)
+    with RefuseSynchronisation():
+        parts = propose_module.propose_triton(*args, 20, 0.1, 1.0)
+        nms_module.nms_triton(*parts, (20, 18), 0.7, 12)
+
+
+def test_the_refusing_mode_refuses():
+    with RefuseSynchronisation():
+        for wait in (lambda t: t.sum().item(), lambda t: t[t > 0], lambda t: t.nonzero()):
+            with pytest.raises(AssertionError, match="synchronises"):
+                wait(torch.ones(3))
+
+
+def test_repeated_runs_give_the_same_bits():
+    args = head_outputs([(20, 20)], batch=2, steps=2)
+    runs = [propose_module.propose_triton(*args, 100, 0.0, 0.0) for _ in range(2)]
+    for one, other in zip(*runs, strict=True):
+        assert torch.equal(one, other)

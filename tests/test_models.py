@@ -1,0 +1,319 @@
+"""The models against torchvision's own detectors, and the facts of the classic network."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from stream_rpn import StreamRPNError, anchors, load, models
+from stream_rpn.models import vgg16
+from stream_rpn.models.checkpoint import load_model, read_checkpoint, save_weights
+from stream_rpn.preprocess import padded_size, resized_size
+
+DETECTORS = {
+    "resnet50_fpn": "fasterrcnn_resnet50_fpn",
+    "resnet50_fpn_v2": "fasterrcnn_resnet50_fpn_v2",
+    "mobilenet_v3_large_fpn": "fasterrcnn_mobilenet_v3_large_fpn",
+    "mobilenet_v3_large_320_fpn": "fasterrcnn_mobilenet_v3_large_320_fpn",
+}
+
+
+def picture(height: int, width: int) -> torch.Tensor:
+    """Blobs, not white noise: equal cells would give equal scores, which may come in any order."""
+    blobs = nn.functional.interpolate(torch.rand(1, 3, height // 24, width // 24), (height, width))
+    return blobs[0] * 0.9 + torch.rand(3, height, width) * 0.1
+
+
+def detector(name: str, **options) -> nn.Module:
+    """A torchvision detector whose random weights give lively scores and boxes."""
+    torch.manual_seed(0)
+    build = getattr(torchvision.models.detection, DETECTORS.get(name, name))
+    model = build(weights=None, weights_backbone=None, **options).eval()
+    for layer in model.backbone.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(std=0.1)
+            layer.running_var.uniform_(0.5, 1.5)
+            layer.weight.data.uniform_(0.5, 1.0)
+            layer.bias.data.normal_(std=0.1)
+    with torch.no_grad():
+        # Per channel, logits of standard deviation 2 and deltas of 0.3 around 0.
+        features = list(model.backbone(picture(256, 320)[None]).values())
+        outputs = zip(*model.rpn.head(features), strict=True)
+        objectness, deltas = (
+            torch.cat([m.flatten(2) for m in maps], 2) for maps in zip(*outputs, strict=True)
+        )
+        for layer, output, deviation in (
+            (model.rpn.head.cls_logits, objectness, 2.0),
+            (model.rpn.head.bbox_pred, deltas, 0.3),
+        ):
+            scale = deviation / output.std((0, 2))
+            layer.weight *= scale[:, None, None, None]
+            layer.bias.copy_(-scale * output.mean((0, 2)))
+    return model
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    def write(name: str, model: nn.Module):
+        path = tmp_path / f"{name}.pth"
+        torch.save(model.state_dict(), path)
+        return path
+
+    return write
+
+
+def assert_same_proposals(ours, theirs_boxes, theirs_scores):
+    """Equal boxes in equal order, where equal float32 probabilities may stand in either order."""
+    count = int(ours.count[0])
+    assert count == len(theirs_boxes)
+    boxes, scores = ours.boxes[0, :count], ours.scores[0, :count]
+    torch.testing.assert_close(scores, theirs_scores, atol=1e-6, rtol=0)
+    distance = (boxes - theirs_boxes).abs().amax(1)
+    moved = distance > 1e-3
+    for index in moved.nonzero().flatten().tolist():
+        tied = (theirs_scores - scores[index]).abs() <= 1e-6
+        assert (theirs_boxes[tied] - boxes[index]).abs().amax(1).min() <= 1e-3
+    assert moved.float().mean() < 0.2
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_proposals_equal_torchvision(name, checkpoint):
+    theirs = detector(name)
+    ours = load(load_model(name, checkpoint(name, theirs), fold=False), top=None)
+    images = [picture(240, 320), picture(200, 320)]
+    spec = ours.input_spec
+    if spec.min_size == 800:
+        # Full size would take minutes here; the arithmetic is the same.
+        theirs.transform.min_size, theirs.transform.max_size = (256,), 400
+        ours = load(ours, size=256, top=None)
+    with torch.inference_mode():
+        batch, _ = theirs.transform(images)
+        features = theirs.backbone(batch.tensors)
+        objectness, deltas = theirs.rpn.head(list(features.values()))
+        # torchvision's RPN returns no scores, so its steps are run one by one.
+        all_anchors = theirs.rpn.anchor_generator(batch, list(features.values()))
+        counts = [o[0].numel() for o in objectness]
+        flat, flat_deltas = torchvision.models.detection.rpn.concat_box_prediction_layers(
+            objectness, deltas
+        )
+        boxes = theirs.rpn.box_coder.decode(flat_deltas, all_anchors).view(2, -1, 4)
+        boxes, scores = theirs.rpn.filter_proposals(boxes, flat, batch.image_sizes, counts)
+        kept = ours(batch.tensors, torch.tensor(batch.image_sizes))
+        alone = ours(batch.tensors[1:], torch.tensor(batch.image_sizes[1:]))
+    assert min(len(b) for b in boxes) > 50
+    assert_same_proposals(type(kept)(*(t[:1] for t in kept)), boxes[0], scores[0])
+    assert_same_proposals(type(kept)(*(t[1:] for t in kept)), boxes[1], scores[1])
+    assert int(alone.count[0]) == int(kept.count[1])
+
+
+def test_features_and_head_equal_torchvision_after_folding(checkpoint):
+    theirs = detector("resnet50_fpn")
+    ours = load_model("resnet50_fpn", checkpoint("r50", theirs))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in ours.modules())
+    images = torch.rand(1, 3, 128, 160)
+    with torch.inference_mode():
+        mine, other = ours.features(images), theirs.backbone(images)
+    assert list(mine) == list(other)
+    for name, expected in other.items():
+        torch.testing.assert_close(mine[name], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"])
+def test_checkpoints_of_other_detectors_load_by_file(kind, checkpoint):
+    theirs = detector(kind)
+    ours = load_model(str(checkpoint(kind, theirs)))
+    assert ours.name == "resnet50_fpn"
+    torch.testing.assert_close(ours.head.cls_logits.weight, theirs.rpn.head.cls_logits.weight)
+
+
+def test_a_checkpoint_that_fits_two_models_asks_which(checkpoint):
+    path = checkpoint("mobile", detector("mobilenet_v3_large_fpn"))
+    with pytest.raises(StreamRPNError, match=r"mobilenet_v3_large_fpn and .*320.*--model NAME"):
+        load_model(str(path))
+
+
+def test_our_own_files_carry_their_model(tmp_path):
+    rpn = load_model("mobilenet_v3_large_320_fpn", "random", fold=False)
+    save_weights(rpn, tmp_path / "mine.safetensors", model="mobilenet_v3_large_320_fpn")
+    again = load_model(str(tmp_path / "mine.safetensors"), fold=False)
+    assert again.name == "mobilenet_v3_large_320_fpn"
+    for name, tensor in rpn.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "cannot be read|more than"),
+        (lambda path: path.write_text("hello"), "cannot be read|more than"),
+        (lambda path: path.write_bytes(b""), "cannot be read|more than"),
+        (lambda path: torch.save({"a": torch.zeros(3)}, path), "another architecture"),
+        (lambda path: torch.save([1, 2], path), "no table of named tensors"),
+    ],
+    ids=["cut-off", "text", "empty", "other-architecture", "no-table"],
+)
+def test_bad_checkpoints_get_one_sentence(tmp_path, spoil, sentence):
+    path = tmp_path / "weights.pth"
+    torch.save(load_model("mobilenet_v3_large_320_fpn", "random", fold=False).state_dict(), path)
+    spoil(path)
+    with pytest.raises(StreamRPNError, match=sentence) as caught:
+        load_model("mobilenet_v3_large_320_fpn", path)
+    assert "weights.pth" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nan_weights_are_refused_by_name(tmp_path):
+    state = load_model("mobilenet_v3_large_320_fpn", "random", fold=False).state_dict()
+    state["head.bbox_pred.bias"][3] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    with pytest.raises(StreamRPNError, match=r"NaN.*head\.bbox_pred\.bias"):
+        load_model("mobilenet_v3_large_320_fpn", tmp_path / "nan.pth")
+
+
+def test_a_pickle_with_code_is_refused(tmp_path):
+    torch.save(nn.Linear(2, 2), tmp_path / "code.pth")
+    with pytest.raises(StreamRPNError, match="more than tensors"):
+        read_checkpoint(tmp_path / "code.pth")
+
+
+def test_weights_that_must_be_fetched_offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(StreamRPNError, match=r"could not be fetched .*--weights"):
+        load_model("mobilenet_v3_large_320_fpn")
+
+
+def test_unknown_model():
+    with pytest.raises(StreamRPNError, match=r"no model 'resnet'.*resnet50_fpn"):
+        load_model("resnet")
+
+
+def test_anchors_stay_float32_when_the_network_does_not():
+    rpn = load_model("mobilenet_v3_large_320_fpn", "random").to(torch.bfloat16)
+    assert rpn.head.cls_logits.weight.dtype == torch.bfloat16
+    assert all(base.dtype == torch.float32 for base in rpn.base_anchors)
+    expected = anchors.ratio_major((32, 64, 128, 256, 512), (0.5, 1, 2))
+    torch.testing.assert_close(rpn.base_anchors[0], expected, rtol=0, atol=0)
+
+
+def test_anchors_equal_torchvision():
+    generator = torchvision.models.detection.anchor_utils.AnchorGenerator(
+        ((32,), (64,)), ((0.5, 1.0, 2.0),) * 2
+    )
+    images = torchvision.models.detection.image_list.ImageList(
+        torch.zeros(1, 3, 96, 160), [(96, 160)]
+    )
+    expected = generator(images, [torch.zeros(1, 8, 24, 40), torch.zeros(1, 8, 12, 20)])[0]
+    spec = anchors.AnchorSpec(((32.0,), (64.0,)), (0.5, 1.0, 2.0))
+    first, second = spec.base_anchors()
+    ours = torch.cat(
+        (anchors.grid(first, (24, 40), (4, 4)), anchors.grid(second, (12, 20), (8, 8)))
+    )
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
+class TestClassic:
+    """VGG16, stride 16, nine anchors, two-class softmax: the network of Ren et al. 2015."""
+
+    @pytest.fixture(scope="class")
+    def rpn(self):
+        return load_model("vgg16", "random")
+
+    @torch.inference_mode()
+    def test_300_by_400_gives_18_by_25_cells_and_4050_anchors(self, rpn):
+        assert padded_size(resized_size(300, 400, 300, 1000), rpn.input_spec.size_divisor) == (
+            300,
+            400,
+        )
+        images = torch.rand(1, 3, 300, 400)
+        maps = list(rpn.features(images).values())
+        objectness, deltas = rpn.head(maps)
+        assert maps[0].shape == (1, 512, 18, 25)
+        assert objectness[0].shape == (1, 18, 18, 25)
+        assert deltas[0].shape == (1, 36, 18, 25)
+        assert rpn.strides(images, maps) == ((16, 16),)
+        grid = anchors.grid(rpn.base_anchors[0], (18, 25), (16, 16))
+        assert len(grid) == 18 * 25 * 9 == 4050
+
+    def test_equal_areas_unrounded(self):
+        base = anchors.scale_major((64,), (1.0, 0.5, 2.0))
+        sides = torch.stack((base[:, 3] - base[:, 1], base[:, 2] - base[:, 0]), 1)
+        assert sides.round().tolist() == [[64, 64], [45, 91], [91, 45]]
+        torch.testing.assert_close(sides.prod(1), torch.full((3,), 64.0**2))
+
+    def test_600_by_1000_has_20646_anchors_8044_of_them_inside(self, rpn):
+        grid = anchors.grid(rpn.base_anchors[0], (600 // 16, 1000 // 16), (16, 16))
+        assert len(grid) == 20646
+        assert int(anchors.inside(grid, (600, 1000)).sum()) == 8044
+
+    @torch.inference_mode()
+    def test_anchor_8_owns_objectness_channel_16_and_delta_channels_29_to_32(self, rpn):
+        objectness = torch.full((1, 18, 2, 3), 0.0)
+        deltas = torch.zeros(1, 36, 2, 3)
+        objectness[0, 16 - 1, 1, 2] = 5.0
+        deltas[0, 29 - 1 : 32, 1, 2] = torch.tensor([0.1, 0.2, 0.0, 0.0])
+        kept = rpn.propose([objectness], [deltas], [(16, 16)], torch.tensor([[4000, 4000]]))
+        assert kept.anchors[0, 0] == (1 * 3 + 2) * 9 + (8 - 1)
+        base = rpn.base_anchors[0][8 - 1]
+        # Scale-major, ratios 1:1, 1:2, 2:1: the eighth is 512 at 1:2, wider than high.
+        width, height = 512 * 2**0.5, 512 / 2**0.5
+        shift = torch.tensor([32 + 0.1 * width, 16 + 0.2 * height]).repeat(2)
+        expected = (base + shift).clamp(min=0)
+        torch.testing.assert_close(kept.boxes[0, 0], expected, atol=1e-3, rtol=0)
+
+    @torch.inference_mode()
+    def test_the_object_channel_is_the_second_of_each_pair(self, rpn):
+        objectness = torch.zeros(1, 18, 1, 1)
+        objectness[0, 0] = 9.0  # background of anchor 1
+        objectness[0, 3] = 1.0  # object of anchor 2
+        kept = rpn.propose(
+            [objectness], [torch.zeros(1, 36, 1, 1)], [(16, 16)], torch.tensor([[600, 1000]])
+        )
+        assert kept.anchors[0, 0] == 1
+        expected = torch.tensor([0.0, 1.0]).softmax(0)[1]
+        torch.testing.assert_close(kept.scores[0, 0], expected)
+
+    @torch.inference_mode()
+    def test_a_1x1_convolution_is_a_linear_layer_at_every_cell(self, rpn):
+        hidden = torch.rand(1, 512, 5, 7)
+        linear = nn.functional.linear(
+            hidden.permute(0, 2, 3, 1),
+            rpn.head.bbox_pred.weight[:, :, 0, 0],
+            rpn.head.bbox_pred.bias,
+        )
+        torch.testing.assert_close(
+            rpn.head.bbox_pred(hidden).permute(0, 2, 3, 1), linear, atol=1e-5, rtol=1e-5
+        )
+
+    @torch.inference_mode()
+    def test_shifting_the_input_by_the_stride_shifts_the_outputs(self, rpn):
+        images = torch.rand(1, 3, 480, 320)
+        shifted = torch.roll(images, 16, dims=2)
+        first = rpn.head(list(rpn.features(images).values()))
+        second = rpn.head(list(rpn.features(shifted).values()))
+        # conv5_3 and the head see 228 pixels around a cell: 8 cells from a border are unaffected.
+        margin = 8
+        for a, b in zip(first, second, strict=True):
+            inside = a[0][..., margin : -margin - 1, margin:-margin]
+            moved = b[0][..., margin + 1 : -margin, margin:-margin]
+            assert inside.numel() > 0
+            torch.testing.assert_close(inside, moved, atol=1e-4, rtol=1e-4)
+
+    def test_defaults(self, rpn):
+        spec = rpn.proposal_spec
+        assert (spec.pre_nms_top_n, spec.nms_thresh, spec.post_nms_top_n) == (6000, 0.7, 300)
+        assert vgg16.build().head.softmax
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_every_model_builds_and_runs(name):
+    rpn = load(name, "random", top=20)
+    size = 64 if rpn.input_spec.size_divisor > 1 else 80
+    with torch.inference_mode():
+        kept = rpn(torch.rand(2, 3, size, size), torch.tensor([[size, size]] * 2))
+    assert kept.boxes.shape == (2, 20, 4)
+    assert (kept.count > 0).all()
+    stated = [int(s) for s in models.MODELS[name].strides.split()]
+    maps = list(rpn.features(torch.zeros(1, 3, 256, 256)).values())
+    assert [256 // m.shape[-1] for m in maps] == stated
+    assert len(maps) == rpn.num_levels

@@ -1,0 +1,224 @@
+"""The network's GPU form on a GPU, with frames made in memory: nothing here needs PyAV.
+
+What makes sense without a GPU runs on the CPU, too, where streams and graphs are stand-ins.
+"""
+
+import threading
+import warnings
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from stream_rpn import models
+from stream_rpn.frame import Color, Frame
+from stream_rpn.frame_queue import upload
+from stream_rpn.graph import PATIENCE
+from stream_rpn.network import EagerNetwork, GPUNetwork
+from stream_rpn.timing import StageTimes
+
+BATCH = 4
+CUDA = pytest.param("cuda", marks=pytest.mark.needs_cuda)
+
+
+class Plane(np.ndarray):
+    """Memory that looks like a plane of PyAV's."""
+
+    @property
+    def line_size(self):
+        return self.strides[0]
+
+
+def frames(count, height=120, width=160):
+    """Pictures that differ: blocks of random brightness and colour, in NV12."""
+    color = Color("bt601", full_range=False, tagged=True)
+    random = np.random.default_rng(0)
+    made = []
+    for index in range(count):
+        blocks = random.integers(16, 236, (height // 8, width // 8), dtype=np.uint8)
+        luma = blocks.repeat(8, axis=0).repeat(8, axis=1)
+        chroma = random.integers(64, 192, (height // 2, width), dtype=np.uint8)
+        image = SimpleNamespace(
+            planes=[np.ascontiguousarray(luma).view(Plane), chroma.view(Plane)],
+            format=SimpleNamespace(name="nv12"),
+            sw_format=None,
+            height=height,
+            width=width,
+        )
+        made.append(Frame(index, index, index / 25, width, height, 0, color, image))
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _same_algorithms():
+    backend = torch.backends.cudnn
+    before = backend.deterministic, backend.allow_tf32
+    backend.deterministic, backend.allow_tf32 = True, False
+    yield
+    backend.deterministic, backend.allow_tf32 = before
+
+
+def network(device, *, form=GPUNetwork, dtype=torch.float32, features=False, **options):
+    torch.manual_seed(0)
+    rpn = models.find("tiny").build()
+    rpn.input_spec = replace(rpn.input_spec, min_size=96, max_size=192)
+    rpn.to(device, dtype, memory_format=torch.channels_last)
+    device = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    return form(rpn, device, dtype, BATCH, features=features, images=True, **options)
+
+
+def run(made, given):
+    times = StageTimes()
+    queues = made.queues(iter(given), times, surfaces=False)
+    try:
+        return list(queues[-1]), times
+    finally:
+        for queue in queues:
+            queue.stop()
+        for queue in reversed(queues):
+            queue.close()
+
+
+def assert_same(ours, theirs):
+    assert [p.frame for p in ours] == [p.frame for p in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert len(mine) > 10
+        for name in ("boxes", "scores", "levels", "anchors", "input_boxes"):
+            np.testing.assert_array_equal(getattr(mine, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_graphs_give_what_launching_kernel_by_kernel_gives(device, dtype):
+    given = frames(30)
+    expected, eager = run(network(device, graphs=False, dtype=dtype), given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        found, graphed = run(network(device, dtype=dtype), given)
+        again, _ = run(network(device, dtype=dtype), given)
+    assert "network" not in eager.stages
+    if device == "cuda":
+        assert graphed.stages["network"].count == 30 - PATIENCE * BATCH
+    assert_same(found, expected)
+    assert_same(again, found)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_sources_of_several_sizes_share_graphs(device):
+    given = [
+        *frames(20), *frames(9, 160, 120), *frames(20, 240, 320), *frames(9, 120, 160),
+    ]  # fmt: skip
+    expected, _ = run(network(device, graphs=False), given)
+    found, _ = run(network(device), given)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_agrees_with_the_form_for_cpus(device):
+    given = frames(6)
+    found, _ = run(network(device), given)
+    expected, _ = run(network("cpu", form=EagerNetwork), given)
+    for mine, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine.scores[:20], other.scores[:20], atol=1e-3)
+        assert mine.input_size == other.input_size
+        assert mine.strides == other.strides
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_feature_maps_survive_later_batches(device):
+    given = frames(28)
+    expected, _ = run(network(device, graphs=False, features=True), given)
+    found, _ = run(network(device, features=True), given)
+    for mine, other in zip(found, expected, strict=True):
+        assert mine.features.keys() == other.features.keys()
+        for name, feature in other.features.items():
+            torch.testing.assert_close(mine.features[name], feature)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_two_sources_at_a_time_share_a_network(device):
+    made, given = network(device), frames(32)
+    expected, _ = run(made, given)
+    results = {}
+    threads = [
+        threading.Thread(target=lambda name=name: results.update({name: run(made, given)[0]}))
+        for name in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert_same(results[0], expected)
+    assert_same(results[1], expected)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_leaving_early_ends_the_threads(device):
+    before = threading.active_count()
+    queues = network(device).queues(iter(frames(200)), StageTimes(), surfaces=False)
+    assert next(queues[-1]).frame == 0
+    for queue in queues:
+        queue.stop()
+    for queue in reversed(queues):
+        queue.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.needs_cuda
+def test_other_threads_may_use_cuda_during_a_capture():
+    stop = threading.Event()
+
+    def disturb():
+        while not stop.is_set():
+            torch.empty(1 << 20, device="cuda").fill_(1.0).sum().item()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            _, times = run(network("cuda"), frames(30))
+    finally:
+        stop.set()
+        thread.join()
+    assert "network" in times.stages
+
+
+@pytest.mark.needs_cuda
+def test_launching_waits_for_nothing():
+    made = network("cuda")
+    run(made, frames(30))
+    slots = made._slots()
+    uploads = upload(frames(BATCH), slots, StageTimes(), keep_images=True)
+    slot = next(uploads)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        launched = made._launch(slot)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(made._collect(launched, StageTimes())) == BATCH
+    uploads.close()
+
+
+@pytest.mark.needs_cuda
+def test_a_capture_that_fails_leaves_a_working_pipeline(monkeypatch):
+    given = frames(30)
+    expected, _ = run(network("cuda", graphs=False), given)
+    made = network("cuda")
+    forward = made._forward
+
+    def waits(*args):
+        output = forward(*args)
+        # What no graph can hold; allowed outside of a capture.
+        output.kept.count.sum().item()
+        return output
+
+    monkeypatch.setattr(made, "_forward", waits)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found, times = run(made, given)
+    assert len([w for w in caught if "could not be captured" in str(w.message)]) == 1
+    assert "network" not in times.stages
+    assert_same(found, expected)

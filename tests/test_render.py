@@ -1,0 +1,194 @@
+import dataclasses
+
+import av
+import numpy as np
+import pytest
+
+from stream_rpn.cli import main
+from stream_rpn.draw import Canvas
+from stream_rpn.frame import Color, Proposals, StreamRPNError
+from stream_rpn.render import render
+from stream_rpn.sinks import make_header, open_sink
+from stream_rpn.sources import open_source
+
+COLOR = Color("bt709", full_range=False, tagged=True)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> str:
+    """Ten gray frames of 96x64 at uneven times."""
+    path = tmp_path_factory.mktemp("video") / "v.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        planes = np.full((96, 96), 128, np.uint8)
+        for pts in (0, 1, 2, 4, 5, 6, 9, 10, 11, 12):
+            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+            frame.pts = pts
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return str(path)
+
+
+def save_results(path, video, frames, *, size=(96, 64), sources=("",)):
+    """Saves one box of score 0.9 and one of 0.3 for some frames, from each of several sources."""
+    boxes = np.array([[10, 10, 40, 50], [60, 10, 90, 50]], np.float32)
+    scores = np.array([0.9, 0.3], np.float32)
+    with (
+        open_source(video) as source,
+        open_sink(str(path), overwrite=True, multiple_sources=len(sources) > 1) as sink,
+    ):
+        for position, name in enumerate(sources):
+            header = make_header(source.info, model="tiny")
+            header |= {"source": name or video, "width": size[0], "height": size[1]}
+            sink.begin(header, dataclasses.replace(source.info, source=name or video))
+            for index in frames:
+                shown = slice(0, 2) if position == 0 else slice(0, 0)
+                kept = len(scores[shown])
+                sink.write(
+                    Proposals(
+                        frame=index,
+                        pts=index,
+                        pts_seconds=index / 25,
+                        width=size[0],
+                        height=size[1],
+                        boxes=boxes[shown],
+                        scores=scores[shown],
+                        levels=np.zeros(kept, np.int32),
+                        anchors=np.zeros(kept, np.int32),
+                        input_boxes=boxes[shown],
+                    )
+                )
+            sink.end({"frames": len(frames)})
+    return str(path)
+
+
+def drawn(path):
+    """Tells per frame whether the left and the right box are there, and the times of the frames."""
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    luma = [frame.to_ndarray()[:64].astype(int) for frame in frames]
+    boxes = [(np.ptp(y[20:40, 5:45]) > 40, np.ptp(y[20:40, 55:94]) > 40) for y in luma]
+    return boxes, [float(frame.time) for frame in frames]
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz", "r.parquet", "r.npz", "r.mot.txt"])
+def test_draws_what_was_saved_and_copies_the_rest(tmp_path, video, name):
+    results = save_results(tmp_path / name, video, [1, 2, 7])
+    assert render(results, video, str(tmp_path / "out.mp4")) == 10
+    boxes, times = drawn(tmp_path / "out.mp4")
+    assert [index for index, both in enumerate(boxes) if both == (True, True)] == [1, 2, 7]
+    assert boxes.count((False, False)) == 7
+    np.testing.assert_allclose(times, np.array([0, 1, 2, 4, 5, 6, 9, 10, 11, 12]) / 25, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"draw": 1}, {"score_thresh": 0.5}], ids=["draw", "score"])
+def test_fewer_boxes_on_request(tmp_path, video, options):
+    results = save_results(tmp_path / "r.jsonl", video, range(10))
+    render(results, video, str(tmp_path / "out.mp4"), **options)
+    assert drawn(tmp_path / "out.mp4")[0] == [(True, False)] * 10
+
+
+def test_picks_its_source_out_of_several(tmp_path, video):
+    results = save_results(tmp_path / "r.jsonl", video, range(10), sources=("x/v.mkv", "w.mkv"))
+    render(results, video, str(tmp_path / "out.mp4"))
+    assert drawn(tmp_path / "out.mp4")[0] == [(True, True)] * 10
+    results = save_results(tmp_path / "r.jsonl", video, range(10), sources=("a.mkv", "v.mkv"))
+    render(results, video, str(tmp_path / "out2.mp4"))
+    assert drawn(tmp_path / "out2.mp4")[0] == [(False, False)] * 10
+
+
+def test_results_of_something_else_get_a_sentence(tmp_path, video):
+    out = tmp_path / "out.mp4"
+    for options, words in [
+        ({"frames": [0, 10]}, "frame 10, but .* has only 10 frames"),
+        ({"frames": [0], "size": (192, 128)}, "192x128 pixels at frame 0, .* has 96x64"),
+        ({"frames": [0], "sources": ("a.mkv", "b.mkv")}, "holds results of 'a.mkv', 'b.mkv'"),
+        ({"frames": [0], "sources": ("a/v.mkv", "b/v.mkv")}, "more than one of them"),
+    ]:
+        results = save_results(tmp_path / "r.jsonl", video, **options)
+        with pytest.raises(StreamRPNError, match=words):
+            render(results, video, str(out))
+    assert [path.name for path in tmp_path.iterdir()] == ["r.jsonl"]
+
+
+def test_only_pictures_can_be_rendered(tmp_path, video):
+    results = save_results(tmp_path / "r.jsonl", video, [0])
+    with pytest.raises(StreamRPNError, match="shows no pictures"):
+        render(results, video, str(tmp_path / "out.npz"))
+    with pytest.raises(StreamRPNError, match="also a source"):
+        render(results, video, video, overwrite=True)
+
+
+def test_command(tmp_path, video, capsys):
+    results = save_results(tmp_path / "r.jsonl", video, [3])
+    out = str(tmp_path / "out.mkv")
+    assert main(["render", results, video, "-o", out, "--draw", "1"]) == 0
+    assert drawn(out)[0][3] == (True, False)
+    assert main(["render", results, video, "-o", out]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "--overwrite" in captured.err
+
+
+@pytest.mark.parametrize(
+    "name", ["odd/pets-vfr.mkv", "odd/rot_video_90.mov", "odd/h264_10bits.mp4"]
+)
+def test_real_video_keeps_its_frames_and_times(shared_data, tmp_path, name):
+    path = str(shared_data / "video" / name)
+    with open_source(path) as source:
+        size = (source.info.width, source.info.height)
+        times = [frame.pts_seconds for frame in source]
+    results = save_results(tmp_path / "r.jsonl", path, [0], size=size)
+    render(results, path, str(tmp_path / "out.mp4"))
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        frames = list(container.decode(video=0))
+    assert (frames[0].width, frames[0].height) == size
+    np.testing.assert_allclose([float(frame.time) for frame in frames], times, atol=1e-4)
+
+
+class TestCanvas:
+    @pytest.mark.parametrize("full_range", [False, True], ids=["limited", "full"])
+    @pytest.mark.parametrize("matrix", ["bt601", "bt709", "bt2020"])
+    def test_colours_are_those_of_the_gradient(self, matrix, full_range):
+        color = Color(matrix, full_range=full_range, tagged=True)
+        canvas = Canvas.of(av.VideoFrame(64, 48, "yuv420p"), color)
+        canvas.draw(np.array([[8, 8, 40, 40]]), np.array([1.0]), labels=0)
+        np.testing.assert_allclose(canvas.rgb()[20, 8], [255, 55, 70], atol=6)
+
+    def test_the_best_lies_on_top(self):
+        canvas = Canvas.of(av.VideoFrame(64, 48, "yuv420p"), COLOR)
+        canvas.draw(np.array([[8, 8, 40, 40]] * 2), np.array([1.0, 0.0]), labels=0)
+        np.testing.assert_allclose(canvas.rgb()[20, 8], [255, 55, 70], atol=6)
+
+    @pytest.mark.parametrize(
+        "box",
+        [[-9, -9, 200, 200], [63, 47, 64, 48], [5, 5, 5, 5], [-20, -20, -5, -5], [90, 90, 99, 99]],
+        ids=["around", "corner", "empty", "before", "behind"],
+    )
+    def test_boxes_anywhere(self, box):
+        canvas = Canvas.of(av.VideoFrame(64, 48, "yuv420p"), COLOR)
+        canvas.draw(np.array([box]), np.array([0.87]))
+
+    @pytest.mark.parametrize("size", [(2, 2), (6, 30), (30, 6)])
+    def test_pictures_smaller_than_a_label(self, size):
+        canvas = Canvas.of(av.VideoFrame(*size, "yuv420p"), COLOR)
+        canvas.draw(np.array([[0, 0, 2, 2], [1, 1, 30, 30]]), np.array([1.0, 0.5]))
+
+    @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+    def test_turns_as_pillow_does(self, rotation):
+        rng = np.random.default_rng(0)
+        planes = rng.integers(16, 235, (48 * 3 // 2, 64), dtype=np.uint8)
+        image = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+        canvas = Canvas.of(image, COLOR, rotation=rotation)
+        clockwise = {0: 0, 90: 3, 180: 2, 270: 1}[rotation]
+        np.testing.assert_array_equal(canvas.y, np.rot90(planes[:48], clockwise))
+
+    def test_untouched_pixels_are_the_decoded_ones(self):
+        rng = np.random.default_rng(0)
+        planes = rng.integers(16, 235, (480 * 3 // 2, 640), dtype=np.uint8)
+        canvas = Canvas.of(av.VideoFrame.from_ndarray(planes, format="yuv420p"), COLOR)
+        canvas.draw(np.array([[100, 100, 300, 300]]), np.array([0.5]))
+        frame = canvas.frame().to_ndarray()
+        np.testing.assert_array_equal(frame[310:480], planes[310:480])
+        np.testing.assert_array_equal(frame[110:290, 110:290], planes[110:290, 110:290])

@@ -1,0 +1,174 @@
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+import stream_rpn
+from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.sinks import make_header, open_sink
+
+INFO = StreamInfo("clips/a.mp4", "a", 192, 108, fps=25.0)
+
+
+def random_records():
+    """Frames as a run leaves them: with gaps, one empty, one after damage, one of another size."""
+    rng = np.random.default_rng(0)
+    records = []
+    for position, (frame, count) in enumerate([(0, 7), (1, 0), (4, 300), (5, 1)]):
+        corners = rng.random((count, 2, 2)) * [192, 108]
+        boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+        records.append(
+            Proposals(
+                frame=frame,
+                pts=None if frame == 1 else frame * 512,
+                pts_seconds=None if frame == 1 else frame / 25,
+                width=96 if frame == 5 else 192,
+                height=54 if frame == 5 else 108,
+                boxes=boxes.astype(np.float32),
+                scores=np.sort(rng.random(count).astype(np.float32))[::-1],
+                levels=rng.integers(0, 5, count).astype(np.int32),
+                anchors=rng.integers(0, 200_000, count).astype(np.int32),
+                input_boxes=np.zeros((count, 4), np.float32),
+                drops=(Drop("damaged packet", 2, 1024), Drop("stale", 1, None)) if position else (),
+                image_id=77 if frame == 4 else None,
+                name="b.jpg" if frame == 4 else None,
+                source="clips/a.mp4",
+            )
+        )
+    return records
+
+
+def written(path, records):
+    with open_sink(str(path)) as sink:
+        sink.begin(make_header(INFO, model="tiny", parameters={"top": 300}), INFO)
+        for record in records:
+            sink.write(record)
+        sink.end({"frames": len(records)})
+    return path
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.parquet", "x.npz"])
+def test_round_trip(tmp_path, name):
+    records = random_records()
+    results = stream_rpn.read(written(tmp_path / name, records))
+    assert results.header["parameters"] == {"top": 300}
+    assert results.sources == ["clips/a.mp4"]
+    for _ in range(2):  # each iteration begins anew
+        again = list(results)
+        assert results.complete
+        assert results.ends == [{"frames": 4}]
+        assert len(again) == len(records)
+    exact = "jsonl" not in name
+    for record, copy in zip(records, again, strict=True):
+        for field in (
+            "frame",
+            "pts",
+            "pts_seconds",
+            "width",
+            "height",
+            "drops",
+            "image_id",
+            "name",
+        ):
+            assert getattr(copy, field) == getattr(record, field), field
+        assert copy.source == "clips/a.mp4"
+        np.testing.assert_allclose(copy.boxes, record.boxes, atol=0 if exact else 0.0051, rtol=0)
+        np.testing.assert_allclose(copy.scores, record.scores, rtol=0 if exact else 5.1e-6)
+        np.testing.assert_array_equal(copy.levels, record.levels)
+        np.testing.assert_array_equal(copy.anchors, record.anchors if exact else -1)
+        assert copy.boxes.shape == copy.input_boxes.shape == (len(record), 4)
+        dtypes = [getattr(copy, field).dtype for field in ("boxes", "scores", "levels", "anchors")]
+        assert dtypes == [np.float32, np.float32, np.int32, np.int32]
+
+
+@pytest.mark.parametrize(
+    ("name", "frames"), [("x.coco.json", [0, 77, 5]), ("x.mot.txt", [0, 4, 5])]
+)
+def test_round_trip_of_boxes_alone(tmp_path, name, frames):
+    records = [record for record in random_records() if len(record)]
+    results = stream_rpn.read(written(tmp_path / name, random_records()))
+    again = list(results)
+    assert results.complete
+    assert results.header == {}
+    assert [copy.frame for copy in again] == frames
+    for record, copy in zip(records, again, strict=True):
+        np.testing.assert_allclose(copy.boxes, record.boxes, atol=0.0151, rtol=0)
+        np.testing.assert_allclose(copy.scores, record.scores, rtol=5.1e-6)
+        assert copy.pts is None
+        assert set(copy.levels) == {-1}
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
+def test_a_cut_file_gives_its_whole_lines(tmp_path, name):
+    path = written(tmp_path / name, random_records())
+    data = path.read_bytes()
+    seen = set()
+    for length in range(1, len(data), 97):
+        path.write_bytes(data[:length])
+        results = stream_rpn.read(path)
+        frames = [proposals.frame for proposals in results]
+        assert frames == [0, 1, 4, 5][: len(frames)]
+        assert not results.complete
+        seen.add(len(frames))
+    assert len(seen) > 1
+
+
+def test_a_file_without_its_closing_line_is_not_complete(tmp_path):
+    path = written(tmp_path / "x.jsonl", random_records())
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    results = stream_rpn.read(path)
+    assert len(list(results)) == 4
+    assert not results.complete
+
+
+def test_an_empty_file_holds_nothing(tmp_path):
+    (tmp_path / "x.jsonl").touch()
+    results = stream_rpn.read(tmp_path / "x.jsonl")
+    assert list(results) == []
+    assert not results.complete
+
+
+HEADER = json.dumps(make_header(INFO, model="tiny")) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.jsonl", HEADER + "{}\n", "line 2"),
+        ("x.jsonl", HEADER + "no json\n", "line 2"),
+        ("x.jsonl", '{"frame": 0}\n', "line 1"),
+        ("x.jsonl", "[1, 2]\n", "line 1"),
+        (
+            "x.jsonl",
+            HEADER + '{"frame":0,"pts":0,"pts_seconds":0,"boxes":7,"scores":[]}\n',
+            "line 2",
+        ),
+        ("x.jsonl.gz", "plain", "not a gzip file"),
+        ("x.mot.txt", "1,-1,1,1,5,5,0.5,-1,-1,-1\n1;2\n", "line 2"),
+        ("x.coco.json", '{"images": []}', "no COCO detection results"),
+        ("x.coco.json", "", "no COCO detection results"),
+        ("x.npz", "plain", "not an archive"),
+        ("x.parquet", "plain", "not a Parquet file"),
+        ("x.mp4", "plain", "not a result file by its name"),
+    ],
+)
+def test_other_files_get_a_sentence(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(StreamRPNError, match=words) as error:
+        list(stream_rpn.read(tmp_path / name))
+    assert name in str(error.value)
+
+
+def test_a_foreign_directory_or_archive_gets_a_sentence(tmp_path):
+    (tmp_path / "x.parquet").mkdir()
+    np.savez(tmp_path / "x.npz", boxes=np.zeros(3))
+    for name in ("x.parquet", "x.npz", "missing.jsonl"):
+        with pytest.raises(StreamRPNError, match=name):
+            stream_rpn.read(tmp_path / name)
+
+
+def test_gzip_files_are_what_gunzip_reads(tmp_path):
+    path = written(tmp_path / "x.jsonl.gz", random_records())
+    plain = written(tmp_path / "x.jsonl", random_records())
+    assert gzip.decompress(path.read_bytes()) == plain.read_bytes()
