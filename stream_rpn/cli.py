@@ -12,8 +12,10 @@ import argparse
 import importlib
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from stream_rpn import __version__
 
@@ -86,6 +88,9 @@ def _subcommand(name: str, argv: Sequence[str]) -> int:
         prog=f"stream-rpn {name}", description=summary + ".", allow_abbrev=False
     )
     module.add_arguments(parser)
+    with suppress(ValueError):  # in another thread than the main one
+        # Unwinds, so that nothing half-written stays behind.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return _reporting(lambda: module.run(parser.parse_args(argv)))
 
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs `stream-rpn render` and returns its exit code."""
-    frames = render(
+    rendered = render(
         arguments.results,
         arguments.video,
         arguments.output,
@@ -52,8 +53,30 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     if not arguments.quiet:
-        print(f"{frames} frames → {arguments.output}", file=sys.stderr)
+        print(f"{rendered.frames} frames → {arguments.output}", file=sys.stderr)
+    if rendered.damaged_packets or rendered.corrupt_frames:
+        print(
+            f"stream-rpn: {arguments.video}: the video is damaged ({rendered.damaged_packets} "
+            f"packets lost, {rendered.corrupt_frames} pictures with errors); every frame that "
+            "decodes was drawn",
+            file=sys.stderr,
+        )
+        return 3
     return 0
+
+
+class Rendered(NamedTuple):
+    """What `render` did.
+
+    Attributes:
+        frames: frames written.
+        damaged_packets: packets of the video that could not be decoded.
+        corrupt_frames: frames that the decoder marked as damaged; they were drawn all the same.
+    """
+
+    frames: int
+    damaged_packets: int
+    corrupt_frames: int
 
 
 def render(
@@ -65,8 +88,8 @@ def render(
     crops: int = 10,
     score_thresh: float = 0.0,
     overwrite: bool = False,
-) -> int:
-    """Draws saved results onto their video and returns the number of frames written.
+) -> Rendered:
+    """Draws saved results onto their video.
 
     Frames are matched by index; those that the results do not have are copied as they are.
 
@@ -109,7 +132,7 @@ def render(
                     f"{frames_written} frames: they are not of this video"
                 )
             sink.end({"frames": frames_written})
-    return frames_written
+        return Rendered(frames_written, source.damaged_packets, source.corrupt_frames)
 
 
 def _of_source(saved: Results, video: str) -> Iterator[Proposals]:

@@ -1,4 +1,9 @@
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import av
 import numpy as np
@@ -75,7 +80,7 @@ def drawn(path):
 @pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz", "r.parquet", "r.npz", "r.mot.txt"])
 def test_draws_what_was_saved_and_copies_the_rest(tmp_path, video, name):
     results = save_results(tmp_path / name, video, [1, 2, 7])
-    assert render(results, video, str(tmp_path / "out.mp4")) == 10
+    assert render(results, video, str(tmp_path / "out.mp4")).frames == 10
     boxes, times = drawn(tmp_path / "out.mp4")
     assert [index for index, both in enumerate(boxes) if both == (True, True)] == [1, 2, 7]
     assert boxes.count((False, False)) == 7
@@ -129,6 +134,33 @@ def test_command(tmp_path, video, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "--overwrite" in captured.err
+
+
+def test_a_damaged_video_is_drawn_and_said_to_be_damaged(shared_data, tmp_path, capsys):
+    video = str(shared_data / "video" / "odd" / "corrupted.mp4")
+    with open_source(video) as source:
+        size = (source.info.width, source.info.height)
+        frames = sum(1 for _ in source)
+    results = save_results(tmp_path / "r.jsonl", video, [0], size=size)
+    out = str(tmp_path / "out.mp4")
+    assert main(["render", results, video, "-o", out]) == 3
+    assert "1 packets lost" in capsys.readouterr().err
+    with av.open(out) as container:
+        assert sum(1 for _ in container.decode(video=0)) == frames
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_terminated_it_leaves_nothing_half_written(tmp_path):
+    video = "synthetic:320x240@30,3000"
+    results = save_results(tmp_path / "r.jsonl", video, [0], size=(320, 240))
+    command = [sys.executable, "-m", "stream_rpn", "render", results, video, "-o", "out.mp4"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(tmp_path.glob("*out.mp4*")):
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    assert [path.name for path in tmp_path.iterdir()] == ["r.jsonl"]
 
 
 @pytest.mark.parametrize(
