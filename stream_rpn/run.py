@@ -188,6 +188,8 @@ class _Run:
         """
         results = iter(stream)
         first = next(results, None)
+        if first is None and not self.stop.is_set():
+            raise StreamRPNError("no frame lies between --start and --end")
         header = sinks.make_header(
             stream.info,
             model=self.pipeline.rpn.name,

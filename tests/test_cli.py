@@ -233,6 +233,7 @@ class TestRefusals:
             (("synthetic:64x64@10,2", "--nms", "7"), "nms_thresh"),
             (("synthetic:64x64@10,2", "--score-thresh", "-1"), "score_thresh"),
             (("synthetic:64x64@10,2", "--start", "soon"), "soon"),
+            (("synthetic:64x64@10,2", "--start", "9"), "no frame lies between"),
             (("synthetic:64x64@10,2", "--anchor-sizes", "1,2"), "anchor sizes"),
             (("synthetic:64x64@10,2", "--anchor-ratios", "1,-2,3"), "anchor ratios"),
             (("synthetic:64x64@10,2", "--json-summary", "nowhere/s.json"), "nowhere"),
