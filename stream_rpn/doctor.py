@@ -110,6 +110,8 @@ def _weights() -> str:
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     found = []
     for name, entry in models.MODELS.items():
+        if not entry.weights:
+            continue
         if entry.weights.endswith(".safetensors"):
             if (resources.files(models) / entry.weights).is_file():
                 found.append(f"{name} (in the package)")

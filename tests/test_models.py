@@ -216,7 +216,8 @@ class TestClassic:
     """VGG16, stride 16, nine anchors, two-class softmax: the network of Ren et al. 2015."""
 
     @pytest.fixture(scope="class")
-    def rpn(self):
+    @classmethod
+    def rpn(cls):
         return load_model("vgg16", "random")
 
     @torch.inference_mode()
