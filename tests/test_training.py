@@ -18,7 +18,7 @@ from stream_rpn.cli import main
 from stream_rpn.evaluation import Recall, by_image, propose_dataset
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.kernels import boxes as box_ops
-from stream_rpn.models.checkpoint import load_model
+from stream_rpn.models.checkpoint import load_model, save_weights
 from stream_rpn.training import loop
 from stream_rpn.training.dataset import Augmentation, CocoDataset, augment
 from stream_rpn.training.loop import TrainConfig, train
@@ -638,6 +638,18 @@ class TestInit:
         loop.load_init(model, config.output)
         for name, tensor in trained.state_dict().items():
             assert torch.equal(model.state_dict()[name], tensor)
+
+    def test_a_model_starts_from_another_where_names_and_shapes_agree(self, tmp_path):
+        path = str(tmp_path / "tiny.safetensors")
+        tiny = models.MODELS["tiny"].build()
+        save_weights(tiny, path, model="tiny")
+        small = models.MODELS["small"].build()
+        changed = loop.load_init(small, path)
+        assert "backbone.stages.3.2.conv.0.0.weight" in changed
+        assert not any(name.startswith(("head.", "backbone.lateral.")) for name in changed)
+        for name, parameter in tiny.named_parameters():
+            if name in changed:
+                assert torch.equal(small.get_parameter(name), parameter)
 
     def test_a_foreign_file_is_refused(self, tmp_path):
         path = tmp_path / "weights.npz"

@@ -186,6 +186,11 @@ class _Display:
             recall = ", ".join(f"{name} {row[name]:.3f}" for name in numbers)
             self.console.print(f"epoch {row['epoch']:.2f}: {recall} ({row['images']} images)")
             return
+        if "initialised" in row:
+            self.console.print(
+                f"{row['initialised']} of {row['parameters']} parameters start from given weights"
+            )
+            return
         text = (
             f"epoch {row['epoch']:.2f} step {row['step']} "
             f"objectness {row['objectness_loss']:.3f} box {row['box_loss']:.3f}"

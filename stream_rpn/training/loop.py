@@ -171,14 +171,14 @@ class _Run:
         )
         torch.manual_seed(config.seed)
         self.model = models.find(config.model).build()
-        pretrained = load_init(self.model, config.init) if config.init else set()
+        self.pretrained = load_init(self.model, config.init) if config.init else set()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not name.startswith(config.frozen))
         self.model.to(config.device)
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        self.optimizer = self._make_optimizer(pretrained)
+        self.optimizer = self._make_optimizer()
         self.steps_per_epoch = math.ceil(len(self.data) / config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.step = 0
@@ -192,6 +192,10 @@ class _Run:
             self._resume()
         else:
             (config.folder / "metrics.jsonl").unlink(missing_ok=True)
+            if self.pretrained:
+                # Another model's weights are taken over where they fit: how many must be seen.
+                parameters = sum(1 for _ in self.model.parameters())
+                self._log(step=0, initialised=len(self.pretrained), parameters=parameters)
         started = time.monotonic() - self.elapsed_seconds
         with self._batches() as batches:
             while self._progress(self.step) < 1:
@@ -253,12 +257,13 @@ class _Run:
             group["lr"] = group["peak"] * factor
         return config.learning_rate * factor
 
-    def _make_optimizer(self, pretrained: set[str]) -> torch.optim.Optimizer:
+    def _make_optimizer(self) -> torch.optim.Optimizer:
         config = self.config
         groups = []
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                rate = config.learning_rate * (config.backbone_rate if name in pretrained else 1.0)
+                factor = config.backbone_rate if name in self.pretrained else 1.0
+                rate = config.learning_rate * factor
                 decay = config.weight_decay if parameter.ndim > 1 else 0.0
                 groups.append({"params": [parameter], "peak": rate, "weight_decay": decay})
         if config.optimizer == "sgd":
