@@ -3,7 +3,7 @@
 import importlib.util
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,22 @@ from torch import Tensor
 T = TypeVar("T")
 
 _broken: set[str] = set()
+
+
+def opaque_op(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Registers a function that changes none of its arguments as torch.ops.stream_rpn.NAME.
+
+    As `torch.library.custom_op` does, so that torch.compile passes it by; but the first call of one
+    of those imports the compiler, which takes as long as importing torch.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        qualified = f"stream_rpn::{name}"
+        torch.library.define(qualified, torch.library.infer_schema(function, mutates_args=()))
+        torch.library.impl(qualified, "default", function)
+        return getattr(torch.ops.stream_rpn, name).default
+
+    return register
 
 
 def fused_or_reference(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stream_rpn.kernels.dispatch import fused_or_reference
+from stream_rpn.kernels.dispatch import fused_or_reference, opaque_op
 from stream_rpn.kernels.nms_reference import nms_reference
 from stream_rpn.kernels.proposals import ProposalBatch
 from stream_rpn.kernels.propose import Candidates
@@ -73,7 +73,7 @@ def nms(
     )
 
 
-@torch.library.custom_op("stream_rpn::nms", mutates_args=())
+@opaque_op("nms")
 def _nms_op(
     boxes: Tensor,
     logits: Tensor,
@@ -96,7 +96,7 @@ def _nms_op(
     return proposals.boxes, proposals.scores, proposals.levels, proposals.anchors, proposals.count
 
 
-@_nms_op.register_fake
+@torch.library.register_fake("stream_rpn::nms")  # type: ignore[untyped-decorator]
 def _(
     boxes: Tensor,
     logits: Tensor,

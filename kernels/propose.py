@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stream_rpn.kernels.dispatch import fused_or_reference
+from stream_rpn.kernels.dispatch import fused_or_reference, opaque_op
 from stream_rpn.kernels.propose_reference import propose_reference
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -92,7 +92,7 @@ def propose(
     )
 
 
-@torch.library.custom_op("stream_rpn::propose", mutates_args=())
+@opaque_op("propose")
 def _propose_op(
     objectness: Sequence[Tensor],
     deltas: Sequence[Tensor],
@@ -121,7 +121,7 @@ def _propose_op(
     return fused_or_reference("propose", image_sizes, fused, reference)
 
 
-@_propose_op.register_fake
+@torch.library.register_fake("stream_rpn::propose")  # type: ignore[untyped-decorator]
 def _(
     objectness: Sequence[Tensor],
     deltas: Sequence[Tensor],

@@ -445,6 +445,16 @@ class TestSubcommands:
         )
         assert done.stdout.strip() == "[]"
 
+    def test_a_run_of_the_default_model_imports_no_compiler(self):
+        # torchvision imports torch's compiler, as the first call of a `custom_op` does: a second.
+        code = "import sys; from stream_rpn import cli; "
+        code += "cli.main(['synthetic:64x64@10,1', '-o', 'null', '--quiet']); "
+        code += "print([m for m in ('torchvision', 'torch._dynamo', 'triton') if m in sys.modules])"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+        )
+        assert done.stdout.strip() == "[]"
+
     def test_models_lists_the_table(self, capsys):
         assert stream_rpn("models", fast=False) == 0
         out = capsys.readouterr().out

@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from stream_rpn import StreamRPNError, anchors, load, models
-from stream_rpn.models import vgg16
+from stream_rpn.models import mobilenet_v2, vgg16
 from stream_rpn.models.checkpoint import load_model, read_checkpoint, save_weights
 from stream_rpn.preprocess import padded_size, resized_size
 
@@ -74,6 +74,18 @@ def assert_same_proposals(ours, theirs_boxes, theirs_scores):
         tied = (theirs_scores - scores[index]).abs() <= 1e-6
         assert (theirs_boxes[tied] - boxes[index]).abs().amax(1).min() <= 1e-3
     assert moved.float().mean() < 0.2
+
+
+def test_mobilenet_v2_equals_torchvision():
+    theirs = torchvision.models.mobilenet_v2(weights=None).eval()
+    for layer in theirs.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(std=0.1)
+            layer.running_var.uniform_(0.5, 1.5)
+    ours = mobilenet_v2.features(theirs.state_dict())
+    image = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(image), theirs.features[: len(ours)](image))
 
 
 @pytest.mark.parametrize("name", DETECTORS)
