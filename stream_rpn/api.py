@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stream_rpn import device as devices
-from stream_rpn import models, preprocess
+from stream_rpn import live, models, preprocess, sources
 from stream_rpn.frame import Proposals, StreamRPNError
 from stream_rpn.models.checkpoint import load_model
 from stream_rpn.pipeline import Pipeline, Selection
@@ -103,15 +103,18 @@ def stream(
     max_frames: int | None = None,
     video_stream: int | None = None,
     decoder: Literal["auto", "cpu", "nvdec"] = "auto",
+    policy: live.LivePolicy | None = None,
     **load_options: Any,
 ) -> Iterator[Proposals]:
     """Yields the proposals of every frame of a source, in order.
+
+    Of a live source the newest frames win; what was dropped stands in the `drops` of the next one.
 
     Decoding and the network run in threads of their own while the caller works; leaving the loop
     early ends them.
 
     Args:
-        source: a video file, a URL, a directory or glob of images, "synthetic:".
+        source: a video file, a URL, "webcam", a directory or glob of images, "synthetic:".
         model: see `load`.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         dtype: the network's number format: "auto", "float32", "bfloat16" or "float16".
@@ -125,6 +128,7 @@ def stream(
         max_frames: stop after so many results.
         video_stream: index of the video stream in a file of several.
         decoder: "auto", "cpu" or "nvdec".
+        policy: time limits for live sources, or to play a file as if it were one.
         **load_options: `weights`, `size`, `top`, `pre_nms`, `nms`, `score_thresh`, `min_size`,
             `anchor_sizes`, `anchor_ratios`: see `load`.
 
@@ -140,8 +144,13 @@ def stream(
         images=images,
     )
     selection = Selection(start, end, stride, fps, max_frames, video_stream, decoder)
-    with pipeline.open(str(source), selection) as results:
-        yield from results
+    policy = policy or live.LivePolicy()
+    if policy.realtime or sources.is_live(str(source)):
+        with live.LiveStreams(pipeline, [str(source)], selection, policy) as streams:
+            yield from live.proposals_of(streams)
+    else:
+        with pipeline.open(str(source), selection) as results:
+            yield from results
 
 
 def propose(

@@ -28,6 +28,7 @@ COMMANDS = {
     "train": ("stream_rpn.training.command", "train a proposal network"),
     "render": ("stream_rpn.render", "draw saved results onto their video"),
     "models": ("stream_rpn.tables", "list the models"),
+    "devices": ("stream_rpn.devices", "list the cameras of this machine"),
     "doctor": ("stream_rpn.doctor", "say what this machine has and what 'auto' would choose"),
 }
 
@@ -39,6 +40,8 @@ subcommands:
 sources:
   video.mp4, a URL, a directory or quoted glob of videos or of images, - for a video on standard
   input, synthetic:[WxH@FPS,N] for a clip with moving objects
+  live: webcam, webcam:N, /dev/videoN, screen:[DISPLAY], rtsp://, rtmp://, udp://, http(s)://
+  (MJPEG, HLS), a named pipe; with one of them, or --realtime, all sources run at a time
 
 outputs, by extension; several may be given:
   .jsonl .jsonl.gz .parquet .coco.json .mot.txt .npz   data
@@ -177,6 +180,38 @@ def stream_parser() -> argparse.ArgumentParser:
     frames.add_argument("--stream", type=natural, metavar="N", help="which video stream of a file")
     frames.add_argument(
         "--decoder", choices=("auto", "cpu", "nvdec"), default="auto", help="what decodes"
+    )
+    live = parser.add_argument_group("live sources")
+    live.add_argument(
+        "--max-age",
+        type=_rate,
+        default=0.5,
+        metavar="S",
+        help="drop frames that wait longer than S seconds for the network (0.5)",
+    )
+    live.add_argument(
+        "--open-timeout",
+        type=_rate,
+        default=30.0,
+        metavar="S",
+        help="give a source S seconds to send its first packet (30)",
+    )
+    live.add_argument(
+        "--read-timeout",
+        type=_rate,
+        default=10.0,
+        metavar="S",
+        help="a connection is lost after S seconds without a packet (10)",
+    )
+    live.add_argument(
+        "--reconnect",
+        type=natural,
+        default=5,
+        metavar="N",
+        help="try N times in a row to get a lost connection back (5)",
+    )
+    live.add_argument(
+        "--realtime", action="store_true", help="play files at their own pace, as if live"
     )
     return parser
 

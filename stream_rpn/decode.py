@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import cast
 
 import av
 import av.error
@@ -92,6 +93,15 @@ class Tally:
             count, first_pts = last.count + count, last.first_pts
         self._pending.append(Drop(reason, count, first_pts))
 
+    def resume(self) -> None:
+        """Has a next connection's first frame carry what the last connection ended with."""
+        self._pending = [*self.trailing_drops, *self._pending]
+        self.trailing_drops = ()
+
+    def skip(self, reason: str, count: int, first_pts: int | None) -> None:
+        """Records packets that were left out although nothing was wrong with them."""
+        self._pending.append(Drop(reason, count, first_pts))
+
     def take_drops(self) -> tuple[Drop, ...]:
         """Returns what was lost since the last call."""
         if not self._pending:
@@ -110,6 +120,8 @@ class Decoder:
         tally: what to count in.
         reopen: opens the same stream again for decoding on one thread; None where that cannot be
             done, or is what is done already.
+        packets: decode these instead of those read from the container; `opaque` of each is when it
+            arrived.
     """
 
     def __init__(
@@ -118,11 +130,15 @@ class Decoder:
         stream: VideoStream,
         tally: Tally,
         reopen: Callable[[], tuple[InputContainer, VideoStream]] | None = None,
+        packets: Iterator[Packet[VideoStream]] | None = None,
     ) -> None:
         self._container = container
         self._stream = stream
         self._tally = tally
         self._reopen = reopen
+        self._given = packets
+        # FFmpeg hands what stands in a packet's `opaque` over to the frame.
+        stream.codec_context.copy_opaque = packets is not None
         self._time_base = stream.time_base
         self._planes = PlaneConverter()
         self._packets_read = 0
@@ -156,7 +172,7 @@ class Decoder:
         self._tally.trailing_drops = self._tally.take_drops()
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
-        packets = self._container.demux(self._stream)
+        packets = self._given or self._container.demux(self._stream)
         while True:
             try:
                 packet = next(packets)
@@ -208,6 +224,7 @@ class Decoder:
         tally.frames_decoded += 1
         tally.corrupt_frames += image.is_corrupt
         pts = self._last_pts = image.pts
+        arrived = None if self._given is None else cast("float | None", image.opaque)
         seconds = float(pts * self._time_base) if pts is not None and self._time_base else None
         rotation = display_rotation(image)
         width, height = displayed_size(image, rotation)
@@ -222,6 +239,7 @@ class Decoder:
             color=color,
             image=image,
             drops=tally.take_drops(),
+            arrived=arrived,
         )
 
 

@@ -7,6 +7,7 @@ the container's rotation, before any stretching by the sample aspect ratio. Size
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -88,14 +89,22 @@ class Drop:
     """Frames that were lost just before the frame that carries this record.
 
     Attributes:
-        reason: "damaged packet", "corrupt frame", "queue full", "stale", ….
-        count: how many packets or frames.
+        reason: "damaged packet", "queue full", "stale", "decoder" (which was too slow),
+            "connection lost", ….
+        count: how many packets or frames; 0 where nobody can know.
         first_pts: presentation timestamp of the first one, None where unknown.
+        seconds: how long nothing came, for a connection that was lost.
     """
 
     reason: str
     count: int
     first_pts: int | None
+    seconds: float | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Returns what stands in result files."""
+        record = {"reason": self.reason, "count": self.count, "first_pts": self.first_pts}
+        return record if self.seconds is None else {**record, "seconds": self.seconds}
 
 
 @dataclass(slots=True)
@@ -105,7 +114,8 @@ class Frame:
     Attributes:
         index: position among all decoded frames of the source, from 0.
         pts: presentation timestamp in the stream's time base, None where the container has none.
-        pts_seconds: pts in seconds, None where unknown; never derived from the index.
+        pts_seconds: pts in seconds, None where unknown; never derived from the index. Where a live
+            source's clock starts anew, it goes on by the time of arrival.
         width: pixels of the displayed frame, after rotation.
         height: pixels of the displayed frame, after rotation.
         rotation: degrees clockwise to turn the planes by for display: 0, 90, 180 or 270.
@@ -115,6 +125,9 @@ class Frame:
         drops: what was lost just before this frame.
         image_id: the id of an image in an annotation file, for image sources.
         name: the file name, for image sources.
+        arrived: `time.monotonic()` at which the last packet of a live frame came; None for files,
+            whose frames are never dropped.
+        stream: which of the sources that run together.
     """
 
     index: int
@@ -128,6 +141,8 @@ class Frame:
     drops: tuple[Drop, ...] = ()
     image_id: int | None = None
     name: str | None = None
+    arrived: float | None = None
+    stream: int = 0
 
 
 @dataclass(slots=True)
@@ -154,6 +169,9 @@ class Proposals:
         name: the file name, for image sources.
         source: the source as the user named it.
         rotation: degrees clockwise that `image` must be turned by to be as displayed.
+        color: how the planes of `image` encode colour.
+        arrived: `time.monotonic()` at which a live frame's last packet came; None for files.
+        stream: which of the sources that run together, from 0.
     """
 
     frame: int
@@ -176,6 +194,13 @@ class Proposals:
     source: str = ""
     rotation: int = 0
     color: Color | None = None
+    arrived: float | None = None
+    stream: int = 0
+
+    @property
+    def age_seconds(self) -> float | None:
+        """Seconds since the frame's last packet came, by now; None for files."""
+        return None if self.arrived is None else time.monotonic() - self.arrived
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -1,6 +1,7 @@
 """Where the pipeline overlaps: bounded queues between threads, pinned slots on the way to a GPU.
 
-Threads, pinned memory and CUDA streams are made in this file only. Every stage is a generator that
+Threads, pinned memory and CUDA streams are made in this file only (and the threads that read live
+packets in `packet_queue.py`). Every stage is a generator that
 takes an iterator and yields; run one after another they are plain function nesting, and `prefetch`
 puts a thread and a bounded queue at a boundary.
 """
@@ -11,8 +12,9 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
@@ -20,11 +22,15 @@ import torch
 from torch import Tensor
 
 from stream_rpn import preprocess
-from stream_rpn.frame import Frame
+from stream_rpn.frame import Drop, Frame
 from stream_rpn.kernels.preprocess import Source
+from stream_rpn.packet_queue import POLL_SECONDS
 from stream_rpn.timing import StageTimes
 
 T = TypeVar("T")
+
+# How long closing waits for threads that decode.
+JOIN_SECONDS = 3.0
 
 
 class prefetch(Generic[T]):
@@ -77,12 +83,26 @@ class prefetch(Generic[T]):
         return self
 
     def __next__(self) -> T:
+        item = self.take()
+        assert item is not None
+        return item
+
+    def take(self, timeout: float | None = None) -> T | None:
+        """Returns the next item, or None where none comes within `timeout` seconds.
+
+        Raises:
+            StopIteration: at the end.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._items or self._finished or self._stopped)
+            there = self._changed.wait_for(
+                lambda: self._items or self._finished or self._stopped, timeout
+            )
             if self._items and not self._stopped:
                 item = self._items.popleft()
                 self._changed.notify_all()
                 return item
+        if not there:
+            return None
         if self._error is not None and not self._stopped:
             error, self._error = self._error, None
             raise error
@@ -115,6 +135,230 @@ class prefetch(Generic[T]):
         self.close()
 
 
+class Merge:
+    """Frames of several sources for one network: each decoded in a thread, the newest win.
+
+    Iterating gives one frame after another, the sources taking turns; as long as a batch is not
+    full, those of its input shape first. `None` says that nobody else comes in time: the batch is
+    to go as it is. Frames that carry a time of arrival are live: beyond `size` waiting ones of a
+    source the oldest is dropped ("queue full"), and what is older than `max_age` when its turn
+    comes ("stale"). The next frame of that source says so. Other frames wait for room.
+
+    Args:
+        upstreams: per source its lane, and its frames: iterated over in a thread of its own, where
+            the source is opened, fails and is closed. They must end soon when `stopped` says so.
+        size: frames of a source that may wait.
+        batch: frames of a full batch.
+        shape: the network's input shape for a frame.
+        max_age: seconds from the arrival of a frame to the beginning of its batch.
+        batch_wait: seconds that a batch waits for more frames.
+        limit: frames to give of each source; None without limit.
+        stopped: tells that the run was stopped: what waits is still given.
+    """
+
+    def __init__(
+        self,
+        upstreams: Sequence[tuple[Lane, Iterable[Frame]]],
+        *,
+        size: int,
+        batch: int,
+        shape: Callable[[Frame], tuple[int, int]],
+        max_age: float,
+        batch_wait: float,
+        stopped: Callable[[], bool],
+        limit: int | None = None,
+    ) -> None:
+        self.lanes = [lane for lane, _ in upstreams]
+        self._size, self._batch, self._shape = size, batch, shape
+        self._max_age, self._batch_wait = max_age, batch_wait
+        self._limit = limit
+        self._stopped = stopped
+        self._over = False
+        self._changed = threading.Condition()
+        self._turn = 0
+        self._begun = 0.0  # when the batch that is being given was begun
+        self._given = 0  # frames of it
+        self._batch_shape: tuple[int, int] | None = None
+        self._threads = [
+            threading.Thread(target=self._work, args=(index, frames), name="decode", daemon=True)
+            for index, (_, frames) in enumerate(upstreams)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self, index: int, frames: Iterable[Frame]) -> None:
+        lane = self.lanes[index]
+        iterator = iter(frames)
+        try:
+            for frame in iterator:
+                frame.stream = index
+                if not self._offer(lane, frame):
+                    break
+                del frame
+        except Exception as error:
+            lane.error = error
+        finally:
+            try:
+                close = getattr(iterator, "close", None)
+                if close is not None:
+                    close()
+            except Exception as error:
+                lane.error = lane.error or error
+            with self._changed:
+                lane.finished = True
+                self._changed.notify_all()
+
+    def _offer(self, lane: Lane, frame: Frame) -> bool:
+        """Lines a frame up; False where nobody wants it any more."""
+        with self._changed:
+            if frame.arrived is None:
+                self._changed.wait_for(
+                    lambda: self._over or lane.closed or len(lane.waiting) < self._size
+                )
+            if self._over or lane.closed:
+                return False
+            lane.frames += 1
+            if lane.carried:
+                frame.drops, lane.carried = joined(lane.carried + frame.drops), ()
+            lane.waiting.append(frame)
+            if len(lane.waiting) > self._size:
+                lane.drop("queue full")
+            self._changed.notify_all()
+            return True
+
+    def __iter__(self) -> Iterator[Frame | None]:
+        return self
+
+    def __next__(self) -> Frame | None:
+        with self._changed:
+            while not self._over:
+                frame = self._choose()
+                if frame is not None:
+                    self._changed.notify_all()
+                    return frame
+                if self._stopped() or all(lane.ended for lane in self.lanes):
+                    break
+                patience = POLL_SECONDS
+                if self._given:
+                    patience = self._begun + self._batch_wait - time.monotonic()
+                    if patience <= 0:
+                        self._given = 0
+                        return None
+                self._changed.wait(min(patience, POLL_SECONDS))
+            self._over = True
+            self._changed.notify_all()
+        raise StopIteration
+
+    def _choose(self) -> Frame | None:
+        now = time.monotonic()
+        count = len(self.lanes)
+        ready: dict[int, tuple[int, int]] = {}
+        for index in ((self._turn + offset) % count for offset in range(count)):
+            waiting = self.lanes[index].waiting
+            while waiting and _older(waiting[0], now - self._max_age):
+                self.lanes[index].drop("stale")
+            if waiting:
+                ready[index] = self._shape(waiting[0])
+        if not ready:
+            return None
+        fitting = [i for i, shape in ready.items() if self._given and shape == self._batch_shape]
+        index = (fitting or list(ready))[0]
+        shape = ready[index]
+        self._turn = (index + 1) % count
+        lane = self.lanes[index]
+        frame = lane.waiting.popleft()
+        lane.taken += 1
+        if lane.taken == self._limit:
+            self._end(lane)
+        if not self._given or shape != self._batch_shape:
+            self._begun, self._given, self._batch_shape = now, 0, shape
+        self._given = (self._given + 1) % self._batch
+        return frame
+
+    def end(self, index: int) -> None:
+        """Takes no further frame from a source."""
+        with self._changed:
+            self._end(self.lanes[index])
+            self._changed.notify_all()
+
+    def _end(self, lane: Lane) -> None:
+        lane.closed = True
+        while lane.waiting:
+            lane.drop("not wanted")
+
+    def __len__(self) -> int:
+        return sum(len(lane.waiting) for lane in self.lanes)
+
+    def stop(self) -> None:
+        """Ends the iteration now, on both sides, without waiting for the threads."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stops, and waits a little for the threads; one that opens a dead address may take long.
+
+        Such a thread ends by itself, and closes what it was about to open.
+        """
+        self.stop()
+        deadline = time.monotonic() + JOIN_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        for lane in self.lanes:
+            lane.waiting.clear()
+
+
+@dataclass
+class Lane:
+    """The frames of one source in a `Merge`.
+
+    Attributes:
+        waiting: frames that wait for their turn, the oldest first.
+        carried: what was lost and waits for a frame to say so.
+        frames: frames that came, whatever became of them.
+        taken: frames given to the network.
+        error: why the source failed.
+        closed: no further frame is wanted.
+        finished: its thread has ended.
+    """
+
+    waiting: deque[Frame] = field(default_factory=deque)
+    carried: tuple[Drop, ...] = ()
+    frames: int = 0
+    taken: int = 0
+    error: Exception | None = None
+    closed: bool = False
+    finished: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can come any more."""
+        return (self.finished or self.closed) and not self.waiting
+
+    def drop(self, reason: str) -> None:
+        """Drops the oldest frame and tells the next one."""
+        frame = self.waiting.popleft()
+        drops = (*frame.drops, Drop(reason, 1, frame.pts))
+        if self.waiting:
+            self.waiting[0].drops = joined(drops + self.waiting[0].drops)
+        else:
+            self.carried = joined(drops)
+
+
+def joined(drops: Iterable[Drop]) -> tuple[Drop, ...]:
+    """Returns one record for each reason; lost connections stay one by one."""
+    result: dict[Any, Drop] = {}
+    for drop in drops:
+        key = drop.reason if drop.seconds is None else object()
+        first = result.get(key)
+        result[key] = drop if first is None else replace(first, count=first.count + drop.count)
+    return tuple(result.values())
+
+
+def _older(frame: Frame, moment: float) -> bool:
+    return frame.arrived is not None and frame.arrived < moment
+
+
 def input_shape(frame: Frame, spec: preprocess.InputSpec) -> tuple[int, int]:
     """Returns (height, width) of the network's input for a frame, padding included."""
     resized = preprocess.resized_size(frame.height, frame.width, spec.min_size, spec.max_size)
@@ -122,16 +366,22 @@ def input_shape(frame: Frame, spec: preprocess.InputSpec) -> tuple[int, int]:
 
 
 def batches(
-    frames: Iterable[Frame], size: int, spec: preprocess.InputSpec
+    frames: Iterable[Frame | None], size: int, spec: preprocess.InputSpec
 ) -> Iterator[list[Frame]]:
     """Yields lists of at most `size` consecutive frames that share one padded input shape.
 
-    An exception of `frames` is raised after the frames before it.
+    `None` among the frames ends a batch before it is full. An exception of `frames` is raised after
+    the frames before it.
     """
     batch: list[Frame] = []
     shape: tuple[int, int] | None = None
     try:
         for frame in frames:
+            if frame is None:
+                if batch:
+                    yield batch
+                batch = []
+                continue
             previous, shape = shape, input_shape(frame, spec)
             if batch and shape != previous:
                 yield batch
@@ -348,7 +598,7 @@ class Slot:
 
 
 def upload(
-    frames: Iterable[Frame], slots: Sequence[Slot], times: StageTimes, *, keep_images: bool
+    frames: Iterable[Frame | None], slots: Sequence[Slot], times: StageTimes, *, keep_images: bool
 ) -> Iterator[Slot]:
     """Yields batches of consecutive frames of one padded input shape, on their way to the device.
 
@@ -357,7 +607,8 @@ def upload(
     and one is the consumer's. An exception of `frames` is raised after the frames before it.
 
     Args:
-        frames: decoded frames, in the host's memory or as CUDA surfaces of the same device.
+        frames: decoded frames, in the host's memory or as CUDA surfaces of the same device; `None`
+            among them ends a batch before it is full.
         slots: the ring.
         times: gets the time that packing takes, per frame, as "pack".
         keep_images: leave the decoded image with each frame once its planes have been copied.
@@ -366,10 +617,12 @@ def upload(
     slot: Slot | None = None
     try:
         for frame in frames:
-            if slot is not None and not slot.takes(frame):
+            if slot is not None and (frame is None or not slot.takes(frame)):
                 slot.send()
                 yield slot
                 slot = None
+            if frame is None:
+                continue
             if slot is None:
                 free = next(turn)
                 free.begin(frame)

@@ -28,6 +28,7 @@ from stream_rpn.frame_queue import (
     AHEAD,
     NUM_SLOTS,
     Download,
+    Merge,
     Packed,
     Slot,
     batches,
@@ -89,12 +90,13 @@ class Network(ABC):
 
     @abstractmethod
     def queues(
-        self, frames: Iterable[Frame], times: StageTimes, *, surfaces: bool
+        self, frames: Iterable[Frame] | Merge, times: StageTimes, *, surfaces: bool
     ) -> list[prefetch[Any]]:
         """Starts the threads from `frames` to the last queue, which yields each frame's proposals.
 
         Args:
-            frames: decoded frames; iterated over in the first thread.
+            frames: decoded frames; iterated over in the first thread. A `Merge` has threads and
+                queues of its own, so none is put behind it: there, frames would only grow old.
             times: gets how long each stage takes per frame.
             surfaces: the frames lie on the GPU, in surfaces of which the decoder has few.
         """
@@ -102,6 +104,11 @@ class Network(ABC):
     @abstractmethod
     def propose(self, frames: Iterable[list[Frame]], times: StageTimes) -> Iterator[Proposals]:
         """Yields the proposals of batches of frames, in order, without threads."""
+
+    def _decoded(self, frames: Iterable[Frame] | Merge) -> list[prefetch[Any]]:
+        if isinstance(frames, Merge):
+            return []
+        return [prefetch(frames, 2 * self.batch + 2, name="decode")]
 
     def _run(self, images: Tensor, image_sizes: Tensor, mark: Callable[[str], None]) -> Output:
         """Runs the network; `mark` is called with a stage's name after it."""
@@ -153,6 +160,8 @@ class Network(ABC):
                     name=frame.name,
                     rotation=frame.rotation,
                     color=frame.color,
+                    arrived=frame.arrived,
+                    stream=frame.stream,
                 )
             )
         return results
@@ -162,12 +171,12 @@ class EagerNetwork(Network):
     """Batch after batch, preprocessed by the CPU."""
 
     def queues(  # noqa: D102
-        self, frames: Iterable[Frame], times: StageTimes, *, surfaces: bool
+        self, frames: Iterable[Frame] | Merge, times: StageTimes, *, surfaces: bool
     ) -> list[prefetch[Any]]:
-        decoded = prefetch(frames, 2 * self.batch + 2, name="decode")
-        grouped = batches(decoded, self.batch, self.rpn.input_spec)
+        decoded = self._decoded(frames)
+        grouped = batches(decoded[0] if decoded else frames, self.batch, self.rpn.input_spec)
         proposals = prefetch(self.propose(grouped, times), 2 * self.batch, name="propose")
-        return [decoded, proposals]
+        return [*decoded, proposals]
 
     def propose(  # noqa: D102
         self, frames: Iterable[list[Frame]], times: StageTimes
@@ -219,10 +228,10 @@ class GPUNetwork(Network):
         self._lock = threading.Lock()
 
     def queues(  # noqa: D102
-        self, frames: Iterable[Frame], times: StageTimes, *, surfaces: bool
+        self, frames: Iterable[Frame] | Merge, times: StageTimes, *, surfaces: bool
     ) -> list[prefetch[Any]]:
         # Surfaces are copied in the thread that decodes them, never queued.
-        decoded = [] if surfaces else [prefetch(frames, 2 * self.batch + 2, name="decode")]
+        decoded = [] if surfaces else self._decoded(frames)
         slots = self._slots()
         arriving = upload(decoded[0] if decoded else frames, slots, times, keep_images=self.images)
         uploaded = prefetch(arriving, AHEAD, name="upload")

@@ -14,11 +14,11 @@ import torch
 
 from stream_rpn import device as devices
 from stream_rpn import sources
-from stream_rpn.frame import Drop, Frame, Proposals
+from stream_rpn.frame import Drop, Frame, Proposals, StreamInfo
 from stream_rpn.network import EagerNetwork, GPUNetwork, Network
 from stream_rpn.rpn import RPN
 from stream_rpn.sources.select import select
-from stream_rpn.timing import StageTimes
+from stream_rpn.timing import Histogram, StageTimes
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Selection:
     max_frames: int | None = None
     video_stream: int | None = None
     decoder: Literal["auto", "cpu", "nvdec"] = "auto"
+
+    def frames(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        """Yields the chosen ones of the frames, whose number is not limited here."""
+        return select(frames, start=self.start, end=self.end, stride=self.stride, fps=self.fps)
 
 
 class Pipeline:
@@ -111,72 +115,66 @@ class Pipeline:
         return self.network.propose(frames, times)
 
 
-class Stream:
-    """The proposals of one source, frame by frame, while later frames are being decoded.
-
-    Iterate once; `close` (or leaving the `with`) stops early and leaves no thread.
+class StreamStatistics:
+    """What is known of one source while it runs; may be read from any thread.
 
     Attributes:
-        info: what is known of the source.
         times: how long each stage took.
+        ages: of live frames in milliseconds, from the arrival of the last packet until the result
+            was written.
         num_results: results so far.
         elapsed_seconds: from the start of decoding to the last result.
+        drops: packets and frames that were lost so far, by reason.
     """
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        source: sources.Source,
-        selection: Selection,
-        stop: threading.Event,
-    ) -> None:
-        self.info = source.info
+    info: StreamInfo
+
+    def __init__(self) -> None:
         self.times = StageTimes()
+        self.ages = Histogram()
         self.num_results = 0
         self.elapsed_seconds = 0.0
         self.drops: dict[str, int] = {}
-        self._source = source
+        self._source: sources.Source | None = None
         self._started = time.perf_counter()
-        frames: Iterable[Frame] = self.times.each("decode", source)
-        frames = itertools.takewhile(lambda _: not stop.is_set(), frames)
-        frames = select(
-            frames,
-            start=selection.start,
-            end=selection.end,
-            stride=selection.stride,
-            fps=selection.fps,
-        )
-        frames = itertools.islice(frames, selection.max_frames)
-        surfaces = source.info.decoder.endswith("(nvdec)")
-        self._queues = pipeline.network.queues(frames, self.times, surfaces=surfaces)
 
-    def __iter__(self) -> Iterator[Proposals]:
-        for proposals in self._queues[-1]:
-            proposals.source = self.info.source
-            self.num_results += 1
-            self.elapsed_seconds = time.perf_counter() - self._started
-            self._count(proposals.drops)
-            yield proposals
-        self._count(self._source.trailing_drops)
+    def count(self, proposals: Proposals) -> None:
+        """Counts a result that has left the network."""
+        proposals.source = self.info.source
+        self.num_results += 1
+        self.elapsed_seconds = time.perf_counter() - self._started
+        self.count_drops(proposals.drops)
 
-    def _count(self, drops: Iterable[Drop]) -> None:
+    def count_drops(self, drops: Iterable[Drop]) -> None:
+        """Counts what was lost."""
         for drop in drops:
-            self.drops[drop.reason] = self.drops.get(drop.reason, 0) + drop.count
+            if drop.count:
+                self.drops[drop.reason] = self.drops.get(drop.reason, 0) + drop.count
+
+    def written(self, proposals: Proposals) -> None:
+        """Notes how old a live frame is now that its result has been written."""
+        if proposals.age_seconds is not None:
+            self.ages.add(proposals.age_seconds * 1e3)
 
     @property
     def queued(self) -> int:
         """What waits at the network: decoded frames, or batches of them where NVDEC decodes."""
-        return len(self._queues[0])
+        raise NotImplementedError
+
+    @property
+    def stage_times(self) -> StageTimes:
+        """How long each stage took, those that sources share among them."""
+        return self.times
 
     @property
     def damaged_packets(self) -> int:
         """Packets that could not be decoded, so far."""
-        return self._source.damaged_packets
+        return self._source.damaged_packets if self._source else 0
 
     @property
     def corrupt_frames(self) -> int:
         """Frames so far whose picture the decoder marked as damaged; they are used all the same."""
-        return self._source.corrupt_frames
+        return self._source.corrupt_frames if self._source else 0
 
     @property
     def fps(self) -> float:
@@ -193,6 +191,43 @@ class Stream:
             "corrupt_frames": self.corrupt_frames,
         }
 
+
+class Stream(StreamStatistics):
+    """The proposals of one source, frame by frame, while later frames are being decoded.
+
+    Iterate once; `close` (or leaving the `with`) stops early and leaves no thread.
+
+    Attributes:
+        info: what is known of the source.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        source: sources.Source,
+        selection: Selection,
+        stop: threading.Event,
+    ) -> None:
+        super().__init__()
+        self.info = source.info
+        self._source = source
+        frames: Iterable[Frame] = self.times.each("decode", source)
+        frames = itertools.takewhile(lambda _: not stop.is_set(), frames)
+        frames = itertools.islice(selection.frames(frames), selection.max_frames)
+        surfaces = source.info.decoder.endswith("(nvdec)")
+        self._queues = pipeline.network.queues(frames, self.times, surfaces=surfaces)
+
+    def __iter__(self) -> Iterator[Proposals]:
+        for proposals in self._queues[-1]:
+            self.count(proposals)
+            yield proposals
+        assert self._source is not None
+        self.count_drops(self._source.trailing_drops)
+
+    @property
+    def queued(self) -> int:  # noqa: D102
+        return len(self._queues[0])
+
     def close(self) -> None:
         """Stops decoding, joins the threads and closes the source."""
         # Stop them all first: a thread that waits for its neighbour would never see the end.
@@ -200,6 +235,7 @@ class Stream:
             queue.stop()
         for queue in reversed(self._queues):
             queue.close()
+        assert self._source is not None
         self._source.close()
 
     def __enter__(self) -> Self:
@@ -224,4 +260,4 @@ def parameters(rpn: RPN, selection: Selection) -> dict[str, Any]:
     }
 
 
-__all__ = ["Pipeline", "Selection", "Stream", "parameters"]
+__all__ = ["Pipeline", "Selection", "Stream", "StreamStatistics", "parameters"]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import torch
 
 from stream_rpn.frame import StreamInfo
-from stream_rpn.pipeline import Selection, Stream
+from stream_rpn.pipeline import Selection, StreamStatistics
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
 PLAIN_SECONDS = 10.0
 _REFRESH_SECONDS = 0.1
@@ -23,51 +25,53 @@ _REFRESH_SECONDS = 0.1
 class Progress:
     """Shows frames, frames per second, time left, decoder, device and how full the queue is.
 
-    On standard error only. Where that is no terminal, one plain line every ten seconds.
+    On standard error only. Where that is no terminal, one plain line per source every ten seconds.
     """
 
-    def __init__(
-        self, stream: Stream, selection: Selection, device: torch.device, *, quiet: bool = False
-    ) -> None:
-        self._stream = stream
-        self._total = expected_results(stream.info, selection)
+    def __init__(self, selection: Selection, device: torch.device, *, quiet: bool = False) -> None:
+        self._selection = selection
         self._device = device
         self._quiet = quiet
-        self._count = 0
         self._next = time.monotonic() + PLAIN_SECONDS
         self._rich: RichProgress | None = None
+        self._tasks: dict[int, TaskID] = {}
         if not quiet and sys.stderr.isatty():
             self._next = 0.0
             self._rich = _display()
-            self._task = self._rich.add_task(
-                stream.info.stem, total=self._total, rate=0.0, queued=0, where=self._where()
-            )
 
-    def _where(self) -> str:
-        return f"{self._stream.info.decoder} → {self._device}"
-
-    def advance(self) -> None:
-        """Counts one result; draws at most ten times a second."""
-        self._count += 1
+    def show(self, streams: Iterable[StreamStatistics]) -> None:
+        """Shows how far the open streams are; draws at most ten times a second."""
         if self._quiet or (now := time.monotonic()) < self._next:
             return
-        if self._rich is not None:
-            self._next = now + _REFRESH_SECONDS
-            self._rich.update(
-                self._task,
-                completed=self._count,
-                rate=self._stream.fps,
-                queued=self._stream.queued,
+        self._next = now + (PLAIN_SECONDS if self._rich is None else _REFRESH_SECONDS)
+        for index, stream in enumerate(streams):
+            if self._rich is not None:
+                self._draw(self._rich, index, stream)
+            else:
+                total = expected_results(stream.info, self._selection)
+                of = f" of {total}" if total else ""
+                print(
+                    f"{stream.info.stem}: {stream.num_results}{of} frames, {stream.fps:.1f} "
+                    f"frames/s, {self._where(stream)}, {_state(stream)}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    def _draw(self, display: RichProgress, index: int, stream: StreamStatistics) -> None:
+        if index not in self._tasks:
+            total = expected_results(stream.info, self._selection)
+            self._tasks[index] = display.add_task(
+                stream.info.stem, total=total, rate=0.0, state="", where=self._where(stream)
             )
-            return
-        self._next = now + PLAIN_SECONDS
-        of = f" of {self._total}" if self._total else ""
-        print(
-            f"{self._stream.info.stem}: {self._count}{of} frames, {self._stream.fps:.1f} frames/s, "
-            f"{self._where()}, queue {self._stream.queued}",
-            file=sys.stderr,
-            flush=True,
+        display.update(
+            self._tasks[index],
+            completed=stream.num_results,
+            rate=stream.fps,
+            state=_state(stream),
         )
+
+    def _where(self, stream: StreamStatistics) -> str:
+        return f"{stream.info.decoder} → {self._device}"
 
     def __enter__(self) -> Self:
         if self._rich is not None:
@@ -82,6 +86,13 @@ class Progress:
     ) -> None:
         if self._rich is not None:
             self._rich.stop()
+
+
+def _state(stream: StreamStatistics) -> str:
+    if not stream.info.live:
+        return f"queue {stream.queued}"
+    age = stream.ages.percentiles()
+    return f"age {age['p50']:.0f}/{age['p95']:.0f} ms, {sum(stream.drops.values())} dropped"
 
 
 def expected_results(info: StreamInfo, selection: Selection) -> int | None:
@@ -119,7 +130,7 @@ def _display() -> RichProgress:
         TextColumn("{task.fields[rate]:.1f} frames/s"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[where]}"),
-        TextColumn("queue {task.fields[queued]}"),
+        TextColumn("{task.fields[state]}"),
         console=Console(stderr=True),
         transient=True,
     )

@@ -19,11 +19,13 @@ import torch
 
 from stream_rpn import api, sinks
 from stream_rpn.frame import Proposals, StreamRPNError
-from stream_rpn.pipeline import Pipeline, Selection, Stream, parameters
+from stream_rpn.live import LivePolicy, LiveStream, LiveStreams
+from stream_rpn.pipeline import Pipeline, Selection, Stream, StreamStatistics, parameters
 from stream_rpn.progress import Progress
-from stream_rpn.sources import expand, parse_time, stem
+from stream_rpn.sources import expand, is_live, masked, parse_time, stem
 
 WHOLE, NOTHING, PARTLY = 0, 2, 3
+NO_FRAME = "no frame lies between --start and --end"
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -34,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         StreamRPNError: nothing could be produced.
     """
     uris = expand(arguments.sources)
+    policy = _policy(arguments)
     outputs = sinks.resolve_outputs(
         arguments.output,
         uris,
@@ -77,7 +80,17 @@ def run(arguments: argparse.Namespace) -> int:
             f"warning: the model '{rpn.name}' is UNTRAINED: its boxes mean nothing yet; only the "
             "speed is real"
         )
-    return _Run(arguments, pipeline, selection, uris, outputs).run()
+    return _Run(arguments, pipeline, selection, policy, uris, outputs).run()
+
+
+def _policy(arguments: argparse.Namespace) -> LivePolicy:
+    return LivePolicy(
+        max_age=arguments.max_age,
+        open_timeout=arguments.open_timeout,
+        read_timeout=arguments.read_timeout,
+        reconnect=arguments.reconnect,
+        realtime=arguments.realtime,
+    )
 
 
 class _Run:
@@ -88,12 +101,14 @@ class _Run:
         arguments: argparse.Namespace,
         pipeline: Pipeline,
         selection: Selection,
+        policy: LivePolicy,
         uris: list[str],
         outputs: list[sinks.Output],
     ) -> None:
         self.arguments = arguments
         self.pipeline = pipeline
         self.selection = selection
+        self.policy = policy
         self.uris = uris
         self.outputs = outputs
         self.stop = threading.Event()
@@ -114,14 +129,10 @@ class _Run:
             if threading.current_thread() is threading.main_thread()
         }
         try:
-            for index, uri in enumerate(self.uris):
-                mine = [
-                    position
-                    for position, output in enumerate(self.outputs)
-                    if index in output.sources and position not in self.given_up
-                ]
-                if mine and not self.stop.is_set():
-                    self._run_source(uri, mine)
+            if self.policy.realtime or any(map(is_live, self.uris)):
+                self._run_together()
+            else:
+                self._run_in_turn()
             for position in list(self.open_sinks):
                 self._finish(position)
         except BaseException:
@@ -145,6 +156,80 @@ class _Run:
         self.signal = number
         self.stop.set()
 
+    def _outputs_of(self, index: int) -> list[int]:
+        """Returns the positions of the outputs of a source that have not been given up."""
+        return [
+            position
+            for position, output in enumerate(self.outputs)
+            if index in output.sources and position not in self.given_up
+        ]
+
+    def _run_in_turn(self) -> None:
+        for index, uri in enumerate(self.uris):
+            mine = self._outputs_of(index)
+            if mine and not self.stop.is_set():
+                self._run_source(uri, mine)
+
+    def _run_together(self) -> None:
+        """Streams all sources at a time; each ends its own outputs when it ends."""
+        streams = LiveStreams(
+            self.pipeline,
+            self.uris,
+            self.selection,
+            self.policy,
+            stop=self.stop,
+            notice=complain,
+        )
+        progress = Progress(self.selection, self.pipeline.device, quiet=self.arguments.quiet)
+        running = list(streams.streams)
+        begun: set[int] = set()
+        with streams, progress:
+            try:
+                for proposals in streams:
+                    if proposals is not None:
+                        self._take(streams, proposals, begun)
+                    progress.show(s for s in streams.streams if s.opened)
+                    for stream in [s for s in running if s.ended]:
+                        running.remove(stream)
+                        self._end_live(stream, begun)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._fail_for_memory(", ".join(stream.name for stream in running))
+            streams.close()
+            for stream in running:
+                self._end_live(stream, begun)
+
+    def _take(self, streams: LiveStreams, proposals: Proposals, begun: set[int]) -> None:
+        stream = streams.streams[proposals.stream]
+        mine = self._outputs_of(stream.index)
+        if not mine:
+            streams.end(stream)
+            return
+        if stream.index not in begun:
+            begun.add(stream.index)
+            self._begin(stream, mine)
+        self.num_results += 1
+        with stream.times.measure("sinks"):
+            self._write(mine, proposals)
+        stream.written(proposals)
+
+    def _end_live(self, stream: LiveStream, begun: set[int]) -> None:
+        stream.finish()
+        error = stream.failure
+        if error is not None and not isinstance(error, StreamRPNError):
+            raise error
+        if error is not None:
+            self._fail(str(error))
+        elif not stream.opened and not self.stop.is_set():
+            self._fail(f"{stream.name}: {NO_FRAME}")
+        if not stream.opened:
+            return
+        mine = self._outputs_of(stream.index)
+        if mine and stream.index not in begun:
+            self._begin(stream, mine)
+        self._finish_source(stream, mine)
+
     def _run_source(self, uri: str, mine: list[int]) -> None:
         """Streams one source into the outputs at the positions `mine`."""
         try:
@@ -152,34 +237,37 @@ class _Run:
         except StreamRPNError as error:
             self._fail(str(error))
             return
-        progress = Progress(
-            stream, self.selection, self.pipeline.device, quiet=self.arguments.quiet
-        )
+        progress = Progress(self.selection, self.pipeline.device, quiet=self.arguments.quiet)
         with stream, progress:
             try:
                 self._feed(stream, mine, progress)
             except StreamRPNError as error:
-                self._fail(f"{uri}: {error}")
+                self._fail(f"{masked(uri)}: {error}")
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                self._fail(
-                    f"{uri}: the memory of {self.pipeline.device} is full; use a smaller --batch "
-                    "or --size"
-                )
+                self._fail_for_memory(masked(uri))
             stream.close()
-            if not self.given_up.issuperset(mine):
-                self._report_damage(uri, stream)
-            for position in mine:
-                if position in self.open_sinks:
-                    with self._guarded(position):
-                        self.open_sinks[position].end(stream.end())
-                    if len(self.outputs[position].sources) == 1:
-                        self._finish(position)
+            self._finish_source(stream, mine)
+
+    def _finish_source(self, stream: StreamStatistics, mine: list[int]) -> None:
+        if not self.given_up.issuperset(mine):
+            self._report_damage(stream)
+        for position in mine:
+            if position in self.open_sinks:
+                with self._guarded(position):
+                    self.open_sinks[position].end(stream.end())
+                if len(self.outputs[position].sources) == 1:
+                    self._finish(position)
         summary = self._summary(stream, mine)
         self.summaries.append(summary)
         if not self.arguments.quiet and (self.num_results or not self.failures):
             say(describe(summary))
+
+    def _fail_for_memory(self, name: str) -> None:
+        self._fail(
+            f"{name}: the memory of {self.pipeline.device} is full; use a smaller --batch or --size"
+        )
 
     def _feed(self, stream: Stream, mine: list[int], progress: Progress) -> None:
         """Passes results to the sinks while one of them takes them.
@@ -189,7 +277,17 @@ class _Run:
         results = iter(stream)
         first = next(results, None)
         if first is None and not self.stop.is_set():
-            raise StreamRPNError("no frame lies between --start and --end")
+            raise StreamRPNError(NO_FRAME)
+        self._begin(stream, mine)
+        for proposals in chain([first] if first is not None else [], results):
+            if self.given_up.issuperset(mine):
+                break
+            self.num_results += 1
+            with stream.times.measure("sinks"):
+                self._write(mine, proposals)
+            progress.show([stream])
+
+    def _begin(self, stream: StreamStatistics, mine: list[int]) -> None:
         header = sinks.make_header(
             stream.info,
             model=self.pipeline.rpn.name,
@@ -201,13 +299,6 @@ class _Run:
                     self.open_sinks[position] = self.outputs[position].open()
                 self.open_sinks[position].begin(header, stream.info)
                 self.begun.add(position)
-        for proposals in chain([first] if first is not None else [], results):
-            if self.given_up.issuperset(mine):
-                break
-            self.num_results += 1
-            with stream.times.measure("sinks"):
-                self._write(mine, proposals)
-            progress.advance()
 
     def _write(self, mine: list[int], proposals: Proposals) -> None:
         for position in mine:
@@ -242,15 +333,29 @@ class _Run:
         self.failures.append(sentence)
         complain(sentence)
 
-    def _report_damage(self, uri: str, stream: Stream) -> None:
-        lost = {} if stream.info.live else dict(stream.drops)
+    def _report_damage(self, stream: StreamStatistics) -> None:
+        # On the way to a live source packets are lost as a matter of course.
+        if stream.info.live:
+            return
+        lost = dict(stream.drops)
         if stream.corrupt_frames:
             lost["frame with errors in its picture"] = stream.corrupt_frames
         if lost:
             counts = ", ".join(f"{count} × {reason}" for reason, count in lost.items())
+            uri = stream.info.source
             self._fail(f"{uri}: the video is damaged ({counts}); every frame that decodes was used")
 
-    def _summary(self, stream: Stream, mine: list[int]) -> dict[str, Any]:
+    def _summary(self, stream: StreamStatistics, mine: list[int]) -> dict[str, Any]:
+        times = stream.stage_times
+        live = (
+            {
+                "frames_in": stream.frames_in,
+                "reconnects": stream.reconnects,
+                "age_ms": stream.ages.percentiles(),
+            }
+            if isinstance(stream, LiveStream)
+            else {}
+        )
         return {
             "source": stream.info.source,
             "frames": stream.num_results,
@@ -258,8 +363,9 @@ class _Run:
             "elapsed_seconds": round(stream.elapsed_seconds, 3),
             "decoder": stream.info.decoder,
             **self._network(),
-            "stages": stream.times.summary(),
-            "slowest_stage": stream.times.slowest(),
+            "stages": times.summary(),
+            "slowest_stage": times.slowest(),
+            **live,
             "drops": stream.drops,
             "damaged_packets": stream.damaged_packets,
             "corrupt_frames": stream.corrupt_frames,
@@ -315,6 +421,14 @@ def describe(summary: dict[str, Any]) -> str:
     )
     drops = sum(summary["drops"].values())
     lost = f", {drops} lost" if drops else ""
+    if any(summary.get("age_ms", {}).values()):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in summary["drops"].items())
+        age = summary["age_ms"]
+        lost = (
+            f"\n  live: {summary['frames_in']} frames in, {drops} dropped"
+            f"{f' ({reasons})' if reasons else ''}, {summary['reconnects']} reconnects; age "
+            f"{age['p50']:.0f} ms, p95 {age['p95']:.0f}, p99 {age['p99']:.0f}"
+        )
     return (
         f"{summary['source']}: {summary['frames']} frames, {summary['fps']:.1f} frames/s "
         f"({summary['elapsed_seconds']:.2f} s){lost}; {summary['model']} in {summary['dtype']} on "

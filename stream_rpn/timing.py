@@ -40,6 +40,10 @@ class Histogram:
                 return _SMALLEST_MS * math.pow(10.0, (bucket + 0.5) / _BUCKETS_PER_DECADE)
         return 0.0
 
+    def percentiles(self) -> dict[str, float]:
+        """Returns p50, p95 and p99 in milliseconds."""
+        return {f"p{p}": round(self.percentile(p), 2) for p in (50, 95, 99)}
+
 
 class StageTimes:
     """One histogram per stage, in the order in which the stages first reported.
@@ -92,8 +96,15 @@ class StageTimes:
                 "p95_ms": round(histogram.percentile(95), 4),
                 "total_seconds": round(histogram.total_ms / 1e3, 4),
             }
-            for name, histogram in self.stages.items()
+            # A copy, as the threads of a run may be adding stages.
+            for name, histogram in list(self.stages.items())
         }
+
+    def including(self, other: StageTimes) -> StageTimes:
+        """Returns a view of the stages of both."""
+        both = StageTimes()
+        both.stages = {**self.stages, **other.stages}
+        return both
 
     def slowest(self) -> str:
         """Returns the stage that took the most time in all, "" when nothing ran."""

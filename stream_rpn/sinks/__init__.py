@@ -21,7 +21,7 @@ from stream_rpn.sinks.null import NullSink
 from stream_rpn.sinks.parquet import ParquetSink
 from stream_rpn.sinks.sink import ReaderGone, Sink, SinkOptions
 from stream_rpn.sinks.video import MatroskaSink, MP4Sink
-from stream_rpn.sources.file import is_url, local_path, stem
+from stream_rpn.sources.address import is_device, is_url, local_path, stem
 
 __all__ = [
     "SINKS",
@@ -235,7 +235,7 @@ def _check_place(name: str, *, overwrite: bool, in_place: bool) -> None:
 
 def _check_not_source(name: str, source: str) -> None:
     """Checks that an output is not a source, nor a file of a directory or glob that is one."""
-    if source == "-" or is_url(source):
+    if source == "-" or is_url(source) or is_device(source):
         return
     path = str(local_path(source))
     files = [path] if os.path.exists(path) else glob.glob(path, recursive=True)

@@ -40,17 +40,16 @@ class CropsSink(Sink):
                 if _OURS.fullmatch(path.name):
                     path.unlink()
         self._index = io.FileIO(self._directory / INDEX_FILE, "wb")
-        self._folders: set[str] = set()
-        self._folder = ""
+        self._folders: dict[str, str] = {}  # by source
 
     def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
         self._info = info
         if self.options.multiple_sources:
-            self._folder = info.stem
-            while self._folder in self._folders:
-                self._folder += "_"
-            self._folders.add(self._folder)
-            (self._directory / self._folder).mkdir(exist_ok=True)
+            folder = info.stem
+            while folder in self._folders.values():
+                folder += "_"
+            self._folders[info.source] = folder
+            (self._directory / folder).mkdir(exist_ok=True)
 
     def _write(self, proposals: Proposals) -> None:
         count = min(self.options.crops, len(proposals))
@@ -64,10 +63,12 @@ class CropsSink(Sink):
             proposals.image, proposals.color or self._info.color, rotation=proposals.rotation
         )
         picture = canvas.rgb()
+        source = self._source_of(proposals)
+        folder = self._folders.get(source, "")
         lines = []
         for rank in range(count):
             x1, y1, x2, y2 = _pixels(proposals.boxes[rank], proposals.width, proposals.height)
-            file = os.path.join(self._folder, f"{proposals.frame:08d}_{rank:03d}.jpg")
+            file = os.path.join(folder, f"{proposals.frame:08d}_{rank:03d}.jpg")
             WholeFile(str(self._directory / file)).write(_jpeg(picture[y1:y2, x1:x2]))
             line: dict[str, Any] = {
                 "file": file,
@@ -78,7 +79,7 @@ class CropsSink(Sink):
                 "level": int(proposals.levels[rank]),
             }
             if self.options.multiple_sources:
-                line["source"] = self._info.source
+                line["source"] = source
             lines.append(json.dumps(line) + "\n")
         self._index.write("".join(lines).encode())
 

@@ -28,8 +28,7 @@ class JSONLinesSink(Sink):
     writes_in_place: ClassVar[bool] = True
 
     def __init__(self, name: str, options: SinkOptions) -> None:
-        self._source = ""
-        self._size = (0, 0)
+        self._sizes: dict[str, tuple[int, int]] = {}  # by source
         super().__init__(name, options)
 
     def _open(self) -> None:
@@ -41,8 +40,7 @@ class JSONLinesSink(Sink):
         self._whole_bytes = 0
 
     def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
-        self._source = info.source
-        self._size = (info.width, info.height)
+        self._sizes[info.source] = (info.width, info.height)
         self._put(_dumps(header) + b"\n")
 
     def _write(self, proposals: Proposals) -> None:
@@ -51,7 +49,7 @@ class JSONLinesSink(Sink):
     def _end(self, end: dict[str, Any]) -> None:
         line: dict[str, Any] = {"end": end}
         if self.options.multiple_sources:
-            line["source"] = self._source
+            line["source"] = end.get("source", self._last_source)
         self._put(_dumps(line) + b"\n")
 
     def _close(self) -> None:
@@ -78,24 +76,22 @@ class JSONLinesSink(Sink):
         self._whole_bytes += len(data)
 
     def _line(self, proposals: Proposals) -> bytes:
+        source = self._source_of(proposals)
         head: dict[str, Any] = {
             "frame": proposals.frame,
             "pts": proposals.pts,
             "pts_seconds": proposals.pts_seconds,
         }
         if self.options.multiple_sources:
-            head["source"] = self._source
+            head["source"] = source
         if proposals.image_id is not None:
             head["image_id"] = proposals.image_id
         if proposals.name is not None:
             head["name"] = proposals.name
-        if (proposals.width, proposals.height) != self._size:
+        if (proposals.width, proposals.height) != self._sizes[source]:
             head["width"], head["height"] = proposals.width, proposals.height
         if proposals.drops:
-            head["drops"] = [
-                {"reason": drop.reason, "count": drop.count, "first_pts": drop.first_pts}
-                for drop in proposals.drops
-            ]
+            head["drops"] = [drop.record() for drop in proposals.drops]
         return b'%b,"boxes":[%b],"scores":[%b],"levels":[%b]}\n' % (
             _dumps(head)[:-1],
             _format_boxes(proposals.boxes),

@@ -70,7 +70,7 @@ class NPZSink(Sink):
             self._about["names"][self._num_frames] = proposals.name
         if proposals.drops:
             self._about["drops"][self._num_frames] = [
-                [drop.reason, drop.count, drop.first_pts] for drop in proposals.drops
+                list(drop.record().values()) for drop in proposals.drops
             ]
         for name in ("boxes", "scores", "levels", "anchors"):
             self._append(name, getattr(proposals, name))

@@ -56,6 +56,7 @@ class ParquetSink(Sink):
                                 ("reason", pyarrow.string()),
                                 ("count", pyarrow.int64()),
                                 ("first_pts", pyarrow.int64()),
+                                ("seconds", pyarrow.float64()),
                             ]
                         )
                     ),
@@ -70,7 +71,6 @@ class ParquetSink(Sink):
         self._arrays: dict[str, list[np.ndarray]] = {}
         self._num_parts = 0
         self._part_began = 0.0
-        self._source = ""
         self._about: dict[str, list[dict[str, Any]]] = {"headers": [], "ends": []}
         super().__init__(name, options)
 
@@ -86,7 +86,6 @@ class ParquetSink(Sink):
                 path.unlink()
 
     def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
-        self._source = info.source
         self._about["headers"].append(header)
         self._write_about()
 
@@ -106,11 +105,8 @@ class ParquetSink(Sink):
                 "height": proposals.height,
                 "image_id": proposals.image_id,
                 "name": proposals.name,
-                "source": self._source,
-                "drops": [
-                    {"reason": drop.reason, "count": drop.count, "first_pts": drop.first_pts}
-                    for drop in proposals.drops
-                ],
+                "source": self._source_of(proposals),
+                "drops": [drop.record() for drop in proposals.drops],
             }
         )
         full = len(self._rows) >= self.PART_FRAMES

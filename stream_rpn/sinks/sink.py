@@ -38,7 +38,8 @@ class SinkOptions:
 class Sink:
     """Receives proposals frame by frame and writes them somewhere; used from one thread.
 
-    The calls are `begin`, any number of `write`, `end` for each source in turn, then `close`. As a
+    The calls are `begin`, any number of `write`, `end` for each source, then `close`. Files follow
+    one another; live sources take turns, and `source` of proposals and totals says which one. As a
     context manager it closes, or aborts where an exception passes through. Failures of the system
     (a full disk, a lost permission) come out as a StreamRPNError that names the output.
 
@@ -58,11 +59,13 @@ class Sink:
     def __init__(self, name: str, options: SinkOptions) -> None:
         self.name = name
         self.options = options
+        self._last_source = ""
         with self._naming_failures():
             self._open()
 
     def begin(self, header: dict[str, Any], info: StreamInfo) -> None:
         """Starts the results of one source; `header` comes from `make_header`."""
+        self._last_source = info.source
         with self._naming_failures():
             self._begin(header, info)
 
@@ -92,6 +95,10 @@ class Sink:
         """
         with contextlib.suppress(OSError, av.error.FFmpegError):
             self._abort()
+
+    def _source_of(self, proposals: Proposals) -> str:
+        """Returns which of the sources that were begun the proposals belong to."""
+        return proposals.source or self._last_source
 
     def _open(self) -> None:
         pass

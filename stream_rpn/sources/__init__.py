@@ -1,22 +1,43 @@
-"""What can be opened: video files, URLs, standard input, still images, synthetic video."""
+"""What can be opened: video files, URLs, cameras, pipes, still images, synthetic video."""
 
 from __future__ import annotations
 
 import glob
 import os
+import urllib.parse
 from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Literal
 
 from stream_rpn.frame import StreamRPNError
-from stream_rpn.sources import file
-from stream_rpn.sources.file import FileSource, is_url, local_path
+from stream_rpn.sources import address
+from stream_rpn.sources.address import (
+    is_device,
+    is_pipe,
+    is_streaming,
+    is_url,
+    local_path,
+    masked,
+    scheme,
+)
+from stream_rpn.sources.file import FileSource
 from stream_rpn.sources.images import Image, ImagesSource
 from stream_rpn.sources.select import parse_time, select
 from stream_rpn.sources.source import Source
 from stream_rpn.sources.synthetic import SyntheticVideo
 
-__all__ = ["Source", "expand", "images_source", "open_source", "parse_time", "select", "stem"]
+__all__ = [
+    "Source",
+    "expand",
+    "holds_images",
+    "images_source",
+    "is_live",
+    "masked",
+    "open_source",
+    "parse_time",
+    "select",
+    "stem",
+]
 
 _VIDEOS = {
     ".3gp", ".asf", ".avi", ".flv", ".gif", ".h264", ".264", ".h265", ".265", ".hevc",
@@ -99,10 +120,29 @@ def open_source(
     )
 
 
+def is_live(uri: str) -> bool:
+    """Tells whether `uri` is to be treated as having a clock of its own.
+
+    What http serves under the name of a video file is a file. Under another name it may be either,
+    which the source finds out when it is opened.
+    """
+    if is_url(uri) and not is_streaming(uri):
+        path = urllib.parse.urlsplit(uri).path
+        return scheme(uri) in ("http", "https") and Path(path).suffix.lower() not in _VIDEOS
+    return is_url(uri) or is_device(uri) or is_pipe(uri)
+
+
+def holds_images(uri: str) -> bool:
+    """Tells whether `uri`, as `expand` names it, stands for still images."""
+    members = _members(uri)
+    first = members[0] if members else local_path(uri)
+    return not is_url(uri) and first.suffix.lower() in _IMAGES
+
+
 def stem(uri: str) -> str:
     """Returns a short name for output files: of a file, or of the folder that holds the images."""
     members = _members(uri)
-    return file.stem(uri) if members is None else members[0].resolve().parent.name or "images"
+    return address.stem(uri) if members is None else members[0].resolve().parent.name or "images"
 
 
 def images_source(
@@ -121,7 +161,7 @@ def images_source(
 
 def _members(uri: str) -> list[Path] | None:
     """Returns the files of a directory or pattern: all videos or all images; None for the rest."""
-    if uri == "-" or uri.startswith("synthetic:") or is_url(uri):
+    if uri == "-" or uri.startswith("synthetic:") or is_url(uri) or is_device(uri):
         return None
     if not uri:
         raise StreamRPNError("a source is an empty name; name a video")

@@ -1,12 +1,11 @@
-"""Video files, URLs and standard input, opened by PyAV."""
+"""Video files, URLs, cameras and standard input, opened by PyAV."""
 
 from __future__ import annotations
 
 import os
-import re
 import sys
-import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -20,9 +19,18 @@ from av.video.stream import VideoStream
 
 from stream_rpn.decode import Decoder, Tally
 from stream_rpn.frame import Frame, StreamInfo, StreamRPNError
+from stream_rpn.packet_queue import PacketQueue
+from stream_rpn.sources.address import (
+    device_input,
+    is_device,
+    is_streaming,
+    is_url,
+    local_path,
+    masked,
+    scheme,
+    stem,
+)
 from stream_rpn.sources.source import Source
-
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 # A playlist from the network must not reach files of this machine: `file` is not among these.
 _NETWORK_PROTOCOLS = (
@@ -34,6 +42,16 @@ _PIPE_HINT = "an MP4 whose index stands at its end has to be given as a file"
 
 _OPEN_SECONDS, _READ_SECONDS = 15.0, 30.0
 
+# TCP where the server can: lost packets of UDP smear the picture until the next key frame. Two
+# seconds are enough to learn what is in a stream; FFmpeg's own five would all be waited for.
+_STREAMING_OPTIONS = {
+    "analyzeduration": "2000000",
+    "max_delay": "200000",
+    "rtsp_flags": "prefer_tcp",
+    "buffer_size": "1048576",
+    "overrun_nonfatal": "1",
+}
+
 # FFmpeg shows plain text and ANSI art as video; nobody means that.
 _TEXT_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
 
@@ -41,13 +59,23 @@ _TEXT_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
 _NVDEC_MIN_PIXELS = 1280 * 720
 
 
-def is_url(uri: str) -> bool:
-    """Tells whether `uri` is fetched through the network ("file://" is a path)."""
-    return bool(_URL.match(uri)) and not uri.lower().startswith("file://")
+@dataclass
+class Reception:
+    """How a live source has its packets read; without it they are read as they are decoded.
+
+    Attributes:
+        tally: counts for all connections of the source, one after another.
+        timeout: seconds for opening, and for each packet.
+        packets: takes what was opened and starts to read it; None for what turns out to be a file.
+    """
+
+    tally: Tally
+    timeout: tuple[float, float]
+    packets: Callable[[InputContainer, VideoStream], PacketQueue | None]
 
 
 class FileSource(Source):
-    """One video stream of a file, a URL or standard input ("-").
+    """One video stream of a file, a URL, a camera or standard input ("-").
 
     The first frame is decoded on opening: only then is it certain that there are frames, how they
     are turned and coloured, and which decoder is in use.
@@ -60,6 +88,7 @@ class FileSource(Source):
         threads: decoding threads; 0 for half the cores, at most 8.
         device: the device that the frames are meant for, e.g. "cuda:1"; None for any.
         num_frames: the number of frames, where the container cannot know it.
+        reception: how packets are read from a live source.
 
     Raises:
         StreamRPNError: it cannot be opened, holds no video that can be decoded, or not by the
@@ -76,17 +105,26 @@ class FileSource(Source):
         threads: int = 0,
         device: str | None = None,
         num_frames: int | None = None,
+        reception: Reception | None = None,
     ) -> None:
-        self.tally = Tally()
+        self.tally = reception.tally if reception else Tally()
         reopenable = file is None and uri != "-"
-        container = _open_container(uri, file)
+        timeout = reception.timeout if reception else (_OPEN_SECONDS, _READ_SECONDS)
+        container = _open_container(uri, file, timeout=timeout)
         self._container = container
+        self._packets: PacketQueue | None = None
         try:
             stream = _choose_stream(container, uri, video_stream)
+            packets = self._packets = reception.packets(container, stream) if reception else None
             note = ""
             first = None
             wanted_on_gpu = device is None or device.startswith("cuda")
-            if decoder == "nvdec" or (decoder == "auto" and wanted_on_gpu):
+            if packets is not None:
+                # Frames wait for their turn, and a hardware decoder has few surfaces to wait in.
+                note = "live video is decoded on the CPU"
+                if decoder == "nvdec":
+                    raise StreamRPNError(f"{_name(uri)} cannot be decoded by NVDEC: {note}")
+            elif decoder == "nvdec" or (decoder == "auto" and wanted_on_gpu):
                 note = _why_not_nvdec(stream, device, decoder == "nvdec", reopenable)
                 if not note:
                     first, note = self._start_on_gpu(uri, stream.index, device)
@@ -94,21 +132,23 @@ class FileSource(Source):
                     raise StreamRPNError(f"{_name(uri)} cannot be decoded by NVDEC: {note}")
             if first is None:
                 stream.thread_count = threads or _default_threads()
-                stream.thread_type = "AUTO"
+                # Frame threads would keep a frame each back.
+                stream.thread_type = "AUTO" if packets is None else "SLICE"
                 reopen = None
-                if reopenable and stream.thread_count > 1:
+                if reopenable and packets is None and stream.thread_count > 1:
                     reopen = partial(_open_single_threaded, uri, stream.index)
-                self._frames = iter(Decoder(container, stream, self.tally, reopen))
+                self._frames = iter(Decoder(container, stream, self.tally, reopen, packets))
                 first = next(self._frames, None)
             if first is None:
                 hint = f" ({_PIPE_HINT})" if uri == "-" else ""
                 if is_url(uri):
                     hint = " (an MP4 whose index stands at its end needs a server that can seek)"
                 raise StreamRPNError(f"{_name(uri)} holds no frame that can be decoded{hint}")
-            self.info = _describe(container, stream, uri, first, num_frames, note)
+            live = packets is not None
+            self.info = _describe(container, stream, uri, first, num_frames, note, live)
             self._first: Frame | None = first
         except BaseException:
-            self._container.close()
+            self._close_container()
             raise
         finally:
             if self._container is not container:
@@ -159,22 +199,33 @@ class FileSource(Source):
     def close(self) -> None:  # noqa: D102
         self._first = None
         self._frames.close()
-        self._container.close()
+        self._close_container()
+
+    def _close_container(self) -> None:
+        # A thread that still waits for a packet closes it when it is done.
+        if self._packets is None or self._packets.close():
+            self._container.close()
 
 
 def _open_container(
-    uri: str, file: BinaryIO | None = None, hwaccel: HWAccel | None = None
+    uri: str,
+    file: BinaryIO | None = None,
+    hwaccel: HWAccel | None = None,
+    timeout: tuple[float, float] = (_OPEN_SECONDS, _READ_SECONDS),
 ) -> InputContainer:
     """Opens for reading; whatever goes wrong becomes a sentence."""
     target: str | BinaryIO
-    protocols = {}
-    timeout = None
+    format_name: str | None = None
+    options: dict[str, str] = {}
     if file is not None:
         target = file
     elif is_url(uri):
         target = uri
-        protocols = {"protocol_whitelist": _NETWORK_PROTOCOLS}
-        timeout = (_OPEN_SECONDS, _READ_SECONDS)
+        options = {"protocol_whitelist": _NETWORK_PROTOCOLS}
+        if is_streaming(uri):
+            options |= _STREAMING_OPTIONS
+    elif is_device(uri):
+        target, format_name, options = device_input(uri)
     elif uri == "-":
         # A file that was redirected to it can be read in any order, unlike a pipe.
         seekable = sys.stdin is not None and sys.stdin.seekable()
@@ -186,31 +237,31 @@ def _open_container(
         return av.open(
             target,
             "r",
-            container_options=protocols,
+            format=format_name,
+            container_options=options,
             # Titles in another encoding than UTF-8 are no reason not to open.
             metadata_errors="replace",
-            timeout=timeout,
+            timeout=timeout if is_url(uri) or is_device(uri) else None,
             hwaccel=hwaccel,
         )
     except av.error.FFmpegError as error:
-        raise StreamRPNError(_why_not_opened(uri, error)) from error
+        raise StreamRPNError(_why_not_opened(uri, error, timeout[0])) from error
 
 
-def local_path(uri: str) -> Path:
-    """Returns the path of a local source, "file://" URLs included."""
-    if uri.lower().startswith("file://"):
-        parts = urllib.parse.urlsplit(uri)
-        host = "" if parts.netloc.lower() == "localhost" else parts.netloc
-        return Path(urllib.parse.unquote(host + parts.path) or "/")
-    return Path(uri)
-
-
-def _why_not_opened(uri: str, error: av.error.FFmpegError) -> str:
+def _why_not_opened(uri: str, error: av.error.FFmpegError, open_seconds: float) -> str:
     name = _name(uri)
     if is_url(uri):
         if isinstance(error, av.error.ExitError):
-            return f"{name} did not answer within {_OPEN_SECONDS:.0f} seconds"
+            return f"{name} did not answer within {open_seconds:g} seconds"
+        if isinstance(error, av.error.ProtocolNotFoundError):
+            return (
+                f"{name} cannot be opened: the FFmpeg inside PyAV does not speak {scheme(uri)}; "
+                "have another ffmpeg pass it on as udp:// or through a pipe"
+            )
         return f"{name} cannot be opened: {error.strerror}"
+    if is_device(uri):
+        hint = "" if uri.startswith("lavfi:") else "; `stream-rpn devices` lists the cameras"
+        return f"{name} cannot be opened: {error.strerror}{hint}"
     if uri == "-":
         return f"{name} is not a video that can be read from a pipe ({_PIPE_HINT})"
     path = local_path(uri)
@@ -316,6 +367,7 @@ def _describe(
     first: Frame,
     num_frames: int | None,
     decoder_note: str,
+    live: bool,
 ) -> StreamInfo:
     rate = stream.average_rate
     duration: float | None = None
@@ -328,7 +380,7 @@ def _describe(
     aspect = stream.sample_aspect_ratio
     surface = first.image.sw_format
     return StreamInfo(
-        source=uri,
+        source=masked(uri),
         stem=stem(uri),
         width=first.width,
         height=first.height,
@@ -342,6 +394,7 @@ def _describe(
         pixel_format=surface.name if surface else stream.codec_context.pix_fmt or "",
         interlaced=first.image.interlaced_frame,
         decoder=f"{_codec(stream)} ({'nvdec' if surface else 'software'})",
+        live=live,
         decoder_note=decoder_note,
     )
 
@@ -351,16 +404,4 @@ def _codec(stream: VideoStream) -> str:
 
 
 def _name(uri: str) -> str:
-    return "standard input" if uri == "-" else uri
-
-
-def stem(uri: str) -> str:
-    """Returns a short name for output files: "video" for "/tmp/video.mp4", "stdin" for "-"."""
-    if uri == "-":
-        return "stdin"
-    if uri.startswith("synthetic:"):
-        return "synthetic"
-    if is_url(uri):
-        url = urllib.parse.urlsplit(uri)
-        return Path(urllib.parse.unquote(url.path)).stem or url.hostname or "stream"
-    return local_path(uri).stem or "video"
+    return "standard input" if uri == "-" else masked(uri)

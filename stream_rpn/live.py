@@ -1,0 +1,256 @@
+"""Several sources at a time through one network, live ones among them, and none waits for another.
+
+    source ──> decode ──┐
+    source ──> decode ──┼─ newest frames win ──> batches ──> network ──> each source's sinks
+    source ──> decode ──┘
+
+Each source has its own threads and clock, is opened there, ends, fails and comes back on its own.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+from stream_rpn import sources
+from stream_rpn.frame import Frame, Proposals
+from stream_rpn.frame_queue import Lane, Merge, input_shape
+from stream_rpn.pipeline import Pipeline, Selection, StreamStatistics
+from stream_rpn.sources.live import LivePolicy, LiveSource
+from stream_rpn.timing import StageTimes
+
+# How often those who wait for results may look at something else.
+_TICK_SECONDS = 0.25
+
+
+class LiveStream(StreamStatistics):
+    """One of the sources of `LiveStreams`.
+
+    Attributes:
+        index: its place among them.
+        name: as the user named it, passwords masked.
+        opened: whether there has been a frame; only then is there an `info`.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        uri: str,
+        pipeline: Pipeline,
+        selection: Selection,
+        policy: LivePolicy,
+        network_times: StageTimes,
+        stopped: Callable[[], bool],
+        notice: Callable[[str], None],
+    ) -> None:
+        super().__init__()
+        self.index = index
+        self.name = sources.masked(uri)
+        self.lane = Lane()
+        self.opened = False
+        self._uri = uri
+        self._pipeline, self._selection, self._policy = pipeline, selection, policy
+        self._network_times = network_times
+        self._all_stopped = stopped
+        self._notice = notice
+        self._finished = False
+
+    def _stopped(self) -> bool:
+        return self._all_stopped() or self.lane.closed
+
+    def frames(self) -> Iterator[Frame]:
+        """Opens the source and yields the chosen frames; for the thread that decodes."""
+        self._source = source = self._open()
+        try:
+            for frame in self._selection.frames(self._decoded(source)):
+                if not self.opened:
+                    self.info = source.info
+                    self._started = time.perf_counter()
+                    self.opened = True
+                yield frame
+                del frame
+        finally:
+            source.close()
+
+    def _open(self) -> sources.Source:
+        device, selection = str(self._pipeline.device), self._selection
+        live = self._policy.realtime or sources.is_live(self._uri)
+        if live and not sources.holds_images(self._uri):
+            return LiveSource(
+                self._uri,
+                self._policy,
+                video_stream=selection.video_stream,
+                stopped=self._stopped,
+                notice=self._notice,
+                times=self.times,
+                # Frames of several sources wait together; hardware decoders lack the room for it.
+                decoder="cpu" if selection.decoder == "auto" else selection.decoder,
+                device=device,
+            )
+        decoder = "cpu" if selection.decoder == "auto" else selection.decoder
+        return sources.open_source(
+            self._uri, decoder=decoder, video_stream=selection.video_stream, device=device
+        )
+
+    def _decoded(self, source: sources.Source) -> Iterator[Frame]:
+        frames: Iterator[Frame] = iter(source)
+        if not isinstance(source, LiveSource):
+            frames = self.times.each("decode", frames)
+        for frame in frames:
+            if self._stopped():
+                return
+            yield frame
+            del frame
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why it ended, where that was no proper end."""
+        return self.lane.error
+
+    @property
+    def ended(self) -> bool:
+        """Whether all its results have come."""
+        return self.lane.ended and self.num_results >= self.lane.taken
+
+    @property
+    def frames_in(self) -> int:
+        """Frames that came so far: those with results, those dropped, and those under way."""
+        return self.lane.frames
+
+    @property
+    def reconnects(self) -> int:
+        """How often the connection was lost and came back."""
+        return self._source.reconnects if isinstance(self._source, LiveSource) else 0
+
+    @property
+    def queued(self) -> int:  # noqa: D102
+        return len(self.lane.waiting)
+
+    @property
+    def stage_times(self) -> StageTimes:  # noqa: D102
+        return self.times.including(self._network_times)
+
+    def finish(self) -> None:
+        """Counts what was lost after the last result."""
+        if not self._finished and self._source is not None:
+            self._finished = True
+            self.count_drops((*self.lane.carried, *self._source.trailing_drops))
+
+    def end(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "source": self.name,
+            **super().end(),
+            "frames_in": self.frames_in,
+            "reconnects": self.reconnects,
+            "age_ms": self.ages.percentiles(),
+        }
+
+
+class LiveStreams:
+    """The proposals of several sources, as they come.
+
+    Iterating yields results, `proposals.stream` says of which source, and `None` where for a
+    moment there is none; it ends when all sources have. `close` (or leaving the `with`) ends it
+    early. Whatever fails, fails in its own stream: see `LiveStream.failure`.
+
+    Args:
+        pipeline: the network.
+        uris: as `stream_rpn.sources.expand` gives them.
+        selection: which frames to use of each source.
+        policy: what to do with sources that do not wait.
+        stop: when set, no further frame is decoded; what waits still gets its results.
+        notice: told in a sentence when a connection is lost and when it is back.
+
+    Attributes:
+        streams: one per source, in order.
+        times: of the stages that they share.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        uris: Sequence[str],
+        selection: Selection,
+        policy: LivePolicy,
+        *,
+        stop: threading.Event | None = None,
+        notice: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        stopped = (stop or threading.Event()).is_set
+        self.times = StageTimes()
+        self.streams = [
+            LiveStream(i, uri, pipeline, selection, policy, self.times, stopped, notice)
+            for i, uri in enumerate(uris)
+        ]
+        self._merge = Merge(
+            [(stream.lane, stream.frames()) for stream in self.streams],
+            size=2 * pipeline.batch + 2,
+            batch=pipeline.batch,
+            shape=partial(input_shape, spec=pipeline.rpn.input_spec),
+            max_age=policy.max_age,
+            batch_wait=policy.batch_wait,
+            limit=selection.max_frames,
+            stopped=stopped,
+        )
+        self._queues = pipeline.network.queues(self._merge, self.times, surfaces=False)
+
+    def __iter__(self) -> Iterator[Proposals | None]:
+        while True:
+            try:
+                proposals = self._queues[-1].take(_TICK_SECONDS)
+            except StopIteration:
+                return
+            if proposals is not None:
+                self.streams[proposals.stream].count(proposals)
+            yield proposals
+
+    def end(self, stream: LiveStream) -> None:
+        """Takes no further frame of a source."""
+        self._merge.end(stream.index)
+
+    def close(self) -> None:
+        """Stops decoding and joins the threads.
+
+        One that waits for an address that does not answer ends later, by itself.
+        """
+        self._merge.stop()
+        for queue in self._queues:
+            queue.stop()
+        for queue in reversed(self._queues):
+            queue.close()
+        self._merge.close()
+        for stream in self.streams:
+            stream.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def proposals_of(streams: LiveStreams) -> Iterator[Proposals]:
+    """Yields the proposals of one source.
+
+    Raises:
+        StreamRPNError: it never came, or was lost and did not come back.
+    """
+    for proposals in streams:
+        if proposals is not None:
+            yield proposals
+            streams.streams[0].written(proposals)
+    error = streams.streams[0].failure
+    if error is not None:
+        raise error
+
+
+__all__ = ["LivePolicy", "LiveStream", "LiveStreams", "proposals_of"]

@@ -1,0 +1,152 @@
+"""What the name of a source means: a path, a URL, a camera; and what of it may be shown."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import sys
+import urllib.parse
+from pathlib import Path
+
+from stream_rpn.frame import StreamRPNError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_WEBCAM = re.compile(r"webcam(?::(\d+))?")
+_VIDEO_DEVICE = re.compile(r"/dev/video\d+")
+
+# Password and more in `user:password@`, and what is called like a secret in the query.
+_USER_SECRET = re.compile(r"(?<=://)([^/?#@:]*):([^/?#]*)@")
+_QUERY_SECRET = re.compile(
+    r"(?i)([?&;][^=&;#]*(?:pass|pwd|token|secret|key|auth|signature|credential)[^=&;#]*=)[^&;#]+"
+)
+
+# These can only be played while they are sent.
+_STREAMING = ("rtsp", "rtsps", "rtmp", "rtmps", "rtmpt", "rtp", "udp", "udplite", "srt", "rist")
+
+# FFmpeg's device of each platform for cameras, and for the screen.
+_DEVICES = {
+    "linux": ("v4l2", "x11grab"),
+    "darwin": ("avfoundation", "avfoundation"),
+    "win32": ("dshow", "gdigrab"),
+}
+
+
+def is_url(uri: str) -> bool:
+    """Tells whether `uri` is fetched through the network ("file://" is a path)."""
+    return bool(_URL.match(uri)) and not uri.lower().startswith("file://")
+
+
+def scheme(uri: str) -> str:
+    """Returns the protocol of a URL in lower case, e.g. "rtsp"."""
+    return uri.partition("://")[0].lower()
+
+
+def is_device(uri: str) -> bool:
+    """Tells whether `uri` is a camera, the screen or a graph of FFmpeg's filters ("lavfi:…")."""
+    return bool(
+        uri.startswith(("screen:", "lavfi:"))
+        or _WEBCAM.fullmatch(uri)
+        or _VIDEO_DEVICE.fullmatch(uri)
+    )
+
+
+def is_pipe(uri: str) -> bool:
+    """Tells whether `uri` is a named pipe."""
+    try:
+        return not is_url(uri) and stat.S_ISFIFO(os.stat(local_path(uri)).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def is_streaming(uri: str) -> bool:
+    """Tells whether the protocol of a URL knows no finished files."""
+    return is_url(uri) and scheme(uri) in _STREAMING
+
+
+def masked(uri: str) -> str:
+    """Returns `uri` as it may be shown and stored: with `***` in place of passwords and tokens."""
+    if not is_url(uri):
+        return uri
+    return _QUERY_SECRET.sub(r"\1***", _USER_SECRET.sub(r"\1:***@", uri))
+
+
+def local_path(uri: str) -> Path:
+    """Returns the path of a local source, "file://" URLs included."""
+    if uri.lower().startswith("file://"):
+        parts = urllib.parse.urlsplit(uri)
+        host = "" if parts.netloc.lower() == "localhost" else parts.netloc
+        return Path(urllib.parse.unquote(host + parts.path) or "/")
+    return Path(uri)
+
+
+def stem(uri: str) -> str:
+    """Returns a short name for output files: "video" for "/tmp/video.mp4", "stdin" for "-"."""
+    if uri == "-":
+        return "stdin"
+    if uri.startswith(("synthetic:", "screen:", "lavfi:")):
+        return uri.partition(":")[0]
+    if is_url(uri):
+        url = urllib.parse.urlsplit(uri)
+        return Path(urllib.parse.unquote(url.path)).stem or url.hostname or "stream"
+    if _WEBCAM.fullmatch(uri):
+        return uri.replace(":", "-")
+    return local_path(uri).stem or "video"
+
+
+def device_input(uri: str, platform: str = sys.platform) -> tuple[str, str, dict[str, str]]:
+    """Returns what opens a camera, the screen or a filter graph: FFmpeg's (file, format, options).
+
+    Args:
+        uri: "webcam", "webcam:N", "/dev/videoN", "screen:", "screen:DISPLAY" or "lavfi:GRAPH".
+        platform: as `sys.platform` says it.
+
+    Raises:
+        StreamRPNError: this platform has no such device.
+    """
+    if uri.startswith("lavfi:"):
+        return uri.removeprefix("lavfi:"), "lavfi", {}
+    if platform not in _DEVICES:
+        raise StreamRPNError(f"{uri}: cameras and screens are not known on the platform {platform}")
+    camera_format, screen_format = _DEVICES[platform]
+    if uri.startswith("screen:"):
+        display = uri.removeprefix("screen:")
+        if platform == "linux":
+            display = display or os.environ.get("DISPLAY", "")
+            if not display:
+                raise StreamRPNError(
+                    f"{uri}: there is no X display (DISPLAY is not set); name one, as in screen::0"
+                )
+        elif platform == "darwin":
+            display = f"Capture screen {display or 0}"
+        else:
+            display = display or "desktop"
+        return display, screen_format, {"framerate": "15"}
+    webcam = _WEBCAM.fullmatch(uri)
+    number = int(webcam[1] or 0) if webcam else 0
+    if platform == "linux":
+        return (f"/dev/video{number}" if webcam else uri), camera_format, {}
+    if platform == "darwin":
+        return str(number), camera_format, {"framerate": "30"}
+    names = [name for name, _ in cameras(platform)]
+    if number >= len(names):
+        raise StreamRPNError(f"{uri}: there is no such camera; `stream-rpn devices` lists them")
+    return f"video={names[number]}", camera_format, {}
+
+
+def cameras(platform: str = sys.platform) -> list[tuple[str, str]]:
+    """Returns (FFmpeg's name, description) of each camera, in the order of `webcam:N`."""
+    import av
+    import av.error
+    from av.device import enumerate_input_devices
+
+    name = _DEVICES[platform][0] if platform in _DEVICES else ""
+    try:
+        devices = enumerate_input_devices(name)
+    except (av.error.FFmpegError, ValueError):
+        return []
+    return [
+        (device.name, device.description)
+        for device in devices
+        if not device.media_types or "video" in device.media_types
+    ]

@@ -1,0 +1,327 @@
+"""Sources with a clock of their own: cameras, network streams, named pipes, files at their pace.
+
+A `LiveSource` is opened in the thread that iterates over it, reads packets in a second one, and
+comes back by itself when its connection is lost.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO, cast
+
+import av.error
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from stream_rpn.decode import Tally
+from stream_rpn.frame import Drop, Frame, StreamRPNError
+from stream_rpn.packet_queue import POLL_SECONDS, Interrupted, PacketQueue
+from stream_rpn.sources.address import is_device, is_pipe, is_streaming, is_url, local_path, masked
+from stream_rpn.sources.file import FileSource, Reception
+from stream_rpn.sources.source import Source
+from stream_rpn.sources.synthetic import SyntheticVideo
+from stream_rpn.timing import StageTimes
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+
+# A clock this far ahead of the time that went by is another clock.
+_LONGEST_JUMP = 10.0
+
+
+@dataclass(frozen=True)
+class LivePolicy:
+    """What is done with sources that do not wait.
+
+    Attributes:
+        max_age: seconds from the arrival of a frame's last packet by which its batch must begin;
+            older frames are dropped.
+        open_timeout: seconds for a source to open, and then for its first packet.
+        read_timeout: seconds without a packet after which a connection counts as lost.
+        reconnect: how often in a row a lost connection is tried again.
+        batch_wait: seconds that a batch waits for more frames before it goes as it is.
+        realtime: play files at their own pace, as if they were live.
+    """
+
+    max_age: float = 0.5
+    open_timeout: float = 30.0
+    read_timeout: float = 10.0
+    reconnect: int = 5
+    batch_wait: float = 0.02
+    realtime: bool = False
+
+
+class LiveSource(Source):
+    """A source that is opened when it is iterated over, and opened again when it is lost.
+
+    Frames carry the time at which they arrived; the index goes on over all connections. The first
+    frame after a loss says so in a `Drop` with the seconds in between. What http serves may turn
+    out to be a finished file: its frames then carry no time of arrival, and nothing is left out.
+
+    Args:
+        uri: as the user named it.
+        policy: time limits.
+        video_stream: number of the video stream, from 0; None for the best one.
+        stopped: tells that no more is wanted; what waits then ends soon.
+        notice: told in a sentence when the connection is lost and when it is back.
+        times: gets how long decoding took per frame.
+        decoder: as `FileSource` takes it, for what turns out to be a file.
+        device: as `FileSource` takes it, for what turns out to be a file.
+
+    Attributes:
+        info: of the first connection; there is none before the first frame.
+        reconnects: how often the connection was lost and came back.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        policy: LivePolicy,
+        *,
+        video_stream: int | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+        notice: Callable[[str], None] = lambda sentence: None,
+        times: StageTimes | None = None,
+        decoder: str = "auto",
+        device: str | None = None,
+    ) -> None:
+        self.tally = Tally()
+        self.reconnects = 0
+        self._uri = uri
+        self._name = masked(uri)
+        self._policy = policy
+        self._video_stream = video_stream
+        self._stopped = stopped
+        self._notice = notice
+        self._times = times or StageTimes()
+        self._decoder, self._device = decoder, device
+        self._packets: PacketQueue | None = None
+        self._connection: FileSource | None = None
+        self._pipe: BinaryIO | None = None
+        self._last: Frame | None = None
+        self._offset = 0.0
+        # All others end: a file, and a pipe whose writer leaves.
+        self._comes_back = is_url(uri) or (is_device(uri) and not uri.startswith("lavfi:"))
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yields frames until the source ends.
+
+        Raises:
+            StreamRPNError: it never came, or was lost and did not come back.
+        """
+        tries = 0
+        while not self._stopped():
+            try:
+                connection = self._connection = self._open()
+            except Interrupted:
+                return
+            except StreamRPNError as error:
+                if self._last is None:
+                    raise
+                if tries >= self._policy.reconnect:
+                    raise StreamRPNError(
+                        f"{self._name}: the connection was lost and did not come back in "
+                        f"{tries} tries ({error})"
+                    ) from error
+                tries += 1
+            else:
+                if self._last is None:
+                    self.info = connection.info
+                else:
+                    self.reconnects += 1
+                    self._notice(f"{self._name} is back")
+                tries = 0
+                yield from self._frames(connection)
+                connection.close()
+                if not (self._comes_back and connection.info.live) or self._stopped():
+                    return
+                if not self._policy.reconnect:
+                    raise StreamRPNError(f"{self._name}: the connection was lost ({self._why()})")
+                self._notice(f"{self._name}: the connection was lost ({self._why()}); trying again")
+                self.tally.resume()
+            self._pause(min(_FIRST_PAUSE * 2**tries, _LONGEST_PAUSE))
+
+    def _open(self) -> FileSource:
+        num_frames = None
+        file: BinaryIO | None = None
+        if is_pipe(self._uri):
+            file = _opened_pipe(self._uri, self._policy.open_timeout, self._stopped)
+            self._pipe = file
+        if self._uri.startswith("synthetic:"):
+            video = SyntheticVideo.parse(self._uri)
+            file, num_frames = video.encoded(), video.num_frames
+        reception = Reception(
+            self.tally, (self._policy.open_timeout, self._policy.read_timeout), self._receive
+        )
+        try:
+            return FileSource(
+                self._uri,
+                file,
+                decoder=self._decoder,
+                device=self._device,
+                video_stream=self._video_stream,
+                num_frames=num_frames,
+                reception=reception,
+            )
+        except StreamRPNError as error:
+            if self._packets is not None and isinstance(self._packets.error, TimeoutError):
+                raise StreamRPNError(
+                    f"{self._name} is there but sent no video ({self._packets.error})"
+                ) from error
+            raise
+
+    def _receive(self, container: InputContainer, stream: VideoStream) -> PacketQueue | None:
+        """Starts reading; returns None where this is a finished file after all."""
+        self._packets = None
+        at_own_pace = not (is_streaming(self._uri) or is_device(self._uri) or is_pipe(self._uri))
+        if is_url(self._uri) and at_own_pace and not _is_finished_file(container):
+            at_own_pace = False
+        if at_own_pace and not self._policy.realtime:
+            return None
+        codec = stream.codec_context.codec
+        packets: Generator[Any, None, None] = container.demux(stream)  # type: ignore[assignment]
+        timeout: tuple[float | None, float | None] = (None, None)
+        if at_own_pace or self._uri.startswith("lavfi:"):
+            packets = self._paced(packets)
+        elif self._comes_back:
+            timeout = (self._policy.open_timeout, self._policy.read_timeout)
+        self._packets = PacketQueue(
+            packets,
+            # The frame needs the rest of its time for the way to the network.
+            max_age=self._policy.max_age / 2,
+            timeout=timeout,
+            # FFmpeg's filters wrap their frames in packets without any flags.
+            intra_only=codec.intra_only or codec.name == "wrapped_avframe",
+            stopped=self._stopped,
+            skip=self.tally.skip,
+            release=container.close,
+        )
+        return self._packets
+
+    def _paced(self, packets: Generator[Any, None, None]) -> Generator[Any, None, None]:
+        """Gives each packet when its time has come."""
+        started: float | None = None
+        for packet in packets:
+            if packet.dts is not None:
+                due = float(packet.dts * packet.time_base)
+                started = time.monotonic() - due if started is None else started
+                while (early := started + due - time.monotonic()) > 0 and not self._stopped():
+                    time.sleep(min(early, POLL_SECONDS))
+            if self._stopped():
+                return
+            yield packet
+
+    def _frames(self, connection: FileSource) -> Iterator[Frame]:
+        packets = self._packets
+        iterator = iter(connection)
+        waited = 0.0
+        first = True
+        while True:
+            started = time.perf_counter()
+            try:
+                frame = next(iterator, None)
+            except Interrupted:
+                return
+            if frame is None:
+                return
+            seconds = time.perf_counter() - started
+            if packets is not None:
+                seconds -= packets.waited_seconds - waited
+                waited = packets.waited_seconds
+            self._times.add("decode", max(seconds, 0.0) * 1e3)
+            self._place(frame, first)
+            first = False
+            yield frame
+            del frame
+
+    def _place(self, frame: Frame, first: bool) -> None:
+        """Has a frame's time go on from the one before, and a new connection tell of the gap."""
+        last = self._last
+        if frame.arrived is not None and last is not None and last.arrived is not None:
+            gap = frame.arrived - last.arrived
+            if first:
+                lost = Drop("connection lost", 0, None, seconds=round(gap, 3))
+                frame.drops = (*frame.drops, lost)
+            if frame.pts_seconds is not None and last.pts_seconds is not None:
+                step = frame.pts_seconds + self._offset - last.pts_seconds
+                if first or step < 0 or step > gap + _LONGEST_JUMP:
+                    self._offset = last.pts_seconds + gap - frame.pts_seconds
+        if frame.pts_seconds is not None:
+            frame.pts_seconds += self._offset
+        # Of the picture nothing is kept: it may be large.
+        self._last = replace(frame, image=None, drops=())  # type: ignore[arg-type]
+
+    def _why(self) -> str:
+        error = self._packets.error if self._packets is not None else None
+        if error is None:
+            return "the sender ended it"
+        if isinstance(error, av.error.ExitError):
+            return f"nothing came for {self._policy.read_timeout:g} seconds"
+        return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+    def _pause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self._stopped():
+            time.sleep(min(left, POLL_SECONDS))
+
+    def close(self) -> None:  # noqa: D102
+        if self._connection is not None:
+            self._connection.close()
+        if self._pipe is not None:
+            self._pipe.close()
+
+
+def _is_finished_file(container: InputContainer) -> bool:
+    """Tells whether what http serves has an end: a length in bytes, or for playlists in seconds."""
+    if container.duration is not None:
+        return True
+    return "hls" not in container.format.name and container.size > 0
+
+
+class _NamedPipe(io.RawIOBase):
+    """A named pipe that can be waited for without being stuck in it."""
+
+    def __init__(self, number: int, stopped: Callable[[], bool]) -> None:
+        self._number = number
+        self._stopped = stopped
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.wait(POLL_SECONDS):
+            if self._stopped():
+                return 0
+        data = os.read(self._number, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def wait(self, seconds: float) -> bool:
+        """Tells whether there is something to read, or the end, within `seconds`."""
+        return bool(select.select([self._number], [], [], seconds)[0])
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._number)
+        super().close()
+
+
+def _opened_pipe(uri: str, timeout: float, stopped: Callable[[], bool]) -> BinaryIO:
+    """Opens a named pipe and waits until somebody writes to it."""
+    try:
+        number = os.open(local_path(uri), os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        raise StreamRPNError(f"{uri} cannot be read: {error.strerror}") from error
+    pipe = _NamedPipe(number, stopped)
+    end = time.monotonic() + timeout
+    while not pipe.wait(POLL_SECONDS):
+        if stopped() or time.monotonic() > end:
+            pipe.close()
+            if stopped():
+                raise Interrupted
+            raise StreamRPNError(f"{uri} is a named pipe that nobody wrote to for {timeout:g} s")
+    return cast(BinaryIO, io.BufferedReader(pipe))
