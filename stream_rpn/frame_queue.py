@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -28,6 +29,7 @@ from stream_rpn.packet_queue import POLL_SECONDS
 from stream_rpn.timing import StageTimes
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 # How long closing waits for threads that decode.
 JOIN_SECONDS = 3.0
@@ -133,6 +135,57 @@ class prefetch(Generic[T]):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """Yields function(item) of each item, in order, computed for `workers` items at a time.
+
+    An item is taken from `items`, in a thread of its own, once a worker is free for it. The workers
+    share the cores out: operations of torch run on torch.get_num_threads() // workers of them. An
+    exception of `items` or of `function` is raised after the results before it.
+    """
+    iterator, free = iter(items), threading.Semaphore(workers)
+
+    def begun() -> Iterator[Future[R]]:
+        while True:
+            free.acquire()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            future = pool.submit(function, item)
+            # Otherwise this local would keep the item alive while the next is waited for.
+            del item
+            future.add_done_callback(lambda _: free.release())
+            yield future
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="worker")
+    try:
+        _share_cores(pool, workers)
+        with prefetch(begun(), workers, name="begin") as futures:
+            for future in futures:
+                yield future.result()
+    finally:
+        pool.shutdown()
+
+
+_sharing = threading.Lock()
+
+
+def _share_cores(pool: ThreadPoolExecutor, workers: int) -> None:
+    with _sharing:
+        threads = torch.get_num_threads()
+        all_here = threading.Barrier(workers)
+
+        def begin(_: int) -> None:
+            # Asking first: torch would otherwise set this thread up at its first operation.
+            torch.get_num_threads()
+            torch.set_num_threads(max(1, threads // workers))
+            all_here.wait()
+
+        list(pool.map(begin, range(workers)))
+        # A worker's number is its own, but torch gives the last one set to threads to come.
+        torch.set_num_threads(threads)
 
 
 class Merge:

@@ -2,8 +2,8 @@
 
 Two forms, chosen by device, that give the same results:
 
-* `EagerNetwork`, on a CPU or Apple's GPU: the CPU samples the decoder's own planes, and batch
-  follows batch.
+* `EagerNetwork`, on a CPU or Apple's GPU: the CPU samples the decoder's own planes. On a CPU a few
+  batches are computed at a time, each on its share of the cores.
 * `GPUNetwork`, on a CUDA device: planes are uploaded, preprocessing is part of the network, all of
   it is one CUDA graph, and while the GPU computes on one batch the next is uploaded and the last
   one's results are copied back.
@@ -32,6 +32,7 @@ from stream_rpn.frame_queue import (
     Packed,
     Slot,
     batches,
+    in_order,
     new_event,
     new_stream,
     on,
@@ -167,15 +168,25 @@ class Network(ABC):
         return results
 
 
+# More batches at a time on a CPU would take more memory than they save time.
+MAX_WORKERS = 8
+
+
 class EagerNetwork(Network):
-    """Batch after batch, preprocessed by the CPU."""
+    """Batches preprocessed by the CPU.
+
+    On a CPU, batches side by side on a core each beat batch after batch on all cores: no core waits
+    for another at the end of an operation, nor where there is nothing to share out.
+    """
 
     def queues(  # noqa: D102
         self, frames: Iterable[Frame] | Merge, times: StageTimes, *, surfaces: bool
     ) -> list[prefetch[Any]]:
         decoded = self._decoded(frames)
         grouped = batches(decoded[0] if decoded else frames, self.batch, self.rpn.input_spec)
-        proposals = prefetch(self.propose(grouped, times), 2 * self.batch, name="propose")
+        workers = min(torch.get_num_threads(), MAX_WORKERS) if self.device.type == "cpu" else 1
+        computed = in_order(lambda batch: self._propose(batch, times), grouped, workers)
+        proposals = prefetch(chain.from_iterable(computed), 2 * self.batch, name="propose")
         return [*decoded, proposals]
 
     def propose(  # noqa: D102

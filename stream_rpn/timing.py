@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -48,15 +49,17 @@ class Histogram:
 class StageTimes:
     """One histogram per stage, in the order in which the stages first reported.
 
-    Stages run in different threads, but each stage in one thread only.
+    Stages may run in any threads.
     """
 
     def __init__(self) -> None:
         self.stages: dict[str, Histogram] = {}
+        self._adding = threading.Lock()
 
     def add(self, stage: str, elapsed_ms: float, count: int = 1) -> None:
         """Records `count` frames that took `elapsed_ms` each in `stage`."""
-        self.stages.setdefault(stage, Histogram()).add(elapsed_ms, count)
+        with self._adding:
+            self.stages.setdefault(stage, Histogram()).add(elapsed_ms, count)
 
     @contextmanager
     def measure(self, stage: str, count: int = 1) -> Iterator[None]:

@@ -9,7 +9,16 @@ import torch
 
 from stream_rpn import preprocess, sources
 from stream_rpn.frame import StreamRPNError
-from stream_rpn.frame_queue import NUM_SLOTS, Download, HostStream, Slot, batches, prefetch, upload
+from stream_rpn.frame_queue import (
+    NUM_SLOTS,
+    Download,
+    HostStream,
+    Slot,
+    batches,
+    in_order,
+    prefetch,
+    upload,
+)
 from stream_rpn.timing import StageTimes
 
 SPEC = preprocess.InputSpec(min_size=64, max_size=128)
@@ -163,6 +172,75 @@ def mixed():
         "synthetic:192x128@25,3",
         "synthetic:96x64@25,1",
     )
+
+
+class TestInOrder:
+    def test_keeps_the_order_though_later_items_may_be_done_first(self):
+        def work(i: int) -> int:
+            time.sleep(0.003 * (i % 3 == 0))
+            return i
+
+        assert list(in_order(work, range(30), 3)) == list(range(30))
+
+    def test_works_on_several_items_at_a_time(self):
+        together = threading.Barrier(3, timeout=5)
+        assert len(list(in_order(lambda _: together.wait(), range(9), 3))) == 9
+
+    def test_takes_an_item_only_when_a_worker_is_free(self):
+        taken, go = [], threading.Event()
+        results = in_order(lambda _: go.wait(5), (taken.append(i) or i for i in range(9)), 2)
+        waiting = threading.Thread(target=next, args=(results,))
+        waiting.start()
+        assert eventually(lambda: len(taken) == 2)
+        time.sleep(0.02)
+        assert len(taken) == 2
+        go.set()
+        waiting.join()
+        assert len(list(results)) == 8
+
+    def test_waits_for_a_consumer_that_stops_taking(self):
+        taken = []
+        results = in_order(lambda i: i, (taken.append(i) or i for i in range(99)), 2)
+        assert next(results) == 0
+        time.sleep(0.05)
+        assert len(taken) <= 1 + 2 + 1  # given, in the queue, waiting for room in it
+        results.close()
+
+    @pytest.mark.parametrize("where", ["function", "items"])
+    def test_an_exception_comes_after_the_results_before_it(self, where):
+        def items():
+            yield from range(5)
+            if where == "items":
+                raise ValueError("broken")
+            yield 5
+
+        def work(i: int) -> int:
+            time.sleep(0.002)
+            if i == 5:
+                raise ValueError("broken")
+            return i
+
+        seen = []
+        with pytest.raises(ValueError, match="broken"):
+            seen.extend(in_order(work, items(), 2))
+        assert seen == list(range(5))
+
+    def test_shares_out_the_cores_and_leaves_other_threads_theirs(self):
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(4)
+            # An operation first: it must not make a worker forget its share.
+            counts = in_order(
+                lambda _: (torch.ones(99_999).sum(), torch.get_num_threads())[1], range(8), 2
+            )
+            assert set(counts) == {2}
+            others = []
+            thread = threading.Thread(target=lambda: others.append(torch.get_num_threads()))
+            thread.start()
+            thread.join()
+            assert [torch.get_num_threads(), *others] == [4, 4]
+        finally:
+            torch.set_num_threads(before)
 
 
 class TestBatches:

@@ -22,6 +22,15 @@ def rpn():
     return load("tiny", "random", size=96)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_core():
+    # The bits of a convolution depend on how many cores share it, and workers have fewer each.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pipeline(rpn, form, *, batch=4, device="cpu", dtype="float32", **options):
     made = Pipeline(rpn, device=device, dtype=dtype, batch=batch, **options)
     if device == "cpu":
