@@ -6,13 +6,13 @@ import io
 import json
 import os
 import re
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
 import av
 import numpy as np
 
+from stream_rpn import jpeg
 from stream_rpn.draw import Canvas
 from stream_rpn.frame import Proposals, StreamInfo
 from stream_rpn.sinks.sink import Sink, WholeFile
@@ -69,7 +69,8 @@ class CropsSink(Sink):
         for rank in range(count):
             x1, y1, x2, y2 = _pixels(proposals.boxes[rank], proposals.width, proposals.height)
             file = os.path.join(folder, f"{proposals.frame:08d}_{rank:03d}.jpg")
-            WholeFile(str(self._directory / file)).write(_jpeg(picture[y1:y2, x1:x2]))
+            crop = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[y1:y2, x1:x2]))
+            WholeFile(str(self._directory / file)).write(jpeg.encode(crop))
             line: dict[str, Any] = {
                 "file": file,
                 "frame": proposals.frame,
@@ -88,19 +89,6 @@ class CropsSink(Sink):
 
     def _abort(self) -> None:
         self._index.close()
-
-
-def _jpeg(picture: np.ndarray) -> bytes:
-    """Encodes a [height, width, 3] RGB picture as a JPEG file (full-range BT.601 by definition)."""
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture)).reformat(
-        format="yuvj420p", dst_colorspace="ITU601", dst_color_range="JPEG", threads=1
-    )
-    encoder = av.CodecContext.create("mjpeg", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, "yuvj420p"
-    encoder.time_base = Fraction(1, 25)
-    encoder.thread_count = 1
-    encoder.options = {"qmin": "2", "qmax": "2"}
-    return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
 
 
 def _pixels(box: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]:
