@@ -77,27 +77,44 @@ class JSONLinesSink(Sink):
 
     def _line(self, proposals: Proposals) -> bytes:
         source = self._source_of(proposals)
-        head: dict[str, Any] = {
-            "frame": proposals.frame,
-            "pts": proposals.pts,
-            "pts_seconds": proposals.pts_seconds,
-        }
-        if self.options.multiple_sources:
-            head["source"] = source
-        if proposals.image_id is not None:
-            head["image_id"] = proposals.image_id
-        if proposals.name is not None:
-            head["name"] = proposals.name
-        if (proposals.width, proposals.height) != self._sizes[source]:
-            head["width"], head["height"] = proposals.width, proposals.height
-        if proposals.drops:
-            head["drops"] = [drop.record() for drop in proposals.drops]
-        return b'%b,"boxes":[%b],"scores":[%b],"levels":[%b]}\n' % (
-            _dumps(head)[:-1],
-            _format_boxes(proposals.boxes),
-            _format("%.6g", proposals.scores),
-            _format("%d", proposals.levels),
+        return frame_line(
+            proposals,
+            source=source if self.options.multiple_sources else None,
+            known_size=self._sizes[source],
         )
+
+
+def frame_line(
+    proposals: Proposals, *, source: str | None = None, known_size: tuple[int, int] | None = None
+) -> bytes:
+    """Returns the line of one frame, with its newline.
+
+    Args:
+        proposals: the frame.
+        source: written into the line where it has to say which source it is of.
+        known_size: (width, height) that the header gave; written where the frame's is another.
+    """
+    head: dict[str, Any] = {
+        "frame": proposals.frame,
+        "pts": proposals.pts,
+        "pts_seconds": proposals.pts_seconds,
+    }
+    if source is not None:
+        head["source"] = source
+    if proposals.image_id is not None:
+        head["image_id"] = proposals.image_id
+    if proposals.name is not None:
+        head["name"] = proposals.name
+    if (proposals.width, proposals.height) != known_size:
+        head["width"], head["height"] = proposals.width, proposals.height
+    if proposals.drops:
+        head["drops"] = [drop.record() for drop in proposals.drops]
+    return b'%b,"boxes":[%b],"scores":[%b],"levels":[%b]}\n' % (
+        _dumps(head)[:-1],
+        _format_boxes(proposals.boxes),
+        _format("%.6g", proposals.scores),
+        _format("%d", proposals.levels),
+    )
 
 
 class GzipJSONLinesSink(JSONLinesSink):
