@@ -142,6 +142,18 @@ def stream_parser() -> argparse.ArgumentParser:
     out.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     out.add_argument("--draw", type=natural, default=20, metavar="N", help="boxes drawn per frame")
     out.add_argument("--crops", type=natural, default=10, metavar="N", help="crops per frame")
+    out.add_argument(
+        "--serve",
+        metavar="[HOST:]PORT",
+        help="watch in a browser, with a feed of results, /metrics and /healthz "
+        "(HOST: 127.0.0.1; any other needs --serve-token)",
+    )
+    out.add_argument(
+        "--serve-token",
+        default="",
+        metavar="TOKEN",
+        help="what clients of --serve must know; 'auto' makes one up",
+    )
     out.add_argument("--json-summary", metavar="FILE", help="write the summary as JSON")
     out.add_argument("--quiet", action="store_true", help="print errors only")
     add_model_arguments(parser)

@@ -37,13 +37,15 @@ def run(arguments: argparse.Namespace) -> int:
     """
     uris = expand(arguments.sources)
     policy = _policy(arguments)
+    serve = [] if arguments.serve is None else [f"serve:{arguments.serve}"]
     outputs = sinks.resolve_outputs(
-        arguments.output,
+        arguments.output + serve,
         uris,
         stems=[stem(uri) for uri in uris],
         overwrite=arguments.overwrite,
         draw=arguments.draw,
         crops=arguments.crops,
+        token=arguments.serve_token,
     )
     if arguments.json_summary is not None:
         sinks.check_file(arguments.json_summary, uris, outputs, overwrite=arguments.overwrite)
@@ -129,6 +131,7 @@ class _Run:
             if threading.current_thread() is threading.main_thread()
         }
         try:
+            self._open_at_once()
             if self.policy.realtime or any(map(is_live, self.uris)):
                 self._run_together()
             else:
@@ -149,6 +152,16 @@ class _Run:
         if self.failures:
             return PARTLY if self.num_results else NOTHING
         return WHOLE
+
+    def _open_at_once(self) -> None:
+        """Opens what clients come to; if that fails, nothing else is begun."""
+        for position, output in enumerate(self.outputs):
+            if output.opens_at_once:
+                sink = self.open_sinks[position] = output.open()
+                if isinstance(sink, sinks.WebSink) and not (
+                    self.arguments.quiet and self.arguments.serve_token != "auto"
+                ):
+                    say(f"watch at {sink.url}")
 
     def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
         if self.signal is not None:
@@ -297,6 +310,9 @@ class _Run:
             with self._guarded(position):
                 if position not in self.open_sinks:
                     self.open_sinks[position] = self.outputs[position].open()
+                self.open_sinks[position].watch(
+                    lambda: {**self._summary(stream, mine), "queued": stream.queued}
+                )
                 self.open_sinks[position].begin(header, stream.info)
                 self.begun.add(position)
 
@@ -366,7 +382,7 @@ class _Run:
             "stages": times.summary(),
             "slowest_stage": times.slowest(),
             **live,
-            "drops": stream.drops,
+            "drops": dict(stream.drops),
             "damaged_packets": stream.damaged_packets,
             "corrupt_frames": stream.corrupt_frames,
             "outputs": self._names(mine),

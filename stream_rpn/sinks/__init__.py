@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.results import make_header
+from stream_rpn.sinks import web
 from stream_rpn.sinks.coco import COCOSink
 from stream_rpn.sinks.crops import CropsSink
 from stream_rpn.sinks.jsonl import GzipJSONLinesSink, JSONLinesSink
@@ -21,14 +22,17 @@ from stream_rpn.sinks.null import NullSink
 from stream_rpn.sinks.parquet import ParquetSink
 from stream_rpn.sinks.sink import ReaderGone, Sink, SinkOptions
 from stream_rpn.sinks.video import MatroskaSink, MP4Sink
+from stream_rpn.sinks.web import WebSink
 from stream_rpn.sources.address import is_device, is_url, local_path, stem
 
 __all__ = [
+    "SCHEMES",
     "SINKS",
     "Output",
     "ReaderGone",
     "Sink",
     "SinkOptions",
+    "WebSink",
     "check_file",
     "make_header",
     "open_sink",
@@ -53,6 +57,11 @@ SINKS: dict[str, type[Sink]] = {
     "/": CropsSink,
 }
 
+# By the beginning of the name: what is no file.
+SCHEMES: dict[str, type[Sink]] = {
+    web.PREFIX: WebSink,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -72,6 +81,11 @@ class Output:
     def needs_image(self) -> bool:
         """Whether the pipeline must keep decoded frames for this output."""
         return _sink_class(self.name).needs_image
+
+    @property
+    def opens_at_once(self) -> bool:
+        """Whether it is opened before there are results."""
+        return _sink_class(self.name).opens_at_once
 
     def open(self) -> Sink:
         """Opens the sink; the checks were done by `resolve_outputs`."""
@@ -99,7 +113,7 @@ def open_sink(
         StreamRPNError: for an unknown ending, an existing file, or a place that can't be written.
     """
     sink_class = _sink_class(spec)
-    if spec not in ("-", "null"):
+    if _is_file(spec):
         _check_place(spec, overwrite=overwrite, in_place=sink_class.writes_in_place)
     return sink_class(spec, SinkOptions(draw, crops, multiple_sources))
 
@@ -112,6 +126,7 @@ def resolve_outputs(
     overwrite: bool = False,
     draw: int = 20,
     crops: int = 10,
+    token: str = "",
 ) -> list[Output]:
     """Checks all outputs before anything is opened, and says which source goes where.
 
@@ -125,6 +140,7 @@ def resolve_outputs(
         overwrite: whether existing files may be replaced.
         draw: passed to the sinks.
         crops: passed to the sinks.
+        token: passed to the sinks.
 
     Raises:
         StreamRPNError: for an output that exists, cannot be written, is a source, occurs twice, or
@@ -135,13 +151,14 @@ def resolve_outputs(
     outputs: list[Output] = []
     for spec in specs or [DEFAULT_OUTPUT]:
         if "{stem}" in spec:
-            options = SinkOptions(draw, crops)
+            options = SinkOptions(draw, crops, token=token)
             outputs += [
                 Output(spec.replace("{stem}", unique_stem), (index,), options)
                 for index, unique_stem in enumerate(unique)
             ]
         else:
-            outputs.append(Output(spec, everything, SinkOptions(draw, crops, len(sources) > 1)))
+            options = SinkOptions(draw, crops, len(sources) > 1, token)
+            outputs.append(Output(spec, everything, options))
 
     taken: dict[str, str] = {}
     for output in outputs:
@@ -156,9 +173,9 @@ def resolve_outputs(
             continue
         if name == "-" and sys.stdout is None:
             raise StreamRPNError("cannot write standard output: it is closed")
-        if name != "-":
+        if _is_file(name):
             _check_place(name, overwrite=overwrite, in_place=sink_class.writes_in_place)
-        place = name if name == "-" else os.path.realpath(name)
+        place = os.path.realpath(name) if _is_file(name) else name
         if place in taken:
             raise StreamRPNError(
                 f"outputs {taken[place]!r} and {name!r} are the same"
@@ -166,7 +183,7 @@ def resolve_outputs(
                 else f"output {name!r} is given twice"
             )
         taken[place] = name
-        if name != "-":
+        if _is_file(name):
             for source in sources:
                 _check_not_source(name, source)
     return outputs
@@ -182,15 +199,22 @@ def check_file(
     """
     _check_place(name, overwrite=overwrite, in_place=True)
     place = os.path.realpath(name)
-    if any(place == os.path.realpath(o.name) for o in outputs if o.name not in ("-", "null")):
+    if any(place == os.path.realpath(o.name) for o in outputs if _is_file(o.name)):
         raise StreamRPNError(f"{name!r} is given for two different outputs")
     for source in sources:
         _check_not_source(name, source)
 
 
+def _is_file(spec: str) -> bool:
+    return spec not in ("-", "null") and not spec.startswith(tuple(SCHEMES))
+
+
 def _sink_class(spec: str) -> type[Sink]:
     if spec in ("-", "null"):
         return SINKS[spec]
+    for scheme, sink_class in SCHEMES.items():
+        if spec.startswith(scheme):
+            return sink_class
     endings = [ending for ending in SINKS if ending not in ("-", "null")]
     fitting = [ending for ending in endings if spec.lower().endswith(ending)]
     if not fitting:

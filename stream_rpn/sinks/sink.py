@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,11 +28,13 @@ class SinkOptions:
         draw: how many of the best boxes an annotated video shows per frame.
         crops: how many of the best boxes are cut out per frame.
         multiple_sources: True where one output receives several sources, one after another.
+        token: what clients of a server must know, "auto" for one that is made up, "" for none.
     """
 
     draw: int = 20
     crops: int = 10
     multiple_sources: bool = False
+    token: str = ""
 
 
 class Sink:
@@ -50,11 +52,13 @@ class Sink:
         needs_image: True where `Proposals.image` must be kept for this sink.
         takes_several_sources: True where one output can hold the results of several sources.
         writes_in_place: True where the output grows under its own name, so that it may be a pipe.
+        opens_at_once: True where clients come to it, so that it opens before there are results.
     """
 
     needs_image: ClassVar[bool] = False
     takes_several_sources: ClassVar[bool] = False
     writes_in_place: ClassVar[bool] = False
+    opens_at_once: ClassVar[bool] = False
 
     def __init__(self, name: str, options: SinkOptions) -> None:
         self.name = name
@@ -62,6 +66,9 @@ class Sink:
         self._last_source = ""
         with self._naming_failures():
             self._open()
+
+    def watch(self, status: Callable[[], dict[str, Any]]) -> None:
+        """Is given, before `begin`, what tells how the source is doing, as in its summary."""
 
     def begin(self, header: dict[str, Any], info: StreamInfo) -> None:
         """Starts the results of one source; `header` comes from `make_header`."""

@@ -1,0 +1,1 @@
+"""What `--serve` listens with: the server, its page, the metrics."""
