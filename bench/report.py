@@ -2,63 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
+from stream_rpn.benchmark.machine import describe_machine, machine
+
+__all__ = ["describe_machine", "machine", "measure", "print_table", "summarize", "write_json"]
 
 Row = Mapping[str, Any]
-
-_PACKAGES = ("torch", "torchvision", "triton", "av", "numpy")
-
-
-def machine() -> dict[str, Any]:
-    """Returns what the numbers were measured on and with: devices, driver, versions, commit."""
-    facts: dict[str, Any] = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": _commit(),
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "gpu": None,
-        "driver": None,
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-    }
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        facts["gpu"] = properties.name
-        facts["gpu_multiprocessors"] = properties.multi_processor_count
-        facts["gpu_memory_gib"] = round(properties.total_memory / 2**30, 1)
-        facts["gpu_l2_mib"] = round(properties.L2_cache_size / 2**20, 1)
-        facts["driver"] = _output(
-            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
-        )
-    for package in _PACKAGES:
-        try:
-            facts[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            facts[package] = None
-    return facts
-
-
-def describe_machine(facts: Mapping[str, Any]) -> str:
-    """Returns the first line of a report: device | driver, CUDA | versions | commit | date."""
-    device = facts["gpu"] or f"{facts['cpu']}, {facts['torch_threads']} of {facts['cores']} cores"
-    driver = f"driver {facts['driver']}, CUDA {facts['cuda']} | " if facts["gpu"] else ""
-    versions = " ".join(f"{name} {facts[name]}" for name in _PACKAGES if facts[name])
-    return f"{device} | {driver}{versions} | {facts['commit']} | {facts['date']}"
 
 
 def measure(
@@ -131,36 +86,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
     return str(value)
-
-
-def _commit() -> str:
-    commit = _output("git", "rev-parse", "--short", "HEAD")
-    if commit is None:
-        return "unknown"
-    return commit + ("+changes" if _output("git", "status", "--porcelain", "-uno") else "")
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _output(*command: str) -> str | None:
-    """Returns what a command prints, None where it cannot be run."""
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-            cwd=Path(__file__).parent,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -26,6 +26,10 @@ COMMANDS = {
         "measure recall on annotated images",
     ),
     "train": ("stream_rpn.training.command", "train a proposal network"),
+    "bench": (
+        "stream_rpn.benchmark.command",
+        "measure speed on your video and machine, and say what limits it",
+    ),
     "render": ("stream_rpn.render", "draw saved results onto their video"),
     "models": ("stream_rpn.tables", "list the models"),
     "devices": ("stream_rpn.devices", "list the cameras of this machine"),
@@ -159,10 +163,10 @@ def stream_parser() -> argparse.ArgumentParser:
     add_model_arguments(parser)
     proposals = parser.add_argument_group("proposals")
     proposals.add_argument(
-        "--top", type=_positive, default=300, metavar="N", help="proposals per frame"
+        "--top", type=positive, default=300, metavar="N", help="proposals per frame"
     )
     proposals.add_argument(
-        "--pre-nms", type=_positive, metavar="N", help="candidates per level before NMS"
+        "--pre-nms", type=positive, metavar="N", help="candidates per level before NMS"
     )
     proposals.add_argument("--nms", type=float, metavar="T", help="IoU above which NMS suppresses")
     proposals.add_argument("--score-thresh", type=float, metavar="T", help="least score kept")
@@ -185,10 +189,10 @@ def stream_parser() -> argparse.ArgumentParser:
     frames.add_argument("--start", metavar="T", help="from this time on (seconds or HH:MM:SS)")
     frames.add_argument("--end", metavar="T", help="up to this time, exclusive")
     frames.add_argument(
-        "--stride", type=_positive, default=1, metavar="N", help="every N-th frame by index"
+        "--stride", type=positive, default=1, metavar="N", help="every N-th frame by index"
     )
     frames.add_argument("--fps", type=_rate, metavar="F", help="at most F frames a second, by time")
-    frames.add_argument("--max-frames", type=_positive, metavar="N", help="stop after N results")
+    frames.add_argument("--max-frames", type=positive, metavar="N", help="stop after N results")
     frames.add_argument("--stream", type=natural, metavar="N", help="which video stream of a file")
     frames.add_argument(
         "--decoder", choices=("auto", "cpu", "nvdec"), default="auto", help="what decodes"
@@ -246,11 +250,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     model.add_argument("--batch", default="auto", metavar="N", help="frames per call, or auto")
     model.add_argument(
-        "--size", type=_positive, metavar="PX", help="shorter side of the network's input"
+        "--size", type=positive, metavar="PX", help="shorter side of the network's input"
     )
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Returns the whole number from 1 up that an argument stands for."""
     value = natural(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
