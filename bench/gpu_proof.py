@@ -40,7 +40,7 @@ from bench.workloads import (
     Heads,
     Workload,
     compiled,
-    decode_all,
+    detectron2_style,
     head_outputs,
     ours,
     reference,
@@ -228,7 +228,7 @@ def time_stage(proof: Proof) -> None:
         torch.compiler.reset()
         theirs: dict[str, Callable[[Heads], Any]] = {
             "torchvision eager": torchvision_rpn(workload, proof.device),
-            "decode all, then top-k": partial(decode_all, workload),
+            "detectron2-style": partial(detectron2_style, workload),
             "reference, compiled": compiled(workload),
         }
         for batch in batches:

@@ -2,11 +2,16 @@
 
 Peers get the same head outputs, anchors and numbers, in the dtype that the head gives:
 
-* `torchvision`: its RegionProposalNetwork, run eagerly, with a head that hands over the outputs;
+* `torchvision_rpn`: its RegionProposalNetwork with a head that hands over the outputs, run eagerly
+  or under torch.compile, which splits it where its lengths depend on the data;
 * `compiled`: our reference's selection and decoding under torch.compile, and the reference's
   suppression, which walks on the host (its length depends on the data: no one graph holds it);
-* `decode_all`: detectron2's order: decode and clip every anchor, then top-k per level, then one NMS
-  with the levels kept apart by offsets to the coordinates.
+* `detectron2_style`: the order of detectron2's `find_top_rpn_proposals`: decode every anchor, top-k
+  per level, clip, then per image one NMS with the levels kept apart by offsets to the coordinates;
+* `mmdetection_style`: the order of mmdetection's `RPNHead`: per image and level a sigmoid, a full
+  sort, decoding of what is kept, then one NMS of the same kind.
+
+The last two are written here from those programs' order of work, on torchvision's functions.
 """
 
 from __future__ import annotations
@@ -193,8 +198,10 @@ class _GivenHead(nn.Module):
         return self.outputs
 
 
-def torchvision_rpn(workload: Workload, device: torch.device) -> Callable[[Heads], list[Tensor]]:
-    """Returns torchvision's own proposal stage for the workload."""
+def torchvision_rpn(
+    workload: Workload, device: torch.device, *, compiled: bool = False
+) -> Callable[[Heads], list[Tensor]]:
+    """Returns torchvision's own proposal stage for the workload, under torch.compile if wanted."""
     counts = {"pre_nms_top_n": workload.pre_nms_top_n, "post_nms_top_n": workload.post_nms_top_n}
     ratios = ((0.5, 1.0, 2.0),) * len(workload.sizes)
     head = _GivenHead()
@@ -208,6 +215,7 @@ def torchvision_rpn(workload: Workload, device: torch.device) -> Callable[[Heads
         nms_thresh=0.7,
         **{name: {"training": n, "testing": n} for name, n in counts.items()},
     ).eval()
+    stage = torch.compile(rpn) if compiled else rpn
 
     def run(heads: Heads) -> list[Tensor]:
         head.outputs = heads.objectness, heads.deltas
@@ -215,13 +223,13 @@ def torchvision_rpn(workload: Workload, device: torch.device) -> Callable[[Heads
         pixels = torch.empty(1, device=device).expand(batch, 3, *workload.image_size)
         images = ImageList(pixels, [workload.inside] * batch)
         features = {str(i): o[:, :1] for i, o in enumerate(heads.objectness)}
-        boxes: list[Tensor] = rpn(images, features)[0]
+        boxes: list[Tensor] = stage(images, features)[0]
         return boxes
 
     return run
 
 
-def decode_all(workload: Workload, heads: Heads) -> list[Tensor]:
+def detectron2_style(workload: Workload, heads: Heads) -> list[Tensor]:
     """Returns each image's boxes as detectron2 finds them: decode everything, then select."""
     logits, boxes, levels = [], [], []
     batch = len(heads.image_sizes)
@@ -246,6 +254,32 @@ def decode_all(workload: Workload, heads: Heads) -> list[Tensor]:
         valid = clipped.isfinite().all(1) & all_logits[image].isfinite()
         valid &= (clipped[:, 2:] - clipped[:, :2] > 0).all(1)
         found, score, of_level = clipped[valid], all_logits[image][valid], of_anchor[valid]
+        keep = torchvision.ops.boxes._batched_nms_coordinate_trick(found, score, of_level, 0.7)
+        results.append(found[keep[: workload.post_nms_top_n]])
+    return results
+
+
+def mmdetection_style(workload: Workload, heads: Heads) -> list[Tensor]:
+    """Returns each image's boxes as mmdetection finds them: sort probabilities, then decode."""
+    results = []
+    for image in range(len(heads.image_sizes)):
+        boxes, scores, levels = [], [], []
+        for level, (objectness, deltas, base, stride) in enumerate(
+            zip(heads.objectness, heads.deltas, heads.base_anchors, heads.strides, strict=True)
+        ):
+            size = objectness.shape[2:]
+            flat = objectness[image].permute(1, 2, 0).reshape(-1).sigmoid()
+            best, order = flat.sort(descending=True)
+            order = order[: workload.pre_nms_top_n]
+            split = deltas[image].permute(1, 2, 0).reshape(-1, 4)[order].float()
+            anchors = anchor_ops.grid(base, (size[0], size[1]), stride)[order]
+            decoded = box_ops.decode(split, anchors)
+            boxes.append(torchvision.ops.clip_boxes_to_image(decoded, workload.inside))
+            scores.append(best[: workload.pre_nms_top_n])
+            levels.append(torch.full_like(order, level))
+        all_boxes, all_scores, of_level = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
+        valid = (all_boxes[:, 2:] - all_boxes[:, :2] > 0).all(1)
+        found, score, of_level = all_boxes[valid], all_scores[valid], of_level[valid]
         keep = torchvision.ops.boxes._batched_nms_coordinate_trick(found, score, of_level, 0.7)
         results.append(found[keep[: workload.post_nms_top_n]])
     return results

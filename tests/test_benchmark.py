@@ -149,7 +149,7 @@ class TestPeers:
         with torch.inference_mode():
             (found,) = peers.torchvision_boxes(theirs, pipeline.device, tuned=False)([image])
             (ours,) = peers.our_boxes(pipeline)([image])
-        # Random weights give wild deltas, which magnify rounding, and scores that are all but equal.
+        # Random weights give wild deltas, which magnify rounding, and scores all but equal.
         distance = torch.cdist(found, ours, p=torch.inf)
         assert float((distance.amin(1) < 0.1).float().mean()) > 0.95
         assert float((distance.amin(0) < 0.1).float().mean()) > 0.95
