@@ -202,17 +202,9 @@ def rows_of(model: str, taking_part: list[Side]) -> list[dict[str, Any]]:
         row["others_utilisation"] = usage.others_utilisation
         row["peak_memory_mb"] = usage.peak_memory_mb
         if middle.stages:
-            row["overlap"] = round(_slowest_seconds(middle.stages) / usage.seconds, 3)
             row["stages_p50_ms"] = {key: stage["p50_ms"] for key, stage in middle.stages.items()}
         rows.append(row)
     return rows
-
-
-def _slowest_seconds(stages: dict[str, dict[str, float]]) -> float:
-    # Decoding and writing overlap the network's stages; those follow one another in one thread.
-    beside = {"decode", "sinks"}
-    network = sum(s["total_seconds"] for name, s in stages.items() if name not in beside)
-    return max(network, *(stages[name]["total_seconds"] for name in beside))
 
 
 def compare(
@@ -268,7 +260,7 @@ def main() -> int:
             rows += found
             checks[model] = check
             columns = ["model", "what", "fps_median", "fps_min", "fps_max", "ratio", "ratio_tuned",
-                       "overlap", "cpu_ms_a_frame", "others_utilisation"]  # fmt: skip
+                       "cpu_ms_a_frame", "cpu_utilisation", "others_utilisation"]  # fmt: skip
             report.print_table(found, columns)
     report.write_json(
         arguments.json,

@@ -1,8 +1,8 @@
 """The pipeline's parts alone and all of it: what each takes, the ceiling it sets, the bottleneck.
 
-Three parts run side by side: `decode`, `network` (its stages follow one another in one thread, or
-on one GPU) and `sink`. Each is measured alone, with the rest of the machine at its service, then
-the product's own pipeline as a whole. Of the whole, two ratios tell how well it uses the machine:
+Three parts run side by side: `decode`, `network` (on a GPU, or on a core for each batch under way)
+and `sink`. Each is measured alone, with the rest of the machine at its service, then the product's
+own pipeline as a whole. Of the whole, two ratios tell how well it uses the machine:
 
 * overlap: its frames/s ÷ those of its slowest part alone. At 1, all else is hidden behind it.
 * of the cores: its frames/s ÷ what the cores could do if they never waited, which is cores ÷ the
@@ -227,7 +227,7 @@ def network_alone(pipeline: Pipeline, frames: list[Frame], seconds: float) -> Pa
         warm_up = time.perf_counter() - started
         count = 0
         with Meter(pipeline.device) as meter:
-            while count % batch or meter.elapsed() < seconds:
+            while count < 3 * batch or count % batch or meter.elapsed() < seconds:
                 next(results)
                 count += 1
     finally:
@@ -336,7 +336,7 @@ def whole(
             step(Histogram())
         warm_up = time.perf_counter() - started
         with Meter(pipeline.device) as meter:
-            while count % batch or meter.elapsed() < seconds:
+            while count < 3 * batch or count % batch or meter.elapsed() < seconds:
                 step(latency)
                 count += 1
         sink.end(stream.end())
