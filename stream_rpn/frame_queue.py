@@ -193,14 +193,15 @@ class Merge:
 
     Iterating gives one frame after another, the sources taking turns; as long as a batch is not
     full, those of its input shape first. `None` says that nobody else comes in time: the batch is
-    to go as it is. Frames that carry a time of arrival are live: beyond `size` waiting ones of a
-    source the oldest is dropped ("queue full"), and what is older than `max_age` when its turn
-    comes ("stale"). The next frame of that source says so. Other frames wait for room.
+    to go as it is. Frames that carry a time of arrival are live: where too many wait, the oldest of
+    the source with the most is dropped ("queue full"), and what is older than `max_age` when its
+    turn comes ("stale"). The next frame of that source says so. Other frames wait for room.
 
     Args:
         upstreams: per source its lane, and its frames: iterated over in a thread of its own, where
             the source is opened, fails and is closed. They must end soon when `stopped` says so.
-        size: frames of a source that may wait.
+        size: frames of one source that may wait. Live sources share this room, but for one frame
+            that each has a place for: else more sources would mean older frames.
         batch: frames of a full batch.
         shape: the network's input shape for a frame.
         max_age: seconds from the arrival of a frame to the beginning of its batch.
@@ -274,10 +275,16 @@ class Merge:
             if lane.carried:
                 frame.drops, lane.carried = joined(lane.carried + frame.drops), ()
             lane.waiting.append(frame)
-            if len(lane.waiting) > self._size:
-                lane.drop("queue full")
+            if frame.arrived is not None:
+                self._make_room()
             self._changed.notify_all()
             return True
+
+    def _make_room(self) -> None:
+        """Drops a live frame where too many wait: the oldest of the source that has the most."""
+        live = [lane for lane in self.lanes if lane.waiting and lane.waiting[0].arrived is not None]
+        if sum(len(lane.waiting) for lane in live) >= self._size + len(self.lanes):
+            max(live, key=lambda lane: len(lane.waiting)).drop("queue full")
 
     def __iter__(self) -> Iterator[Frame | None]:
         return self

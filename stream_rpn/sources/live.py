@@ -114,6 +114,7 @@ class LiveSource(Source):
             StreamRPNError: it never came, or was lost and did not come back.
         """
         tries = 0
+        started = time.monotonic()
         while not self._stopped():
             try:
                 connection = self._connection = self._open()
@@ -121,8 +122,11 @@ class LiveSource(Source):
                 return
             except StreamRPNError as error:
                 if self._last is None:
-                    raise
-                if tries >= self._policy.reconnect:
+                    if not self._may_come(error, time.monotonic() - started):
+                        raise
+                    if not tries:
+                        self._notice(f"{error}; trying for {self._policy.open_timeout:g} seconds")
+                elif tries >= self._policy.reconnect:
                     raise StreamRPNError(
                         f"{self._name}: the connection was lost and did not come back in "
                         f"{tries} tries ({error})"
@@ -144,6 +148,11 @@ class LiveSource(Source):
                 self._notice(f"{self._name}: the connection was lost ({self._why()}); trying again")
                 self.tally.resume()
             self._pause(min(_FIRST_PAUSE * 2**tries, _LONGEST_PAUSE))
+
+    def _may_come(self, error: StreamRPNError, waited: float) -> bool:
+        """Tells whether a source that nobody serves so far is worth another try."""
+        refused = isinstance(error.__cause__, (ConnectionError, TimeoutError))
+        return refused and waited < self._policy.open_timeout
 
     def _open(self) -> FileSource:
         num_frames = None

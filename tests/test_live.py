@@ -1,0 +1,709 @@
+"""Live sources: nothing waits for the slowest, nothing grows old, and every loss is counted."""
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import av
+import pytest
+
+from bench.senders import free_port, sender
+from stream_rpn import live, network, read, stream
+from stream_rpn.cli import main
+from stream_rpn.frame import Color, Drop, Frame, StreamRPNError
+from stream_rpn.frame_queue import Lane, Merge, batches
+from stream_rpn.packet_queue import Interrupted, PacketQueue
+from stream_rpn.preprocess import InputSpec
+from stream_rpn.sources import expand, is_live, masked, stem
+from stream_rpn.sources.address import device_input
+from stream_rpn.sources.live import LivePolicy, LiveSource
+
+COLOR = Color("bt601", full_range=False, tagged=False)
+ONE_FRAME_DROPS = ("queue full", "stale", "not wanted")
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own_and_no_thread_is_left(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = set(threading.enumerate())
+    yield
+    assert eventually(lambda: not [t for t in threading.enumerate() if t not in before])
+
+
+def eventually(condition, seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return condition()
+
+
+def frame(index: int, *, live: bool = True, size: tuple[int, int] = (64, 48)) -> Frame:
+    arrived = time.monotonic() if live else None
+    return Frame(index, index, None, *size, 0, COLOR, image=None, arrived=arrived)
+
+
+def merge(*upstreams, **options) -> Merge:
+    settings = {
+        "size": 3,
+        "batch": 1,
+        "shape": lambda frame: (frame.height, frame.width),
+        "max_age": 10.0,
+        "batch_wait": 0.02,
+        "stopped": lambda: False,
+    }
+    return Merge([(Lane(), frames) for frames in upstreams], **(settings | options))
+
+
+def losses(drops) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for drop in drops:
+        counts[drop.reason] = counts.get(drop.reason, 0) + drop.count
+    return counts
+
+
+class TestMerge:
+    def test_files_wait_and_keep_their_order(self):
+        frames = merge(frame(i, live=False) for i in range(50))
+        assert [f.index for f in frames] == list(range(50))
+        frames.close()
+
+    def test_the_newest_live_frames_win_and_the_next_one_tells(self):
+        frames = merge([frame(i) for i in range(20)])
+        assert eventually(lambda: frames.lanes[0].finished)
+        given = list(frames)
+        assert [f.index for f in given] == [17, 18, 19]
+        assert given[0].drops == (Drop("queue full", 17, 0),)
+        assert given[1].drops == given[2].drops == ()
+        assert (frames.lanes[0].frames, frames.lanes[0].taken) == (20, 3)
+        frames.close()
+
+    def test_many_sources_share_the_room_and_each_has_a_place(self):
+        frames = merge(*([frame(i) for i in range(9)] for _ in range(4)), size=3)
+        assert eventually(lambda: all(lane.finished for lane in frames.lanes))
+        waiting = [len(lane.waiting) for lane in frames.lanes]
+        assert sum(waiting) == 3 + 4 - 1
+        assert set(waiting) <= {1, 2, 3}
+        assert {lane.waiting[-1].index for lane in frames.lanes} == {8}
+        frames.close()
+
+    def test_old_frames_are_dropped_when_their_turn_comes(self):
+        frames = merge([frame(i) for i in range(3)], max_age=0.05)
+        assert eventually(lambda: frames.lanes[0].finished)
+        time.sleep(0.1)
+        assert list(frames) == []
+        assert frames.lanes[0].carried == (Drop("stale", 3, 0),)
+        frames.close()
+
+    def test_what_upstream_lost_is_told_with_what_was_dropped_here(self):
+        given = [frame(i) for i in range(6)]
+        given[0].drops = (Drop("decoder", 2, -2), Drop("connection lost", 0, None, 1.5))
+        given[3].drops = (Drop("decoder", 4, 2), Drop("connection lost", 0, None, 2.5))
+        frames = merge(given)
+        assert eventually(lambda: frames.lanes[0].finished)
+        first = next(frames)
+        assert first.index == 3
+        assert losses(first.drops) == {"decoder": 6, "queue full": 3, "connection lost": 0}
+        assert [d.seconds for d in first.drops if d.seconds is not None] == [1.5, 2.5]
+        frames.close()
+
+    def test_sources_take_turns_and_none_waits_for_a_stalled_one(self):
+        forever = threading.Event()
+
+        def stalled():
+            forever.wait(20)
+            yield from ()
+
+        frames = merge(
+            [frame(i) for i in range(3)], stalled(), [frame(i) for i in range(3)], size=9
+        )
+        assert eventually(lambda: frames.lanes[0].finished and frames.lanes[2].finished)
+        given = [next(frames) for _ in range(6)]
+        assert [(f.stream, f.index) for f in given] == [
+            (0, 0), (2, 0), (0, 1), (2, 1), (0, 2), (2, 2)
+        ]  # fmt: skip
+        forever.set()
+        assert list(frames) == []
+        frames.close()
+
+    def test_a_batch_is_of_one_shape_as_long_as_it_can(self):
+        wide = [frame(i, size=(96, 48)) for i in range(4)]
+        frames = merge([frame(i) for i in range(4)], wide, size=9, batch=2)
+        assert eventually(lambda: all(lane.finished for lane in frames.lanes))
+        widths = [f.width for f in frames if f is not None]
+        assert widths[0::2] == widths[1::2]
+        assert sorted(widths) == [64] * 4 + [96] * 4
+        frames.close()
+
+    def test_a_batch_goes_unfilled_when_nobody_else_comes_in_time(self):
+        more = threading.Event()
+
+        def slow():
+            yield frame(0)
+            more.wait(20)
+            yield frame(1)
+
+        frames = merge(slow(), batch=4)
+        groups = batches(frames, 4, InputSpec(min_size=64, max_size=128))
+        assert [f.index for f in next(groups)] == [0]
+        more.set()
+        assert [f.index for f in next(groups)] == [1]
+        frames.close()
+
+    def test_one_that_fails_leaves_the_others_alone(self):
+        def broken():
+            yield frame(0)
+            raise StreamRPNError("the cable is out")
+
+        frames = merge(broken(), (frame(i, live=False) for i in range(9)))
+        assert len(list(frames)) == 10
+        assert str(frames.lanes[0].error) == "the cable is out"
+        assert frames.lanes[1].error is None
+        frames.close()
+
+    def test_what_waits_is_still_given_after_a_stop(self):
+        stop = threading.Event()
+
+        def endless():
+            yield from (frame(0), frame(1))
+            stop.wait(20)
+
+        frames = merge(endless(), stopped=stop.is_set)
+        assert eventually(lambda: len(frames) == 2)
+        stop.set()
+        assert [f.index for f in frames] == [0, 1]
+        frames.close()
+
+    @pytest.mark.parametrize("is_live", [True, False])
+    def test_a_limit_counts_what_is_given(self, is_live):
+        def upstream():
+            for index in range(1000):
+                time.sleep(0.002)
+                yield frame(index, live=is_live)
+
+        frames = merge(upstream(), limit=5)
+        given = []
+        for each in frames:
+            given.append(each)
+            time.sleep(0.02)
+        assert len(given) == 5
+        frames.close()
+        lane = frames.lanes[0]
+        dropped = losses(drop for f in given for drop in f.drops)
+        rest = losses(lane.carried)
+        assert lane.frames == 5 + sum(dropped.values()) + sum(rest.values())
+        assert is_live or not dropped
+
+
+class Packet:
+    """As much of PyAV's packet as the queue looks at."""
+
+    def __init__(self, number: int, key: bool) -> None:
+        self.pts, self.is_keyframe, self.size = number, key, 1
+        self.opaque = None
+
+
+def packet_queue(packets, **options) -> tuple[PacketQueue, list]:
+    skipped: list[tuple[str, int, int | None]] = []
+    settings = {
+        "max_age": 0.05,
+        "timeout": (5.0, 5.0),
+        "intra_only": False,
+        "stopped": lambda: False,
+        "skip": lambda *loss: skipped.append(loss),
+        "release": lambda: None,
+    }
+    return PacketQueue(packets, **(settings | options)), skipped
+
+
+class TestPacketQueue:
+    def test_a_slow_decoder_loses_whole_groups_and_knows_how_much(self):
+        def packets():
+            for number in range(40):
+                yield Packet(number, number % 10 == 0)
+                time.sleep(0.005)
+
+        queue, skipped = packet_queue(packets())
+        taken = []
+        for packet in queue:
+            taken.append(packet.pts)
+            time.sleep(0.02)
+        assert queue.close()
+        assert len(taken) + sum(count for _, count, _ in skipped) <= 40
+        assert skipped
+        for before, after in itertools.pairwise(taken):
+            # Decoding goes on with the next packet or starts anew at a key frame.
+            assert after == before + 1 or after % 10 == 0
+
+    def test_a_quick_decoder_gets_everything_stamped(self):
+        queue, skipped = packet_queue(Packet(i, i == 0) for i in range(30))
+        now = time.monotonic()
+        stamps = [packet.opaque for packet in queue]
+        assert len(stamps) == 30
+        assert all(abs(stamp - now) < 1 for stamp in stamps)
+        assert not skipped
+        assert queue.close()
+
+    def test_waiting_has_an_end(self):
+        forever = threading.Event()
+
+        def nothing():
+            forever.wait(20)
+            yield from ()
+
+        released = threading.Event()
+        queue, _ = packet_queue(nothing(), timeout=(0.15, 5.0), release=released.set)
+        assert list(queue) == []
+        assert isinstance(queue.error, TimeoutError)
+        # The thread is stuck: it lets go of what it reads from when it is not.
+        assert not queue.close()
+        assert not released.is_set()
+        forever.set()
+        assert released.wait(5)
+
+    def test_a_stop_ends_the_waiting(self):
+        forever, stop = threading.Event(), threading.Event()
+
+        def nothing():
+            forever.wait(20)
+            yield from ()
+
+        queue, _ = packet_queue(nothing(), stopped=stop.is_set)
+        threading.Timer(0.1, stop.set).start()
+        with pytest.raises(Interrupted):
+            next(queue)
+        forever.set()
+        queue.close()
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("uri", "shown"),
+        [
+            ("rtsp://bob:secret@cam/1", "rtsp://bob:***@cam/1"),
+            ("rtsp://bob:se@cr:et@cam:554/1?x=1", "rtsp://bob:***@cam:554/1?x=1"),
+            ("http://cam/v?user=a&password=b&x=c", "http://cam/v?user=a&password=***&x=c"),
+            ("http://cam/v?access_token=b#t", "http://cam/v?access_token=***#t"),
+            ("rtsp://cam:554/a@b:c", "rtsp://cam:554/a@b:c"),
+            ("clip:1@2.mp4", "clip:1@2.mp4"),
+        ],
+    )
+    def test_secrets_are_masked(self, uri, shown):
+        assert masked(uri) == shown
+
+    @pytest.mark.parametrize(
+        ("platform", "expected"),
+        [
+            ("linux", ("/dev/video1", "v4l2", {})),
+            ("darwin", ("1", "avfoundation", {"framerate": "30"})),
+        ],
+    )
+    def test_a_camera_on_each_platform(self, platform, expected):
+        assert device_input("webcam:1", platform) == expected
+
+    def test_a_windows_camera_goes_by_its_name(self, monkeypatch):
+        monkeypatch.setattr(
+            "stream_rpn.sources.address.cameras", lambda platform: [("A cam", ""), ("B cam", "")]
+        )
+        assert device_input("webcam:1", "win32")[:2] == ("video=B cam", "dshow")
+        with pytest.raises(StreamRPNError, match="stream-rpn devices"):
+            device_input("webcam:2", "win32")
+
+    def test_the_screen_needs_a_display(self, monkeypatch):
+        monkeypatch.setenv("DISPLAY", ":7")
+        assert device_input("screen:", "linux")[:2] == (":7", "x11grab")
+        assert device_input("screen::1", "linux")[0] == ":1"
+        monkeypatch.delenv("DISPLAY")
+        with pytest.raises(StreamRPNError, match="DISPLAY"):
+            device_input("screen:", "linux")
+
+    def test_what_is_live(self, tmp_path):
+        os.mkfifo("pipe")
+        lives = ["webcam", "webcam:1", "/dev/video0", "screen:", "rtsp://a/b", "udp://a:1", "pipe"]
+        lives += ["http://cam/stream", "https://cam/live.m3u8", "rtmp://a/b"]
+        files = ["a.mp4", "-", "webcam.mp4", "http://a/b.mp4", "synthetic:", "webcam:x", "file://a"]
+        assert [is_live(name) for name in lives + files] == [True] * 10 + [False] * 7
+        assert expand(lives) == lives
+        assert [stem(name) for name in lives[:6]] == [
+            "webcam", "webcam-1", "video0", "screen", "b", "a"
+        ]  # fmt: skip
+
+    def test_devices_are_listed(self, monkeypatch, capsys):
+        monkeypatch.setattr("stream_rpn.devices.cameras", lambda: [("/dev/video0", "USB cam")])
+        assert main(["devices"]) == 0
+        assert capsys.readouterr().out == "/dev/video0  USB cam\n"
+
+    def test_a_camera_that_is_not_there(self, capsys):
+        assert main(["/dev/video99", "-o", "null"]) == 2
+        sentence = capsys.readouterr().err
+        assert "/dev/video99 cannot be opened" in sentence
+        assert "stream-rpn devices" in sentence
+
+    def test_a_protocol_that_pyav_lacks(self, capsys):
+        assert main(["srt://127.0.0.1:9000", "-o", "null"]) == 2
+        assert "does not speak srt" in capsys.readouterr().err
+
+
+class TestSources:
+    def test_filters_stand_in_for_a_camera(self):
+        started = time.monotonic()
+        with LiveSource("lavfi:testsrc=size=64x48:rate=20:duration=1", LivePolicy()) as source:
+            frames = list(source)
+        assert len(frames) == 20
+        assert time.monotonic() - started >= 0.9  # at its own pace
+        assert all(f.arrived is not None for f in frames)
+        steps = [b.arrived - a.arrived for a, b in itertools.pairwise(frames)]
+        assert sorted(steps)[len(steps) // 2] == pytest.approx(0.05, abs=0.02)
+        assert source.info.live
+        assert source.info.codec == "wrapped_avframe"
+
+    def test_a_named_pipe(self):
+        os.mkfifo("pipe")
+        clip = synthetic_ts(frames=30)
+
+        def write():
+            time.sleep(0.3)
+            Path("pipe").write_bytes(clip)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        with LiveSource("pipe", LivePolicy()) as source:
+            assert [f.index for f in source] == list(range(30))
+        writer.join()
+        assert source.info.live
+
+    def test_a_named_pipe_that_nobody_writes_to(self):
+        os.mkfifo("pipe")
+        policy = LivePolicy(open_timeout=0.3)
+        with (
+            LiveSource("pipe", policy) as source,
+            pytest.raises(StreamRPNError, match="nobody wrote to"),
+        ):
+            next(iter(source))
+
+    def test_http_may_turn_out_to_be_a_file(self, http_server):
+        Path("clip").write_bytes(synthetic_ts(frames=30))
+        with LiveSource(f"{http_server}/clip", LivePolicy()) as source:
+            frames = list(source)
+        assert len(frames) == 30
+        assert not source.info.live
+        assert all(f.arrived is None for f in frames)
+
+    def test_a_live_playlist_reads_no_files_here(self, http_server, tmp_path):
+        Path("private.ts").write_bytes(synthetic_ts(frames=30))
+        Path("live.m3u8").write_text(
+            "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXT-X-MEDIA-SEQUENCE:0\n"
+            f"#EXTINF:1.0,\nfile://{tmp_path}/private.ts\n"
+        )
+        policy = LivePolicy(open_timeout=2, reconnect=0)
+        with (
+            LiveSource(f"{http_server}/live.m3u8", policy) as source,
+            pytest.raises(StreamRPNError),
+        ):
+            next(iter(source))
+
+    def test_time_goes_on_over_a_clock_that_starts_anew(self):
+        source = LiveSource("udp://127.0.0.1:1", LivePolicy())
+        clocks = [(10.0, 5.0), (10.1, 5.1), (12.1, 0.0), (12.2, 0.1), (12.3, 99.0)]
+        times = []
+        for index, (arrived, seconds) in enumerate(clocks):
+            given = frame(index)
+            given.arrived, given.pts_seconds = arrived, seconds
+            source._place(given, first=index == 0)
+            times.append(round(given.pts_seconds, 3))
+        assert times == [5.0, 5.1, 7.1, 7.2, 7.3]
+
+    def test_from_python(self):
+        policy = LivePolicy(realtime=True)
+        results = list(stream("synthetic:64x48@20,10", policy=policy, size=64, device="cpu"))
+        drops = losses(d for proposals in results for d in proposals.drops)
+        assert len(results) + sum(drops.values()) == 10
+        assert all(proposals.age_seconds > 0 for proposals in results)
+        with pytest.raises(StreamRPNError, match="/dev/video98"):
+            list(stream("/dev/video98", device="cpu"))
+
+
+@pytest.fixture
+def http_server(tmp_path):
+    import http.server
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(tmp_path))
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def synthetic_ts(frames: int) -> bytes:
+    """Returns a clip as MPEG-TS."""
+    from stream_rpn.sources.synthetic import SyntheticVideo
+
+    clip = SyntheticVideo.parse(f"synthetic:64x48@30,{frames}").encoded()
+    with av.open(clip) as source, av.open("clip.ts", "w", format="mpegts") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    return Path("clip.ts").read_bytes()
+
+
+def run(*arguments: str, seconds: float | None = None) -> tuple[int, dict]:
+    """Runs the command on a small input, until a Ctrl-C after `seconds`; code and summary."""
+    timer = threading.Timer(seconds or 0, lambda: os.kill(os.getpid(), signal.SIGINT))
+    if seconds is not None:
+        timer.start()
+    try:
+        code = main([*arguments, "--size", "64", "--device", "cpu", "--json-summary", "sum.json"])
+    finally:
+        timer.cancel()
+    summary = json.loads(Path("sum.json").read_text()) if Path("sum.json").exists() else {}
+    Path("sum.json").unlink(missing_ok=True)
+    return code, summary
+
+
+def adds_up(summary: dict) -> bool:
+    dropped = sum(summary["drops"].get(reason, 0) for reason in ONE_FRAME_DROPS)
+    return summary["frames_in"] == summary["frames"] + dropped
+
+
+@contextlib.contextmanager
+def udp_camera(spec: str, *options: str, port: int | None = None):
+    port = port or free_port()
+    with sender("udp", str(port), spec, *options):
+        yield f"udp://127.0.0.1:{port}"
+
+
+class TestScenarios:
+    """Real senders, the whole command."""
+
+    def test_a_steady_camera(self):
+        with udp_camera("320x180@30") as uri:
+            code, summary = run(uri, "-o", "a.jsonl", "--max-frames", "60")
+        assert code == 0
+        assert summary["frames"] == 60
+        assert adds_up(summary)
+        assert 0 < summary["age_ms"]["p50"] < 500
+        results = read("a.jsonl")
+        rows = list(results)
+        assert results.complete
+        assert results.header["live"]
+        # What the rows tell, and what came after the last one, is all that was lost.
+        told = losses(drop for row in rows for drop in row.drops)
+        dropped = {**summary["drops"]}
+        dropped.pop("not wanted", None)
+        assert told == dropped
+        assert results.ends[0]["frames_in"] == summary["frames_in"]
+
+    def test_a_model_that_is_too_slow(self, monkeypatch):
+        propose = network.EagerNetwork._propose
+
+        def slow(self, frames, times):
+            time.sleep(0.15)
+            return propose(self, frames, times)
+
+        monkeypatch.setattr(network.EagerNetwork, "_propose", slow)
+        with udp_camera("320x180@30") as uri:
+            code, summary = run(uri, "-o", "null", "--max-age", "0.3", "--max-frames", "25")
+        assert code == 0
+        assert adds_up(summary)
+        assert summary["drops"]["queue full"] > 50
+        # The budget, and a batch; the rest is for machines that do something else as well.
+        assert summary["age_ms"]["p95"] < (0.3 + 0.17) * 1e3 + 200
+
+    def test_a_sender_that_dies_and_comes_back(self, capsys):
+        port = free_port()
+        done = threading.Event()
+
+        def cameras():
+            with udp_camera("160x96@15", port=port):
+                time.sleep(5)
+            time.sleep(1.2)
+            with udp_camera("160x96@15", port=port):
+                done.wait(60)
+
+        thread = threading.Thread(target=cameras)
+        thread.start()
+        code, summary = run(
+            f"udp://127.0.0.1:{port}", "-o", "a.jsonl", "--read-timeout", "1", seconds=12
+        )
+        done.set()
+        thread.join()
+        assert code == 130
+        assert adds_up(summary)
+        assert summary["reconnects"] == 1
+        gaps = [d.seconds for row in read("a.jsonl") for d in row.drops if d.seconds is not None]
+        assert len(gaps) == 1
+        assert gaps[0] > 1
+        times = [row.pts_seconds for row in read("a.jsonl")]
+        assert times == sorted(times)
+        told = capsys.readouterr().err
+        assert "the connection was lost" in told
+        assert "is back" in told
+
+    def test_lost_packets(self):
+        port = free_port()
+        with (
+            udp_camera("320x180@30") as uri,
+            sender("relay", uri.rpartition(":")[2], str(port), "--loss", "0.2"),
+        ):
+            code, summary = run(f"udp://127.0.0.1:{port}", "-o", "null", "--max-frames", "60")
+        assert code == 0
+        assert summary["frames"] == 60
+        assert adds_up(summary)
+
+    def test_a_picture_that_changes_its_size(self):
+        with udp_camera("320x180@30", "--then", "160x120@30") as uri:
+            code, summary = run(uri, "-o", "a.jsonl", seconds=9)
+        assert code == 130
+        assert adds_up(summary)
+        assert {(row.width, row.height) for row in read("a.jsonl")} == {(320, 180), (160, 120)}
+
+    def test_two_go_on_while_one_stalls_and_a_file_loses_nothing(self, capsys):
+        with (
+            udp_camera("160x96@15") as first,
+            udp_camera("160x96@15") as second,
+            udp_camera("160x96@15", "--stall-after", "4") as stalled,
+        ):
+            code, summary = run(
+                *(first, second, stalled, "synthetic:64x48@30,90"),
+                *("-o", "all.jsonl", "-o", "{stem}.parquet", "--read-timeout", "1"),
+                *("--open-timeout", "1", "--reconnect", "1"),
+                seconds=9,
+            )
+        assert code == 130
+        by_name = {s["source"]: s for s in summary["sources"]}
+        assert all(adds_up(s) for s in summary["sources"])
+        assert by_name["synthetic:64x48@30,90"]["frames"] == 90
+        assert by_name["synthetic:64x48@30,90"]["drops"] == {}
+        assert min(by_name[first]["frames"], by_name[second]["frames"]) > by_name[stalled]["frames"]
+        assert stalled in capsys.readouterr().err
+        results = read("all.jsonl")
+        counted: dict[str, int] = {}
+        for row in results:
+            counted[row.source] = counted.get(row.source, 0) + 1
+        assert counted == {name: s["frames"] for name, s in by_name.items()}
+        assert results.complete
+        assert len(list(read("synthetic.parquet"))) == 90
+
+    def test_network_cameras_of_jpeg_pictures(self):
+        port = free_port(socket.SOCK_STREAM)
+        with sender("mjpeg", str(port), "160x96@25"):
+            # It is tried until somebody listens.
+            code, summary = run(
+                f"http://bob:secret@127.0.0.1:{port}/cam?token=t0p", "-o", "cam.jsonl",
+                "--max-frames", "20",
+            )  # fmt: skip
+        assert (code, summary["frames"]) == (0, 20)
+        assert adds_up(summary)
+
+    def test_passwords_are_seen_nowhere(self, capfd):
+        port = free_port(socket.SOCK_STREAM)
+        uri = f"http://bob:secret@127.0.0.1:{port}/cam?token=t0p"
+        with sender("mjpeg", str(port), "160x96@25"):
+            main([uri, "-o", "cam.jsonl", "-o", "all.parquet", "--json-summary", "sum.json",
+                  "--max-frames", "5", "--size", "64", "--device", "cpu"])  # fmt: skip
+        assert main([uri, "-o", "null", "--open-timeout", "0.5"]) == 2
+        written = [capfd.readouterr().err.encode()]
+        written += [path.read_bytes() for path in Path().rglob("*") if path.is_file()]
+        assert len(written) >= 4
+        assert not [text for text in written if b"secret" in text or b"t0p" in text]
+
+    def test_one_that_never_comes(self, capsys):
+        uri = f"udp://127.0.0.1:{free_port()}"
+        started = time.monotonic()
+        code, _ = run(uri, "-o", "a.jsonl", "--open-timeout", "1")
+        assert code == 2
+        assert time.monotonic() - started < 8
+        assert "did not answer within 1 seconds" in capsys.readouterr().err
+        assert not Path("a.jsonl").exists()
+
+    def test_one_of_two_that_never_comes(self, capsys):
+        uri = f"udp://127.0.0.1:{free_port()}"
+        code, summary = run(
+            uri, "synthetic:64x48@30,9", "-o", "{stem}.jsonl", "--open-timeout", "1"
+        )
+        assert code == 3
+        assert [s["frames"] for s in summary["sources"]] == [9]
+        assert len(list(read("synthetic.jsonl"))) == 9
+        assert len(summary["failures"]) == 1
+
+    def test_an_output_that_fails_stops_its_source_only(self, monkeypatch, capsys):
+        from stream_rpn.sinks import JSONLinesSink
+
+        write = JSONLinesSink._write
+
+        def full(self, proposals):
+            if self.name == "synthetic.jsonl" and proposals.frame >= 5:
+                raise OSError(28, "No space left on device")
+            write(self, proposals)
+
+        monkeypatch.setattr(JSONLinesSink, "_write", full)
+        code, summary = run(
+            "synthetic:64x48@30,60", "synthetic:96x64@30,60", "--realtime", "-o", "{stem}.jsonl"
+        )
+        assert code == 3
+        assert "the disk is full" in capsys.readouterr().err
+        assert all(adds_up(s) for s in summary["sources"])
+        frames = [s["frames"] for s in summary["sources"]]
+        assert frames[0] < 30
+        assert frames[1] > frames[0]
+        other = read("synthetic-2.jsonl")
+        assert len(list(other)) == frames[1]
+        assert other.complete
+
+    def test_eight_at_a_time(self):
+        sources = [f"lavfi:testsrc=size={64 + 16 * i}x48:rate=10:duration=2" for i in range(8)]
+        code, summary = run(*sources, "-o", "null")
+        assert code == 0
+        assert [s["frames_in"] for s in summary["sources"]] == [20] * 8
+        assert all(adds_up(s) for s in summary["sources"])
+        assert min(s["frames"] for s in summary["sources"]) > 5
+
+    def test_a_second_signal_stops_at_once(self):
+        timers = [
+            threading.Timer(s, lambda: os.kill(os.getpid(), signal.SIGINT)) for s in (4.0, 4.1)
+        ]
+
+        def stuck(self, proposals):
+            time.sleep(30)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("stream_rpn.sinks.null.NullSink._write", stuck)
+            started = time.monotonic()
+            for timer in timers:
+                timer.start()
+            code, _ = run("lavfi:testsrc=size=64x48:rate=10", "-o", "null")
+        assert code == 130
+        assert time.monotonic() - started < 15
+
+
+def test_live_streams_report_what_a_page_shows():
+    from stream_rpn.api import load
+
+    pipeline = live.Pipeline(load(size=64), device="cpu")
+    selection = live.Selection()
+    uris = ["lavfi:testsrc=size=64x48:rate=20:duration=1"]
+    with live.LiveStreams(pipeline, uris, selection, LivePolicy()) as streams:
+        statistics = streams.streams[0]
+        for proposals in streams:
+            if proposals is not None:
+                statistics.written(proposals)
+    assert statistics.opened
+    assert statistics.ended
+    assert statistics.num_results + sum(statistics.drops.values()) == statistics.frames_in == 20
+    assert set(statistics.stage_times.summary()) >= {"decode", "backbone"}
+    assert statistics.ages.count == statistics.num_results
