@@ -1,6 +1,8 @@
 # Two commands do all the set-up on a fresh machine:
 #   make run VIDEO=path     make a venv, install, run the main job (a synthetic clip without VIDEO)
 #   make test               make the venvs, lint, check types, run every test
+# and on a machine that has nothing else to do:
+#   make bench              measure every CPU table anew, within 15 minutes on two cores
 PYTHON ?= python3
 VIDEO ?= synthetic:
 OUT ?= annotated.mp4
@@ -46,6 +48,15 @@ $(OLDEST)/.installed: pyproject.toml
 	$(OLDEST)/bin/python -m pip install --quiet "torch==2.11.*" "torchvision==0.26.*" "triton==3.6.*" \
 		"numpy<2.4" "av>=18.1,<19" rich safetensors pytest hypothesis
 	touch $@
+
+# Others that are not installed are skipped by name: pip install opencv-python-headless torchcodec
+# ultralytics in the environment first to have them beside.
+BENCH := $(VENV)/bin/python -m bench
+bench: $(VENV)/.installed-dev
+	$(BENCH).kernels --json bench/results/kernels_cpu.json
+	$(BENCH).scaling --json bench/results/scaling_cpu.json
+	$(BENCH).pipeline --json bench/results/pipeline_cpu.json
+	$(BENCH).readme
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build dist *.egg-info

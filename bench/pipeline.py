@@ -248,6 +248,9 @@ def main() -> int:
             with SyntheticVideo.parse(CLIP).encoded() as encoded:
                 Path(clip).write_bytes(encoded.read())
 
+        with open_source(clip) as source:
+            info = source.info
+
         def measured() -> Any:
             for model in arguments.models:
                 seconds = arguments.seconds * MODELS[model][1]
@@ -268,6 +271,9 @@ def main() -> int:
         rows,
         machine=facts,
         clip=arguments.video or CLIP,
+        width=info.width,
+        height=info.height,
+        codec=info.codec,
         weights={name: MODELS[name][0] or "trained" for name in arguments.models},
         checks=checks,
     )

@@ -1,80 +1,273 @@
-"""Writes the numbers of README.md from bench/results/*.json: python -m bench.readme [--check]."""
+"""Writes the numbers and pictures of README.md from bench/results/*.json.
+
+    python -m bench.readme [--check]
+
+Each block of README.md between `<!-- NAME:begin -->` and `<!-- NAME:end -->` is made by the
+function of that name in `BLOCKS`. The pictures carry the digest of the results that they were drawn
+from, so that `--check` can tell whether they are current whatever the version of matplotlib.
+"""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
-BEGIN, END = "<!-- numbers:begin -->", "<!-- numbers:end -->"
+DOCS = ROOT / "docs"
+# Above this share of the cores in other processes' hands, a measurement says so.
+QUIET = 0.05
+
+Report = dict[str, Any]
 
 
 def rendered(text: str) -> str:
-    """Returns the README's text with the numbers between its two marks made anew."""
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{_pipeline()}{_recall()}{END}{after}"
+    """Returns the README's text with what stands between its marks made anew."""
+    for name, block in BLOCKS.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{block()}{end}{rest.split(end)[1]}"
+    return text
+
+
+def stale_pictures() -> list[str]:
+    """Returns the pictures that were not drawn from the results as they are now."""
+    from PIL import Image
+
+    stale = []
+    for name, (sources, _) in PICTURES.items():
+        if not _exist(sources):
+            continue
+        path = DOCS / name
+        if not path.is_file() or Image.open(path).info.get("Source") != _digest(sources):
+            stale.append(name)
+    return stale
+
+
+def draw_pictures() -> None:
+    """Draws the pictures whose results are there."""
+    for name, (sources, draw) in PICTURES.items():
+        if _exist(sources):
+            draw(DOCS / name, {"Source": _digest(sources)})
+
+
+def _speed() -> str:
+    """The first screen: how fast, on what, compared with what, how to repeat it."""
+    repeat = (
+        "On your video and machine: `stream-rpn bench video.mp4 --compare`; all numbers of "
+        "[How fast](#how-fast): `make bench`.\n"
+    )
+    report = _load("pipeline_cpu.json")
+    if report is None:
+        return repeat
+    best = {row["model"]: row for row in report["rows"] if row["what"].startswith("stream-rpn")}
+    for row in report["rows"]:
+        ours = row["what"].startswith("stream-rpn")
+        if ours and row["fps_median"] > best[row["model"]]["fps_median"]:
+            best[row["model"]] = row
+    others = [
+        f"`{model}` {row['fps_median']:.1f} frames/s, **{row['ratio']:.1f} ×**"
+        for model, row in best.items()
+        if model != "tiny" and "ratio" in row
+    ]
+    machine, tiny = report["machine"], best["tiny"]
+    return (
+        f"**{tiny['fps_median']:.0f} frames/s** from {_clip(report)} to JSON lines on "
+        f"{machine['cores']} cores ({machine['cpu']}, no GPU) with the default model: "
+        f"**{tiny['ratio']:.1f} ×** the loop that a torchvision user writes, on the same weights; "
+        f"{'; '.join(others)}.\n{repeat}"
+    )
+
+
+def _numbers() -> str:
+    parts = [_pipeline(), _kernels(), _growth()]
+    return "\n".join(part for part in parts if part)
 
 
 def _pipeline() -> str:
     report = _load("pipeline_cpu.json")
     if report is None:
         return ""
-    machine = report["machine"]
+    models = list(dict.fromkeys(row["model"] for row in report["rows"]))
+    whats = list(dict.fromkeys(row["what"] for row in report["rows"]))
+    cells = {(row["what"], row["model"]): row for row in report["rows"]}
     lines = [
-        f"From file to JSON lines on {machine['cores']} cores ({machine['cpu']}), "
-        f"{report['clip'].removeprefix('synthetic:')} H.264, no GPU, against the loop a "
-        'torchvision user writes (`to_ndarray("rgb24")` → the detector\'s transform, backbone and '
-        f"RPN → JSON), same weights ({report['weights']}), in turns in one run, commit "
-        f"`{machine['commit']}`:",
+        f"Frames/s from {_clip(report)} to JSON lines {_on(report)}, and times the torchvision "
+        "loop (`to_ndarray` → the detector's transform, backbone and RPN → JSON), same weights, "
+        "in turns in one run; medians:",
         "",
-        "| model | | frames/s (median, range) | × torchvision loop |",
-        "|---|---|---|---|",
+        "| | " + " | ".join(f"`{model}`" for model in models) + " |",
+        "|---" * (len(models) + 1) + "|",
     ]
-    for row in report["rows"]:
-        ratio = f"**{row['ratio']:.2f}**" if "ratio" in row else "–"
-        if "torchvision loop" in row["what"]:
-            ratio = "1"
+    for what in whats:
+        found = [cells.get((what, model)) for model in models]
+        name = f"**{what}**" if what.startswith("stream-rpn") else what
+        lines.append(f"| {name} | " + " | ".join(_fps(row) for row in found) + " |")
+    tuned = "“Tuned” is channels-last and bfloat16 autocast where the hardware has it."
+    lines += ["", f"{tuned} {_noise(report)}".rstrip()]
+    return "\n".join([*lines, "", "![Frames per second, ours and others'](docs/speed.png)", ""])
+
+
+def _fps(row: Report | None) -> str:
+    if row is None:
+        return ""
+    fps = f"{row['fps_median']:.3g}" if row["fps_median"] < 100 else f"{row['fps_median']:.0f}"
+    if "ratio" not in row:
+        return fps
+    return f"{fps} ({row['ratio']:.1f} ×)"
+
+
+def _kernels() -> str:
+    report = _load("kernels_cpu.json")
+    if report is None:
+        return ""
+    rows = report["rows"]
+    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    whos = list(dict.fromkeys(row["who"] for row in rows))
+    ms = {(row["shape"], row["who"]): row.get("median_ms") for row in rows}
+    lines = [
+        f"The proposal stage alone {_on(report)}, milliseconds an image (head outputs to boxes, "
+        "the same boxes from all):",
+        "",
+        "| pre-NMS k per level | " + " | ".join(whos) + " |",
+        "|---" * (len(whos) + 1) + "|",
+    ]
+    for shape in shapes:
+        found = (ms.get((shape, who)) for who in whos)
+        values = " | ".join("" if value is None else f"{value:.3g}" for value in found)
+        lines.append(f"| {_shape(shape)} | {values} |")
+    return "\n".join([*lines, ""])
+
+
+def _shape(shape: str) -> str:
+    network, k = re.fullmatch(r"(\D+)(\d+) b\d+", shape).groups()
+    kind = {"fpn": "ResNet-50-FPN, 800×1333", "vgg": "VGG16, 600×1000"}[network]
+    return f"{kind}, k = {k}"
+
+
+def _growth() -> str:
+    report = _load("scaling_cpu.json")
+    if report is None:
+        return ""
+    lines = [
+        f"How it grows {_on(report)}:",
+        "",
+        "| | from | to | time | grows as | memory, MB | grows as |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in report["growth"]:
+        unit = f"{row['ms_from']:.3g} → {row['ms_to']:.3g} ms ({row['time_of']})"
         lines.append(
-            f"| `{row['model']}` | {row['what']} | {row['fps_median']:.2f} "
-            f"({row['fps_min']:.2f}–{row['fps_max']:.2f}) | {ratio} |"
+            f"| {row['x']} | {row['from']} | {row['to']} | {unit} | x^{row['time_exponent']:.2f} "
+            f"| {row['mb_from']:.0f} → {row['mb_to']:.0f} | x^{row['memory_exponent']:.2f} |"
         )
-    memory = report.get("memory")
-    if memory:
-        lines += [
-            "",
-            f"Memory: {memory['resident_mb_after_1000']:.0f} MB resident after 1,000 frames of one "
-            f"stream, {memory['resident_mb_after_10000']:.0f} MB after 10,000.",
-        ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", "![How time grows](docs/scaling.png)", ""])
 
 
 def _recall() -> str:
     report = _load("tiny.json")
     if report is None or "summary" not in report:
         return ""
-    return "\n" + report["summary"] + "\n"
+    return report["summary"] + "\n"
 
 
-def _load(name: str) -> dict[str, Any] | None:
+def _clip(report: Report) -> str:
+    return f"{report['width']}×{report['height']} {report['codec'].upper()}"
+
+
+def _on(report: Report) -> str:
+    machine = report["machine"]
+    threads = machine["torch_threads"]
+    cores = "one thread" if threads == 1 else f"{machine['cores']} cores"
+    return f"on {cores} of {machine['cpu']}, commit `{machine['commit']}`"
+
+
+def _noise(report: Report) -> str:
+    shares = [row.get("others_utilisation") or 0.0 for row in report["rows"]]
+    if max(shares) <= QUIET:
+        return ""
+    return (
+        f"**The machine was not quiet**: other processes took up to {100 * max(shares):.0f} % of "
+        "its cores. Take all of this as rough."
+    )
+
+
+def _draw_speed(path: Path, metadata: dict[str, str]) -> None:
+    from stream_rpn.benchmark.plot import new_figure, save
+
+    report = _load("pipeline_cpu.json")
+    models = list(dict.fromkeys(row["model"] for row in report["rows"]))
+    figure = new_figure(11, 3.4)
+    for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
+        rows = [row for row in report["rows"] if row["model"] == model]
+        values = [row["fps_median"] for row in rows]
+        low = [row["fps_median"] - row["fps_min"] for row in rows]
+        high = [row["fps_max"] - row["fps_median"] for row in rows]
+        colors = ["C1" if row["what"].startswith("stream-rpn") else "C7" for row in rows]
+        axes.barh([row["what"] for row in rows], values, xerr=[low, high], color=colors)
+        axes.invert_yaxis()
+        axes.set(title=model, xlabel="frames/s: median and range")
+        axes.tick_params(labelsize="small")
+        axes.grid(axis="x", alpha=0.3)
+    path.parent.mkdir(exist_ok=True)
+    save(figure, path, metadata=metadata)
+
+
+def _draw_scaling(path: Path, metadata: dict[str, str]) -> None:
+    from stream_rpn.benchmark.plot import new_figure, save
+
+    report = _load("scaling_cpu.json")
+    figure = new_figure(11, 5.5)
+    panels = figure.subplots(2, -(-len(report["growth"]) // 2), squeeze=False).flat
+    for axes, growth in zip(panels, report["growth"], strict=False):
+        rows = [row for row in report["rows"] if row["sweep"] == growth["sweep"]]
+        axes.loglog([row["x"] for row in rows], [row["ms"] for row in rows], "o-")
+        axes.set(xlabel=growth["x"], ylabel="ms")
+        axes.set_title(f"{growth['time_of']}: x^{growth['time_exponent']:.2f}", fontsize="medium")
+        axes.grid(alpha=0.3, which="both")
+    path.parent.mkdir(exist_ok=True)
+    save(figure, path, metadata=metadata)
+
+
+def _exist(names: tuple[str, ...]) -> bool:
+    return all((RESULTS / name).is_file() for name in names)
+
+
+def _digest(names: tuple[str, ...]) -> str:
+    return hashlib.sha256(b"".join((RESULTS / name).read_bytes() for name in names)).hexdigest()
+
+
+def _load(name: str) -> Report | None:
     path = RESULTS / name
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+BLOCKS: dict[str, Callable[[], str]] = {"speed": _speed, "numbers": _numbers, "recall": _recall}
+# Name in docs/ → (the results it shows, what draws it).
+PICTURES: dict[str, tuple[tuple[str, ...], Callable[[Path, dict[str, str]], None]]] = {
+    "speed.png": (("pipeline_cpu.json",), _draw_speed),
+    "scaling.png": (("scaling_cpu.json",), _draw_scaling),
+}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="fail where the README is not current")
     arguments = parser.parse_args()
     text = README.read_text()
     fresh = rendered(text)
-    if arguments.check and fresh != text:
+    if arguments.check and (fresh != text or stale_pictures()):
         sys.exit("README.md does not say what bench/results says; run python -m bench.readme")
-    README.write_text(fresh)
+    if not arguments.check:
+        draw_pictures()
+        README.write_text(fresh)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The benchmarks themselves: what they report, and that every section of the GPU proof runs."""
 
 import json
+import subprocess
 
 import pytest
 import torch
 
-from bench import gpu_proof, kernels, report
+from bench import base, gpu_proof, kernels, pipeline, readme, report, scaling
 from bench.workloads import (
     CASES,
     SMALL,
@@ -15,6 +16,7 @@ from bench.workloads import (
     mmdetection_style,
     ours,
 )
+from stream_rpn.benchmark.meter import Usage
 
 
 def test_percentiles():
@@ -81,6 +83,173 @@ def test_kernels_command(tmp_path, monkeypatch):
         "stream-rpn", "torchvision", "detectron2-style", "mmdetection-style",
     }  # fmt: skip
     assert not [row for row in rows if row["verdict"] == "WRONG"]
+
+
+class TestPipeline:
+    def side(self, name, frames_per_second, calls=None):
+        rates = iter(frames_per_second)
+
+        def run(frames):
+            if calls is not None:
+                calls.append((name, frames))
+            seconds = frames / next(rates)
+            return pipeline.Turn(frames, Usage(seconds=seconds, cpu_seconds=seconds))
+
+        return pipeline.Side(name, run)
+
+    def test_sides_take_turns_with_as_many_frames_as_fit(self):
+        calls = []
+        slow = self.side("slow", [1.0] * 9, calls)
+        quick = self.side("quick", [20.0] * 9, calls)
+        assert pipeline.take_turns([slow, quick], seconds=96) == pipeline.ROUNDS
+        assert calls[:4] == [("slow", 1), ("slow", 2), ("quick", 1), ("quick", 2)]
+        # 96 s are 8 s for each of two sides in each of the rounds, one of them for warming up.
+        assert calls[4:8] == [("slow", 8), ("quick", 160)] * 2
+
+    def test_ratios_are_of_the_same_round(self):
+        # A machine at half its speed in the last two rounds: the ratio is 3 throughout.
+        loop = self.side(pipeline.LOOP, [2.0, 1.0, 1.0])
+        ours = self.side("stream-rpn float32", [6.0, 3.0, 3.0])
+        for side in (loop, ours):
+            side.turns = [side.run(4) for _ in range(3)]
+        theirs, row = pipeline.rows_of("tiny", [loop, ours])
+        assert "ratio" not in theirs
+        assert (row["ratio"], row["ratio_min"], row["ratio_max"]) == (3.0, 3.0, 3.0)
+        assert (row["fps_median"], row["fps_max"], row["rounds"]) == (3.0, 6.0, 3)
+
+    def test_command(self, tmp_path, monkeypatch):
+        path = tmp_path / "pipeline.json"
+        monkeypatch.setattr(pipeline, "CLIP", "synthetic:320x180@30,12")
+        monkeypatch.setattr(pipeline, "CLIP_FRAMES", 4)
+        monkeypatch.setattr(pipeline, "DECODERS_WITH", "")
+        arguments = ["pipeline", "--models", "tiny", "--seconds", "0.1", "--json", str(path)]
+        monkeypatch.setattr("sys.argv", arguments)
+        assert pipeline.main() == 0
+        written = json.loads(path.read_text())
+        whats = [row["what"] for row in written["rows"]]
+        assert whats[:3] == [pipeline.LOOP, pipeline.TUNED, "stream-rpn float32"]
+        assert all(row["ratio"] > 0 for row in written["rows"][2:])
+        assert written["checks"]["tiny"]["head_outputs_max_difference_in_std"] < 1e-3
+
+
+class TestScaling:
+    def test_exponents_of_known_growth(self):
+        rows = [{"x": x, "ms": 3 * x**1.5, "peak_mb": 700.0} for x in (10, 100, 1000)]
+        found = scaling.growth(rows)
+        assert found == {"time_exponent": 1.5, "r2": 1.0, "memory_exponent": 0.0}
+
+    @pytest.mark.parametrize("name", ["batch", "sources", "anchors", "length"])
+    def test_sweeps(self, name):
+        rows = scaling._sweep(name, quick=True, longest=10_000)
+        assert len(rows) == 2
+        assert rows[0]["x"] < rows[1]["x"]
+        assert all(row["sweep"] == name and row["ms"] > 0 and row["n"] > 0 for row in rows)
+
+
+class TestBase:
+    def test_the_other_commit_is_measured_by_this_instrument(self, tmp_path, monkeypatch, capsys):
+        """A repository of two commits, whose package takes 2 ms and then 1 ms."""
+
+        def git(*arguments):
+            command = ["git", "-c", "user.name=n", "-c", "user.email=e", *arguments]
+            subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+
+        instrument = tmp_path / "bench"
+        for folder in (instrument, tmp_path / "stream_rpn" / "benchmark"):
+            folder.mkdir(parents=True)
+        (instrument / "old.py").write_text("raise SystemExit('the old instrument ran')")
+        git("init", "-q")
+        for ms in (2, 1):
+            (tmp_path / "stream_rpn" / "product.py").write_text(f"MS = {ms}")
+            git("add", "-A")
+            git("commit", "-qm", f"{ms} ms")
+        (instrument / "old.py").write_text(
+            "import json, sys\nfrom stream_rpn.product import MS\n"
+            "rows = [{'name': 'a', 'median_ms': MS}]\n"
+            "json.dump({'rows': rows}, open(sys.argv[sys.argv.index('--json') + 1], 'w'))"
+        )
+        monkeypatch.setattr(base, "ROOT", tmp_path)
+        assert base.compare("HEAD~1", "bench.old", [], ("name",), "median_ms") == 0
+        *_, heading, row = capsys.readouterr().out.splitlines()
+        assert heading.split()[:4] == ["name", "median_ms", "at", "HEAD~1"]
+        assert row.split() == ["a", "2", "1", "2", "2", "2"]
+        listed = subprocess.run(["git", "worktree", "list"], cwd=tmp_path, capture_output=True)
+        assert len(listed.stdout.splitlines()) == 1
+
+    def test_a_commit_that_is_not_there(self, capsys):
+        with pytest.raises(SystemExit, match=r"--base no-such-commit: .*no-such-commit"):
+            base.compare("no-such-commit", "bench.kernels", [], ("who",), "median_ms")
+
+
+class TestReadme:
+    MACHINE = {"cores": 2, "cpu": "Some CPU", "commit": "abc1234", "torch_threads": 2}  # noqa: RUF012
+
+    @pytest.fixture
+    def results(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(readme, "RESULTS", tmp_path)
+        monkeypatch.setattr(readme, "DOCS", tmp_path / "docs")
+        rows = [
+            {"model": model, "what": what, "fps_median": fps, "fps_min": fps, "fps_max": fps,
+             "others_utilisation": others, **({"ratio": ratio} if ratio else {})}
+            for model, what, fps, ratio, others in (
+                ("tiny", pipeline.LOOP, 10.0, None, 0.0),
+                ("tiny", "stream-rpn float32", 40.0, 4.0, 0.0),
+                ("tiny", "stream-rpn bfloat16", 60.4, 6.04, 0.0),
+                ("resnet50_fpn", pipeline.LOOP, 0.5, None, 0.0),
+                ("resnet50_fpn", "stream-rpn bfloat16", 1.234, 2.47, 0.0),
+            )
+        ]  # fmt: skip
+        clip = {"width": 1920, "height": 1080, "codec": "h264"}
+        written = {"machine": self.MACHINE, **clip, "rows": rows}
+        (tmp_path / "pipeline_cpu.json").write_text(json.dumps(written))
+        points = [{"sweep": "batch", "x": x, "ms": 2.0 * x, "peak_mb": 800.0} for x in (1, 2, 4)]
+        ends = {"from": "1", "to": "4", "ms_from": 2.0, "ms_to": 8.0, "mb_from": 800.0,
+                "mb_to": 800.0}  # fmt: skip
+        grown = {"sweep": "batch", "x": "frames a batch", "time_of": "a frame", **ends}
+        growth = [grown | scaling.growth(points)]
+        written = {"machine": self.MACHINE, "rows": points, "growth": growth}
+        (tmp_path / "scaling_cpu.json").write_text(json.dumps(written))
+        return tmp_path
+
+    def test_the_first_screen_says_how_fast_on_what_and_against_what(self, results):
+        text = readme.rendered(readme.README.read_text())
+        first = " ".join(text.split("<!-- speed:end -->")[0].split())
+        assert "**60 frames/s** from 1920×1080 H264 to JSON lines on 2 cores (Some CPU" in first
+        assert "**6.0 ×** the loop" in first
+        assert "`resnet50_fpn` 1.2 frames/s, **2.5 ×**" in first
+        assert "`make bench`" in first
+        assert len(first) < 1200
+
+    def test_tables(self, results):
+        text = readme.rendered(readme.README.read_text())
+        assert "| **stream-rpn float32** | 40 (4.0 ×) |  |" in text
+        assert (
+            "| frames a batch | 1 | 4 | 2 → 8 ms (a frame) | x^1.00 | 800 → 800 | x^0.00 |" in text
+        )
+        assert "not quiet" not in text
+        assert readme.rendered(text) == text
+
+    def test_a_busy_machine_is_confessed(self, results):
+        path = results / "pipeline_cpu.json"
+        path.write_text(
+            path.read_text().replace('"others_utilisation": 0.0', '"others_utilisation": 0.3')
+        )
+        text = readme.rendered(readme.README.read_text())
+        assert "not quiet**: other processes took up to 30 %" in text
+
+    def test_pictures_know_what_they_show(self, results):
+        assert readme.stale_pictures() == ["speed.png", "scaling.png"]
+        readme.draw_pictures()
+        assert readme.stale_pictures() == []
+        path = results / "scaling_cpu.json"
+        path.write_text(path.read_text() + "\n")
+        assert readme.stale_pictures() == ["scaling.png"]
+
+    def test_without_results_there_is_no_number(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(readme, "RESULTS", tmp_path)
+        text = readme.rendered(readme.README.read_text())
+        assert text.split("<!-- numbers:begin -->")[1].startswith("\n<!-- numbers:end -->")
+        assert readme.stale_pictures() == []
 
 
 class TestGPUProof:

@@ -32,6 +32,10 @@ def test_the_readme_says_what_was_measured():
     assert readme.rendered(text) == text
 
 
+def test_the_readmes_pictures_show_what_was_measured():
+    assert readme.stale_pictures() == []
+
+
 def test_the_readmes_links_lead_somewhere():
     links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
     assert links
