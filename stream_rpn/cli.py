@@ -52,6 +52,7 @@ outputs, by extension; several may be given:
   .mp4 .mkv                                            annotated video
   DIR/                                                 crops of the best boxes
   -                                                    JSON lines on standard output
+  rtsp://… rtmp://… udp://…                            annotated video as a live stream
   zmq:tcp://127.0.0.1:PORT                             messages to ZeroMQ subscribers
   null                                                 nothing
 

@@ -398,7 +398,7 @@ class _Run:
 
     def _names(self, positions: Iterable[int]) -> list[str]:
         there = self.begun - self.given_up
-        return [self.outputs[position].name for position in positions if position in there]
+        return [masked(self.outputs[position].name) for position in positions if position in there]
 
     def _json_summary(self) -> dict[str, Any]:
         """Returns the summary of the one source, or the totals of several with each one's own."""

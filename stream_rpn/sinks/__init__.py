@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.results import make_header
-from stream_rpn.sinks import web, zeromq
+from stream_rpn.sinks import stream, web, zeromq
 from stream_rpn.sinks.coco import COCOSink
 from stream_rpn.sinks.crops import CropsSink
 from stream_rpn.sinks.jsonl import GzipJSONLinesSink, JSONLinesSink
@@ -21,10 +21,11 @@ from stream_rpn.sinks.npz import NPZSink
 from stream_rpn.sinks.null import NullSink
 from stream_rpn.sinks.parquet import ParquetSink
 from stream_rpn.sinks.sink import ReaderGone, Sink, SinkOptions
+from stream_rpn.sinks.stream import StreamSink
 from stream_rpn.sinks.video import MatroskaSink, MP4Sink
 from stream_rpn.sinks.web import WebSink
 from stream_rpn.sinks.zeromq import ZeroMQSink
-from stream_rpn.sources.address import is_device, is_url, local_path, stem
+from stream_rpn.sources.address import is_device, is_url, local_path, masked, stem
 
 __all__ = [
     "SCHEMES",
@@ -62,6 +63,7 @@ SINKS: dict[str, type[Sink]] = {
 SCHEMES: dict[str, type[Sink]] = {
     web.PREFIX: WebSink,
     zeromq.PREFIX: ZeroMQSink,
+    **{f"{scheme}://": StreamSink for scheme in stream.FORMATS},
 }
 
 
@@ -168,7 +170,7 @@ def resolve_outputs(
         sink_class = _sink_class(name)
         if len(output.sources) > 1 and not sink_class.takes_several_sources:
             raise StreamRPNError(
-                f"output {name!r} cannot hold the results of {len(sources)} sources; "
+                f"output {masked(name)!r} cannot hold the results of {len(sources)} sources; "
                 "put {stem} in its name for one file each"
             )
         if name == "null":
@@ -182,7 +184,7 @@ def resolve_outputs(
             raise StreamRPNError(
                 f"outputs {taken[place]!r} and {name!r} are the same"
                 if taken[place] != name
-                else f"output {name!r} is given twice"
+                else f"output {masked(name)!r} is given twice"
             )
         taken[place] = name
         if _is_file(name):

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 import av.error
 
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
+from stream_rpn.sources.address import masked
 
 
 class ReaderGone(Exception):
@@ -133,7 +134,7 @@ class Sink:
             raise ReaderGone(self.name) from error
         except (OSError, av.error.FFmpegError) as error:
             what = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or error
-            name = "standard output" if self.name == "-" else repr(self.name)
+            name = "standard output" if self.name == "-" else repr(masked(self.name))
             raise StreamRPNError(f"cannot write {name}: {what}") from error
 
     def __enter__(self) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any, ClassVar, cast
+from typing import Any, BinaryIO, ClassVar, cast
 
 import av
 import av.codec
@@ -15,6 +15,7 @@ from av.video.stream import VideoStream
 from stream_rpn.draw import COLORSPACES, Canvas
 from stream_rpn.frame import Color, Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks.sink import Sink, SinkOptions, WholeFile
+from stream_rpn.sources.address import masked
 
 TIME_BASE = Fraction(1, 90_000)
 """Holds the usual frame rates exactly and others to 0.01 ms."""
@@ -37,12 +38,13 @@ class VideoSink(Sink):
     needs_image: ClassVar[bool] = True
     container_format: ClassVar[str]
     container_options: ClassVar[dict[str, str]] = {}
+    low_delay: ClassVar[bool] = False
 
     def __init__(self, name: str, options: SinkOptions) -> None:
         self._container: OutputContainer | None = None
         super().__init__(name, options)
 
-    def _path(self) -> str:
+    def _path(self) -> str | BinaryIO:
         raise NotImplementedError
 
     def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
@@ -69,7 +71,7 @@ class VideoSink(Sink):
             self._path(), "w", format=self.container_format, options=self.container_options
         )
         rate = max(Fraction(self._info.fps or 25.0).limit_denominator(1001), Fraction(1, 1000))
-        codec, options = _encoder()
+        codec, options = _encoder(low_delay=self.low_delay)
         self._stream = cast(VideoStream, self._container.add_stream(codec, rate, options))
         self._stream.width, self._stream.height = canvas.width, canvas.height
         self._stream.pix_fmt = "yuv420p"
@@ -114,7 +116,7 @@ class VideoSink(Sink):
 
     def _finish(self) -> None:
         if self._container is None:
-            raise StreamRPNError(f"cannot write {self.name!r}: there was no frame to show")
+            raise StreamRPNError(f"cannot write {masked(self.name)!r}: there was no frame to show")
         self._encode(None)
         self._container.close()
 
@@ -168,10 +170,11 @@ class MatroskaSink(VideoSink):
             self._container.close()
 
 
-def _encoder() -> tuple[str, dict[str, str]]:
+def _encoder(*, low_delay: bool) -> tuple[str, dict[str, str]]:
     """Returns the H.264 encoder that FFmpeg was built with, and options; MPEG-4 for want of one."""
+    tune = {"tune": "zerolatency"} if low_delay else {}
     for name, options in (
-        ("libx264", {"preset": "superfast", "crf": "22"}),
+        ("libx264", {"preset": "superfast", "crf": "22", **tune}),
         ("libopenh264", {}),
         ("h264_videotoolbox", {}),
         ("h264_mf", {}),
