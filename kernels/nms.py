@@ -60,6 +60,14 @@ def nms(
             f"level_sizes must add up to the {boxes.shape[1]} candidates of an image, "
             f"got {tuple(level_sizes)}"
         )
+    check_suppression(nms_thresh, post_nms_top_n)
+    return ProposalBatch(
+        *_nms_op(boxes, logits, anchors, list(level_sizes), float(nms_thresh), post_nms_top_n)
+    )
+
+
+def check_suppression(nms_thresh: float, post_nms_top_n: int) -> None:
+    """Raises ValueError or TypeError where one of these arguments of `nms` does not fit."""
     if isinstance(nms_thresh, bool) or not isinstance(nms_thresh, int | float):
         raise TypeError(f"nms_thresh must be a number, got {nms_thresh!r}")
     if not 0 < nms_thresh <= 1:
@@ -68,9 +76,6 @@ def nms(
         raise TypeError(f"post_nms_top_n must be an int, got {post_nms_top_n!r}")
     if post_nms_top_n < 1:
         raise ValueError(f"post_nms_top_n must be at least 1, got {post_nms_top_n}")
-    return ProposalBatch(
-        *_nms_op(boxes, logits, anchors, list(level_sizes), float(nms_thresh), post_nms_top_n)
-    )
 
 
 @opaque_op("nms")

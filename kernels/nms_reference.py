@@ -8,6 +8,7 @@ far in one matrix of IoUs, then its survivors meet each other.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,62 +16,86 @@ from stream_rpn.kernels import boxes as box_ops
 from stream_rpn.kernels.proposals import ProposalBatch
 
 # Larger blocks waste IoUs on boxes that the block itself suppresses, smaller ones wait for Python.
-BLOCK = 192
-
-
-def overlapping(
-    boxes: Tensor, levels: Tensor, others: Tensor, other_levels: Tensor, nms_thresh: float
-) -> Tensor:
-    """Returns a mask [N, M]: box n [4, N] and other m [4, M] share a level and IoU > nms_thresh.
-
-    The operations of `boxes.iou` on coordinates that lie apart, in place: 3 times faster.
-    """
-    x1, y1, x2, y2 = boxes[:, :, None]
-    other_x1, other_y1, other_x2, other_y2 = others[:, None]
-    width = torch.minimum(x2, other_x2).sub_(torch.maximum(x1, other_x1)).clamp_(min=0)
-    height = torch.minimum(y2, other_y2).sub_(torch.maximum(y1, other_y1)).clamp_(min=0)
-    intersection = width.mul_(height)
-    union = ((x2 - x1) * (y2 - y1) + (other_x2 - other_x1) * (other_y2 - other_y1)).sub_(
-        intersection
-    )
-    # 0/0 is NaN and not above any threshold, as IoU 0 is not.
-    return intersection.div_(union).gt(nms_thresh).logical_and_(levels[:, None] == other_levels)
+BLOCK = 160
 
 
 def greedy(boxes: Tensor, levels: Tensor, nms_thresh: float, limit: int) -> Tensor:
-    """Returns the positions, at most `limit`, of the boxes kept of [n, 4] in falling order."""
-    columns = boxes.t().contiguous()
-    kept = torch.empty(limit, dtype=torch.int64)
-    kept_columns, kept_levels = columns.new_empty(4, limit), levels.new_empty(limit)
+    """Returns the positions, at most `limit`, of the boxes kept of [n, 4] in falling order.
+
+    IoUs are computed by the operations of `boxes.iou` on coordinates that lie apart, in place: 3
+    times faster. Masks are numpy's, whose comparisons and `any` take a fifth of torch's time.
+    """
+    limit = min(limit, len(boxes))
+    columns = torch.cat((boxes.t(), box_ops.area(boxes)[None], levels[None]))
+    kept = np.empty(limit, np.int64)
+    # The boxes kept so far, and behind them the block.
+    others = columns.new_empty(len(columns), limit + BLOCK)
     count = 0
     for start in range(0, len(boxes), BLOCK):
-        block = torch.arange(start, min(start + BLOCK, len(boxes)))
-        if count:
-            hit = overlapping(
-                columns[:, block],
-                levels[block],
-                kept_columns[:, :count],
-                kept_levels[:count],
-                nms_thresh,
-            )
-            block = block[~hit.any(dim=1)]
-        block_columns, block_levels = columns[:, block], levels[block]
-        hit = overlapping(
-            block_columns, block_levels, block_columns, block_levels, nms_thresh
-        ).tril_(-1)
+        block = columns[:, start : start + BLOCK]
+        end = count + block.shape[1]
+        others[:, count:end] = block
+        x1, y1, x2, y2, area, level = block[:, :, None]
+        other_x1, other_y1, other_x2, other_y2, other_area, other_level = others[:, None, :end]
+        width = torch.minimum(x2, other_x2).sub_(torch.maximum(x1, other_x1)).clamp_(min=0)
+        height = torch.minimum(y2, other_y2).sub_(torch.maximum(y1, other_y1)).clamp_(min=0)
+        intersection = width.mul_(height)
+        union = (area + other_area).sub_(intersection)
+        # 0/0 is NaN and not above any threshold, as IoU 0 is not.
+        hit = intersection.div_(union).numpy() > np.float32(nms_thresh)
+        hit &= level.numpy() == other_level.numpy()
+        alive = ~hit[:, :count].any(axis=1)
+        hit = torch.from_numpy(hit[:, count:]).tril_(-1).numpy()
         # Kept: not hit by a kept one before it. Each round settles at least one more box for good.
-        keep, previous = torch.ones_like(block, dtype=torch.bool), None
-        while previous is None or not torch.equal(keep, previous):
-            keep, previous = ~(hit & keep).any(dim=1), keep
-        chosen = keep.nonzero()[: limit - count, 0]
+        keep, previous = alive, None
+        while previous is None or (keep != previous).any():
+            keep, previous = alive & ~(hit & keep).any(axis=1), keep
+        chosen = np.flatnonzero(keep)[: limit - count]
         end = count + len(chosen)
-        kept[count:end] = block[chosen]
-        kept_columns[:, count:end] = block_columns[:, chosen]
-        kept_levels[count:end] = block_levels[chosen]
+        kept[count:end] = start + chosen
+        others[:, count:end] = block[:, torch.from_numpy(chosen)]
         count = end
         if count == limit:
             break
-    return kept[:count]
+    return torch.from_numpy(kept[:count])
+
+
+def nms_in_order(
+    boxes: Tensor,
+    logits: Tensor,
+    anchors: Tensor,
+    levels: Tensor,
+    nms_thresh: float,
+    post_nms_top_n: int,
+) -> ProposalBatch:
+    """Returns the kept proposals of candidates of all levels that stand by logit already.
+
+    Args:
+        boxes: [B, M, 4] on the CPU.
+        logits: [B, M], falling but for rejected slots, which hold −inf.
+        anchors: [B, M].
+        levels: [B, M] int32.
+        nms_thresh: as in `nms`.
+        post_nms_top_n: as in `nms`.
+    """
+    batch = len(boxes)
+    out = ProposalBatch(
+        torch.zeros(batch, post_nms_top_n, 4),
+        torch.zeros(batch, post_nms_top_n),
+        torch.full((batch, post_nms_top_n), -1, dtype=torch.int32),
+        torch.full((batch, post_nms_top_n), -1, dtype=torch.int32),
+        torch.zeros(batch, dtype=torch.int32),
+    )
+    for image in range(batch):
+        order = (logits[image] > -torch.inf).nonzero()[:, 0]
+        kept = greedy(boxes[image, order], levels[image, order], nms_thresh, post_nms_top_n)
+        order, count = order[kept], len(kept)
+        out.boxes[image, :count] = boxes[image, order]
+        out.scores[image, :count] = box_ops.sigmoid(logits[image, order])
+        out.levels[image, :count] = levels[image, order]
+        out.anchors[image, :count] = anchors[image, order]
+        out.count[image] = count
+    return out
 
 
 def nms_reference(
@@ -86,26 +111,19 @@ def nms_reference(
     The walk is sequential and its length depends on the data: it runs on the host, whatever device
     the candidates are on.
     """
-    device, batch = boxes.device, len(boxes)
+    device = boxes.device
     boxes, logits, anchors = boxes.cpu(), logits.cpu(), anchors.cpu()
     levels = torch.repeat_interleave(
         torch.arange(len(level_sizes), dtype=torch.int32), torch.tensor(level_sizes)
     )
-    out = ProposalBatch(
-        torch.zeros(batch, post_nms_top_n, 4),
-        torch.zeros(batch, post_nms_top_n),
-        torch.full((batch, post_nms_top_n), -1, dtype=torch.int32),
-        torch.full((batch, post_nms_top_n), -1, dtype=torch.int32),
-        torch.zeros(batch, dtype=torch.int32),
+    order = logits.argsort(dim=1, descending=True, stable=True)
+    images = torch.arange(len(boxes))[:, None]
+    out = nms_in_order(
+        boxes[images, order],
+        logits[images, order],
+        anchors[images, order],
+        levels[order],
+        nms_thresh,
+        post_nms_top_n,
     )
-    for image in range(batch):
-        ordered = logits[image].sort(descending=True, stable=True)
-        order = ordered.indices[: int((ordered.values > -torch.inf).sum())]
-        order = order[greedy(boxes[image, order], levels[order], nms_thresh, post_nms_top_n)]
-        count = len(order)
-        out.boxes[image, :count] = boxes[image, order]
-        out.scores[image, :count] = box_ops.sigmoid(logits[image, order])
-        out.levels[image, :count] = levels[order]
-        out.anchors[image, :count] = anchors[image, order]
-        out.count[image] = count
     return ProposalBatch(*(tensor.to(device) for tensor in out))

@@ -73,10 +73,8 @@ def propose(
         ValueError: a shape, device or number does not fit.
         TypeError: an argument is of another type.
     """
-    _check(objectness, deltas, base_anchors, strides, image_sizes)
-    _check_number("pre_nms_top_n", pre_nms_top_n, at_least=1, integer=True)
-    _check_number("score_thresh", score_thresh, at_least=0, at_most=1)
-    _check_number("min_size", min_size, at_least=0)
+    check_heads(objectness, deltas, base_anchors, strides, image_sizes)
+    check_selection(pre_nms_top_n, score_thresh, min_size)
     flat_strides = [side for stride in strides for side in stride]
     return Candidates(
         *_propose_op(
@@ -104,8 +102,8 @@ def _propose_op(
     min_size: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # On a GPU this check would wait for the device; there the boxes are rejected one by one.
-    if not image_sizes.is_cuda and not torch.cat(list(base_anchors)).isfinite().all():
-        raise ValueError("base_anchors must be finite, got NaN or infinity")
+    if not image_sizes.is_cuda:
+        check_finite(base_anchors)
     pairs = list(zip(strides[::2], strides[1::2], strict=True))
     heads = (objectness, deltas, base_anchors, pairs, image_sizes)
     limits = (pre_nms_top_n, score_thresh, min_size)
@@ -140,13 +138,27 @@ def _(
     )
 
 
-def _check(
+def check_finite(base_anchors: Sequence[Tensor]) -> None:
+    """Raises ValueError where an anchor is not finite; waits for the device."""
+    if not torch.cat(list(base_anchors)).isfinite().all():
+        raise ValueError("base_anchors must be finite, got NaN or infinity")
+
+
+def check_selection(pre_nms_top_n: int, score_thresh: float, min_size: float) -> None:
+    """Raises ValueError or TypeError where one of these arguments of `propose` does not fit."""
+    _check_number("pre_nms_top_n", pre_nms_top_n, at_least=1, integer=True)
+    _check_number("score_thresh", score_thresh, at_least=0, at_most=1)
+    _check_number("min_size", min_size, at_least=0)
+
+
+def check_heads(
     objectness: Sequence[Tensor],
     deltas: Sequence[Tensor],
     base_anchors: Sequence[Tensor],
     strides: Sequence[tuple[int, int]],
     image_sizes: Tensor,
 ) -> None:
+    """Raises ValueError or TypeError where one of these arguments of `propose` does not fit."""
     if not isinstance(image_sizes, Tensor):
         raise TypeError(f"image_sizes must be a tensor [B, 2], got {type(image_sizes).__name__}")
     if image_sizes.ndim != 2 or image_sizes.shape[1] != 2:

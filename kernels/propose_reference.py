@@ -1,7 +1,10 @@
 """propose in plain PyTorch: the specification of the Triton form, and the product's CPU path."""
 
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,27 +20,109 @@ def object_logits(objectness: Tensor, num_anchors: int) -> Tensor:
     if objectness.shape[1] == 2 * num_anchors:
         logits = logits[:, 1::2] - logits[:, 0::2]
     logits = logits.permute(0, 2, 3, 1).flatten(1)
-    return torch.where(logits.isnan(), -torch.inf, logits)
+    # Infinities stay. 10 times faster than torch.where on a CPU.
+    return logits.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
-def select(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Returns the k highest of `logits` [B, N], best first, and their int64 indices, both [B, k].
+def select(logits: Tensor, k: int) -> Tensor:
+    """Returns the int64 indices [B, k] of the k highest of `logits` [B, N], best first.
 
     Ties go to the lower index: the first k of a stable descending sort. On a CPU only what reaches
-    the k-th highest value is sorted (201,600 logits, k = 1000: 1 ms where the full sort takes 15).
+    the k-th highest value is sorted, by numpy (201,600 logits, k = 1000: 0.2 ms, four times as fast
+    as torch does the same; the full sort takes 15).
     """
     if logits.device.type != "cpu" or not 0 < k < logits.shape[1]:
-        ordered = logits.sort(dim=1, descending=True, stable=True)
-        return ordered.values[:, :k], ordered.indices[:, :k]
-    values = logits.new_empty(len(logits), k)
-    indices = torch.empty_like(values, dtype=torch.int64)
-    for image, row in enumerate(logits):
-        lowest = row.topk(k, sorted=False).values.min()
-        reaching = (row >= lowest).nonzero()[:, 0]
-        ordered = row[reaching].sort(descending=True, stable=True)
-        values[image] = ordered.values[:k]
-        indices[image] = reaching[ordered.indices[:k]]
-    return values, indices
+        return logits.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    indices = np.empty((len(logits), k), np.int64)
+    for image, row in enumerate(logits.numpy()):
+        lowest = np.partition(row, -k)[-k]
+        reaching = np.flatnonzero(row >= lowest)
+        indices[image] = reaching[np.argsort(-row[reaching], kind="stable")[:k]]
+    return torch.from_numpy(indices)
+
+
+class Heads(NamedTuple):
+    """Head outputs of all levels in one row of anchors: level after level, each by anchor index.
+
+    Attributes:
+        logits: [B, N] float32, as `object_logits` returns them.
+        deltas: [B, N, 4], of the heads' dtype.
+        sizes: anchors of each level.
+    """
+
+    logits: Tensor
+    deltas: Tensor
+    sizes: list[int]
+
+
+def in_a_row(
+    objectness: Sequence[Tensor], deltas: Sequence[Tensor], base_anchors: Sequence[Tensor]
+) -> Heads:
+    """Returns the head outputs of all levels side by side."""
+    logits = [object_logits(o, len(b)) for o, b in zip(objectness, base_anchors, strict=True)]
+    rows = [
+        level_deltas.permute(0, 2, 3, 1).reshape(*level_logits.shape, 4)
+        for level_deltas, level_logits in zip(deltas, logits, strict=True)
+    ]
+    return Heads(torch.cat(logits, 1), torch.cat(rows, 1), [part.shape[1] for part in logits])
+
+
+def decode_selected(
+    heads: Heads,
+    selected: Tensor,
+    widths: Sequence[int],
+    base_anchors: Sequence[Tensor],
+    strides: Sequence[tuple[int, int]],
+    image_sizes: Tensor,
+    score_thresh: float,
+    min_size: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns boxes, logits, anchors as `propose` describes them, and levels [B, M].
+
+    Args:
+        heads: all anchors.
+        selected: [B, M] int64, which of them, as positions in the row.
+        widths: cells in a row of each level's map.
+        base_anchors: as in `propose`.
+        strides: as in `propose`.
+        image_sizes: as in `propose`.
+        score_thresh: as in `propose`.
+        min_size: as in `propose`.
+    """
+    device = selected.device
+    ends = list(accumulate(heads.sizes))
+    levels = torch.bucketize(selected, torch.tensor(ends, device=device), right=True)
+    first_bases = accumulate((len(base) for base in base_anchors), initial=0)
+    # max(): a level without anchors or cells has nothing selected.
+    rows = [
+        (end - size, first_base, max(len(base), 1), max(width, 1), stride_x, stride_y)
+        for end, size, first_base, base, width, (stride_y, stride_x) in zip(
+            ends, heads.sizes, first_bases, base_anchors, widths, strides, strict=False
+        )
+    ]
+    of_level = torch.tensor(rows, device=device)[levels]
+    start, first_base, num_anchors, width, stride_x, stride_y = of_level.unbind(-1)
+    anchors = selected - start
+    a, cell = anchors % num_anchors, anchors // num_anchors
+    shift = torch.stack((cell % width * stride_x, cell // width * stride_y), dim=-1).float()
+    corners = torch.cat(list(base_anchors)).float().view(-1, 2, 2)[first_base + a]
+    images = torch.arange(len(selected), device=device)[:, None]
+    boxes = box_ops.decode(
+        heads.deltas[images, selected], (corners + shift[..., None, :]).flatten(-2)
+    )
+    logits = heads.logits.gather(1, selected)
+    finite = boxes.abs().amax(dim=-1) < torch.inf
+    boxes = box_ops.clip(boxes, image_sizes)
+    large_enough = (boxes[..., 2:] - boxes[..., :2]).amin(dim=-1) >= min_size
+    keep = finite & large_enough & (logits > -torch.inf)
+    if score_thresh > 0:
+        keep &= box_ops.sigmoid(logits) >= score_thresh
+    return (
+        torch.where(keep[..., None], boxes, 0.0),
+        torch.where(keep, logits, -torch.inf),
+        torch.where(keep, anchors, -1).to(torch.int32),
+        levels.to(torch.int32),
+    )
 
 
 def propose_reference(
@@ -51,35 +136,21 @@ def propose_reference(
     min_size: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns boxes [B, M, 4], logits [B, M] and anchors [B, M] as `propose` describes them."""
-    images = torch.arange(len(image_sizes), device=image_sizes.device)[:, None]
-    logit_parts, index_parts, delta_parts, anchor_parts = [], [], [], []
-    for level_objectness, level_deltas, base, (stride_y, stride_x) in zip(
-        objectness, deltas, base_anchors, strides, strict=True
-    ):
-        num_anchors, width = len(base), level_objectness.shape[3]
-        level_logits = object_logits(level_objectness, num_anchors)
-        logits, index = select(level_logits, min(pre_nms_top_n, level_logits.shape[1]))
-        # max(): a level without anchors or cells has nothing to index, but is still divided by.
-        a, cell = index % max(num_anchors, 1), index // max(num_anchors, 1)
-        x, y = cell % max(width, 1), cell // max(width, 1)
-        # A view: splitting a dimension never copies.
-        split = level_deltas.view(len(level_deltas), num_anchors, 4, *level_deltas.shape[2:])
-        delta_parts.append(split[images, a, :, y, x].float())
-        shift = torch.stack((x * stride_x, y * stride_y), dim=-1).float()
-        corners = base.float().view(num_anchors, 2, 2)[a]
-        anchor_parts.append((corners + shift[..., None, :]).flatten(-2))
-        logit_parts.append(logits)
-        index_parts.append(index)
-    logits, anchors = torch.cat(logit_parts, dim=1), torch.cat(index_parts, dim=1)
-    boxes = box_ops.decode(torch.cat(delta_parts, dim=1), torch.cat(anchor_parts, dim=1))
-    finite = boxes.abs().amax(dim=-1) < torch.inf
-    boxes = box_ops.clip(boxes, image_sizes)
-    large_enough = (boxes[..., 2:] - boxes[..., :2]).amin(dim=-1) >= min_size
-    keep = finite & large_enough & (logits > -torch.inf)
-    if score_thresh > 0:
-        keep &= box_ops.sigmoid(logits) >= score_thresh
-    return (
-        torch.where(keep[..., None], boxes, 0.0),
-        torch.where(keep, logits, -torch.inf),
-        torch.where(keep, anchors, -1).to(torch.int32),
+    heads = in_a_row(objectness, deltas, base_anchors)
+    selected, start = [], 0
+    for level_logits in torch.split(heads.logits, heads.sizes, dim=1):
+        size = level_logits.shape[1]
+        selected.append(select(level_logits, min(pre_nms_top_n, size)) + start)
+        start += size
+    widths = [level.shape[3] for level in objectness]
+    boxes, logits, anchors, _ = decode_selected(
+        heads,
+        torch.cat(selected, dim=1),
+        widths,
+        base_anchors,
+        strides,
+        image_sizes,
+        score_thresh,
+        min_size,
     )
+    return boxes, logits, anchors

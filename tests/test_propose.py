@@ -11,7 +11,8 @@ from torchvision.models.detection import (
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from stream_rpn import anchors as anchor_ops
-from stream_rpn.kernels.generate import generate_proposals
+from stream_rpn.kernels.generate import best_of_all_levels, generate_proposals
+from stream_rpn.kernels.nms import nms
 from stream_rpn.kernels.propose import level_sizes, propose
 from stream_rpn.kernels.propose_reference import select
 from tests.proposal_cases import DTYPES, FPN_SIZES, head_outputs, problems
@@ -80,9 +81,7 @@ def test_select_is_a_stable_sort(n, k, steps, seed):
         logits = (logits * steps).round() / steps
     logits[1] = -torch.inf
     expected = logits.sort(dim=1, descending=True, stable=True)
-    values, indices = select(logits, min(k, n))
-    assert torch.equal(values, expected.values[:, :k])
-    assert torch.equal(indices, expected.indices[:, :k])
+    assert torch.equal(select(logits, min(k, n)), expected.indices[:, :k])
 
 
 def test_fpn_of_a_1080p_frame():
@@ -258,6 +257,35 @@ def test_equal_to_torchvisions_rpn(builder, size, batch):
         # The same order, but for boxes of exactly equal float32 probabilities in torchvision.
         assert torch.equal(scores[match], scores)
         torch.testing.assert_close(ours.scores[image, :count], scores, rtol=1e-6, atol=0)
+
+
+def both_ways(args, pre_nms_top_n, post_nms_top_n, score_thresh, min_size):
+    """The proposals by the short way, or None, and by `propose` and `nms`."""
+    short = best_of_all_levels(*args, pre_nms_top_n, post_nms_top_n, 0.5, score_thresh, min_size)
+    candidates = propose(
+        *args, pre_nms_top_n=pre_nms_top_n, score_thresh=score_thresh, min_size=min_size
+    )
+    sizes = level_sizes(args[0], args[2], pre_nms_top_n)
+    return short, nms(candidates, sizes, nms_thresh=0.5, post_nms_top_n=post_nms_top_n)
+
+
+@settings(max_examples=200, deadline=None)
+@given(problem=problems(), post_nms_top_n=st.sampled_from([1, 2, 10]))
+def test_the_short_way_ends_as_the_long_one_or_not_at_all(problem, post_nms_top_n):
+    args, limits = problem
+    short, whole = both_ways(args, limits[0], post_nms_top_n, *limits[1:])
+    if short is not None:
+        assert all(torch.equal(one, other) for one, other in zip(short, whole, strict=True))
+
+
+@pytest.mark.parametrize("steps", [None, 4], ids=["distinct", "ties"])
+def test_the_short_way_serves_the_default_model(steps):
+    args = head_outputs(
+        [(80, 144), (40, 72), (20, 36), (10, 18), (5, 9)], batch=2, channels_last=True, steps=steps
+    )
+    short, whole = both_ways(args, 2000, 300, 0.0, 1e-3)
+    assert short is not None
+    assert all(torch.equal(one, other) for one, other in zip(short, whole, strict=True))
 
 
 def test_custom_op_passes_opcheck():
