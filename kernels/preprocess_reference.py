@@ -129,14 +129,13 @@ def preprocess_planes(
         right = int(plane.shape[1] == columns != x_extent)
         if below or right:
             stored = pad(stored, (0, right, 0, below), mode="replicate")
-        resize(
-            stored,
-            [rows, columns],
-            False,
-            rows / y_extent,
-            columns / x_extent,
-            out=resized[None, None],
-        )
+        target, sizes = resized[None, None], [rows, columns]
+        scales = [rows / y_extent, columns / x_extent]
+        if antialias and columns == 1:
+            # torch gets a single antialiased column wrong, and a single row right.
+            stored, target = stored.mT, target.mT
+            sizes, scales = sizes[::-1], scales[::-1]
+        resize(stored, sizes, False, *scales, out=target)
     # Normalisation is folded into the matrix, and with it the clamp's bounds.
     scaled = matrix[:, :3] / std[:, None]
     offset = (matrix[:, 3] - mean) / std

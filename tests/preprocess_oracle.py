@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from stream_rpn.kernels.preprocess import Source
@@ -32,6 +33,22 @@ class Picture:
             f"{self.height}x{self.width}-to-{rows}x{columns}-{layout}"
             f"-turn{self.rotation}-slack{self.slack}"
         )
+
+
+@st.composite
+def pictures(draw) -> Picture:
+    """Draws sources of any geometry, tiny ones as often as others."""
+    longest = draw(st.sampled_from([4, 70]))
+    side = st.integers(1, longest)
+    return Picture(
+        draw(side),
+        draw(side),
+        (draw(side), draw(side)),
+        draw(st.sampled_from([0, 90, 180, 270])),
+        draw(st.sampled_from([1, 2])),
+        draw(st.booleans()),
+        draw(st.integers(0, 4)),
+    )
 
 
 def lay_out(pictures: list[Picture], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

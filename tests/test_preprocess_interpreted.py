@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stream_rpn.kernels.preprocess_reference import preprocess_reference
-from tests.preprocess_oracle import MEAN, STD, Picture, lay_out, oracle
+from tests.preprocess_oracle import MEAN, STD, Picture, lay_out, oracle, pictures
 
 pytestmark = pytest.mark.interpreter
 
@@ -120,29 +120,15 @@ def test_colours_outside_the_cube_are_clamped():
     assert rgb.max() <= 1 + 1e-6
 
 
-pictures = st.builds(
-    lambda height, width, rows, columns, rotation, sample_bytes, interleaved, slack: Picture(
-        height, width, (rows, columns), rotation, sample_bytes, interleaved, slack
-    ),
-    st.integers(1, 70),
-    st.integers(1, 70),
-    st.integers(1, 40),
-    st.integers(1, 40),
-    st.sampled_from([0, 90, 180, 270]),
-    st.sampled_from([1, 2]),
-    st.booleans(),
-    st.integers(0, 4),
-)
-
-
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    batch=st.lists(pictures, min_size=1, max_size=3),
+    batch=st.lists(pictures(), min_size=1, max_size=3),
     padding=st.tuples(st.integers(0, 9), st.integers(0, 9)),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     channels_last=st.booleans(),
+    antialias=st.booleans(),
 )
-def test_any_geometry(batch, padding, dtype, channels_last):
+def test_any_geometry(batch, padding, dtype, channels_last, antialias):
     height = max(picture.size[0] for picture in batch) + padding[0]
     width = max(picture.size[1] for picture in batch) + padding[1]
-    run(batch, (height, width), dtype, channels_last)
+    run(batch, (height, width), dtype, channels_last, antialias)
