@@ -34,6 +34,11 @@ def nms(
         ValueError: a shape, device or number does not fit.
         TypeError: an argument is of another type.
     """
+    if not isinstance(candidates, tuple) or len(candidates) != 3:
+        raise TypeError(
+            f"candidates must be the boxes, logits and anchors of Candidates, got "
+            f"{type(candidates).__name__}"
+        )
     boxes, logits, anchors = candidates
     for name, tensor, dtype in (
         ("boxes", boxes, torch.float32),
@@ -55,6 +60,8 @@ def nms(
             raise ValueError(
                 f"candidates.{name} must be {list(boxes.shape[:2])}, got {list(tensor.shape)}"
             )
+    if not isinstance(level_sizes, Sequence) or not all(isinstance(n, int) for n in level_sizes):
+        raise TypeError(f"level_sizes must be a list of ints, got {level_sizes!r}")
     if not level_sizes or min(level_sizes) < 0 or sum(level_sizes) != boxes.shape[1]:
         raise ValueError(
             f"level_sizes must add up to the {boxes.shape[1]} candidates of an image, "

@@ -90,17 +90,20 @@ def _(
 def _check(
     data: Tensor, table: Tensor, matrix: Tensor, mean: Tensor, std: Tensor, out: Tensor
 ) -> None:
-    floats = (torch.float32, torch.float16, torch.bfloat16)
-    for name, tensor, dtypes, shape in (
-        ("out", out, floats, (None, 3, None, None)),
-        ("data", data, (torch.uint8,), (None,)),
-        ("table", table, (torch.int64,), (out.shape[0], len(Source._fields))),
-        ("matrix", matrix, (torch.float32,), (out.shape[0], 3, 4)),
-        ("mean", mean, (torch.float32,), (3,)),
-        ("std", std, (torch.float32,), (3,)),
-    ):
+    named = {"out": out, "data": data, "table": table, "matrix": matrix, "mean": mean, "std": std}
+    for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    floats = (torch.float32, torch.float16, torch.bfloat16)
+    for name, dtypes, shape in (
+        ("out", floats, (None, 3, None, None)),
+        ("data", (torch.uint8,), (None,)),
+        ("table", (torch.int64,), (*out.shape[:1], len(Source._fields))),
+        ("matrix", (torch.float32,), (*out.shape[:1], 3, 4)),
+        ("mean", (torch.float32,), (3,)),
+        ("std", (torch.float32,), (3,)),
+    ):
+        tensor = named[name]
         if tensor.dtype not in dtypes:
             expected = " or ".join(str(dtype) for dtype in dtypes)
             raise TypeError(f"{name} must be {expected}, got {tensor.dtype}")

@@ -165,12 +165,20 @@ def check_heads(
         raise ValueError(
             f"image_sizes must be [B, 2] (height, width), got {list(image_sizes.shape)}"
         )
-    lengths = {
-        "objectness": len(objectness),
-        "deltas": len(deltas),
-        "base_anchors": len(base_anchors),
-        "strides": len(strides),
+    if image_sizes.is_complex():
+        raise TypeError(f"image_sizes must be of a real dtype, got {image_sizes.dtype}")
+    levels = {
+        "objectness": objectness,
+        "deltas": deltas,
+        "base_anchors": base_anchors,
+        "strides": strides,
     }
+    for name, per_level in levels.items():
+        if not isinstance(per_level, Sequence):
+            raise TypeError(
+                f"{name} must be a list with an item per level, got {type(per_level).__name__}"
+            )
+    lengths = {name: len(per_level) for name, per_level in levels.items()}
     if len(set(lengths.values())) != 1 or not objectness:
         raise ValueError(
             f"objectness, deltas, base_anchors and strides must have the same number of levels, "
@@ -207,7 +215,11 @@ def check_heads(
         expected = (batch, 4 * num_anchors, *logits.shape[2:])
         if delta.shape != expected:
             raise ValueError(f"deltas[{level}] must be {list(expected)}, got {list(delta.shape)}")
-        if len(stride) != 2 or not all(isinstance(side, int) and side >= 1 for side in stride):
+        if (
+            not isinstance(stride, Sequence)
+            or len(stride) != 2
+            or not all(isinstance(side, int) and side >= 1 for side in stride)
+        ):
             raise ValueError(
                 f"strides[{level}] must be (y, x) in whole pixels of at least 1, got {stride}"
             )

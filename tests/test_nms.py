@@ -160,6 +160,8 @@ def test_custom_op_passes_opcheck():
         ("post_nms_top_n", 1.0, TypeError),
         ("level_sizes", [3, 3], ValueError),
         ("level_sizes", [6, -1], ValueError),
+        ("level_sizes", [2.5, 2.5], TypeError),
+        ("level_sizes", 5, TypeError),
     ],
 )
 def test_bad_numbers(name, value, error):
@@ -187,3 +189,8 @@ def test_bad_candidates(field, change, error):
             nms_thresh=0.7,
             post_nms_top_n=5,
         )
+
+
+def test_candidates_of_another_type():
+    with pytest.raises(TypeError, match=r"candidates must be .* got NoneType"):
+        nms(None, [5], nms_thresh=0.7, post_nms_top_n=5)

@@ -330,13 +330,17 @@ def change(index, value):
         (change(0, lambda t: [t[0].long(), *t[1:]]), TypeError, r"objectness\[0\] must be float32"),
         (change(0, lambda t: t[:1]), ValueError, "same number of levels"),
         (change(0, lambda t: [None, *t[1:]]), TypeError, r"objectness\[0\] must be a tensor"),
+        (change(0, lambda t: t[0]), TypeError, "objectness must be a list .* got Tensor"),
         (change(1, lambda t: [t[0][..., 1:], *t[1:]]), ValueError, r"deltas\[0\] must be"),
         (change(1, lambda t: [t[0].to("meta"), *t[1:]]), ValueError, "on the device of"),
         (change(2, lambda t: [t[0][:, :3], *t[1:]]), ValueError, r"must be \[A, 4\]"),
         (change(2, lambda t: [t[0] / 0, *t[1:]]), ValueError, "base_anchors must be finite"),
         (change(3, lambda t: [(0, 4), *t[1:]]), ValueError, r"strides\[0\] must be"),
+        (change(3, lambda t: [4, *t[1:]]), ValueError, r"strides\[0\] must be"),
+        (change(3, lambda t: None), TypeError, "strides must be a list"),
         (change(4, lambda t: t[:, :1]), ValueError, r"image_sizes must be \[B, 2\]"),
         (change(4, lambda t: t.tolist()), TypeError, "image_sizes must be a tensor"),
+        (change(4, lambda t: t.cfloat()), TypeError, "image_sizes must be of a real dtype"),
     ],
 )
 def test_bad_arguments(spoil, error, words):
