@@ -330,3 +330,14 @@ def test_every_model_builds_and_runs(name):
     maps = list(rpn.features(torch.zeros(1, 3, 256, 256)).values())
     assert [256 // m.shape[-1] for m in maps] == stated
     assert len(maps) == rpn.num_levels
+
+
+@pytest.mark.parametrize("name", ["tiny", "classic"])
+@torch.inference_mode()
+def test_the_whole_network_compiles_as_one_graph(name):
+    torch.compiler.reset()
+    rpn = models.find(name).build().eval()
+    images, sizes = torch.rand(2, 3, 96, 128), torch.tensor([[96, 128], [90, 100]])
+    compiled = torch.compile(rpn, fullgraph=True, backend="aot_eager")
+    for one, other in zip(compiled(images, sizes), rpn(images, sizes), strict=True):
+        assert torch.equal(one, other)
