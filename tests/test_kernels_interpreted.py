@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stream_rpn.kernels.nms_reference import nms_reference
 from stream_rpn.kernels.propose_reference import propose_reference
+from tests.preprocess_oracle import Picture, lay_out
 from tests.proposal_cases import (
     DTYPES,
     FPN_SIZES,
@@ -22,6 +23,9 @@ from tests.proposal_cases import (
 )
 
 nms_module = pytest.importorskip("stream_rpn.kernels.nms_triton", reason="needs triton")
+preprocess_module = pytest.importorskip(
+    "stream_rpn.kernels.preprocess_triton", reason="needs triton"
+)
 propose_module = pytest.importorskip("stream_rpn.kernels.propose_triton", reason="needs triton")
 
 pytestmark = [
@@ -202,6 +206,33 @@ def test_launchers_never_wait_for_the_device():
     with RefuseSynchronisation():
         parts = propose_module.propose_triton(*args, 20, 0.1, 1.0)
         nms_module.nms_triton(*parts, (20, 18), 0.7, 12)
+
+
+def test_launchers_read_nothing_back(monkeypatch):
+    # Tensors without data: what asks for a value, by whatever way, fails.
+    launched = []
+
+    class Launch:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            assert all(isinstance(side, int) for side in grid)
+            return lambda *args, **options: launched.append(self.name)
+
+    for module in (propose_module, nms_module, preprocess_module):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, Launch(name))
+    args = [
+        [part.to("meta") for part in parts] if isinstance(parts[0], torch.Tensor) else parts
+        for parts in head_outputs([(9, 7), (3, 2)], batch=2)[:4]
+    ]
+    parts = propose_module.propose_triton(*args, torch.empty(2, 2, device="meta"), 20, 0.1, 1.0)
+    nms_module.nms_triton(*parts, (20, 18), 0.7, 12)
+    data, table, matrix = (tensor.to("meta") for tensor in lay_out([Picture(8, 8, (8, 8))]))
+    mean, out = torch.empty(3, device="meta"), torch.empty(1, 3, 8, 8, device="meta")
+    preprocess_module.preprocess_triton(data, table, matrix, mean, mean, out, antialias=False)
+    assert len(launched) == 3 + 4 + 3 + 1
 
 
 def test_the_refusing_mode_refuses():
