@@ -35,8 +35,9 @@ def fused_or_reference(
     """Returns `fused()` for a tensor on a GPU where Triton works, else `reference()`.
 
     Both give the same results. A Triton form that fails on a GPU (to compile, say) is reported once
-    per process with its reason; from then on the reference serves. `fused` imports its Triton
-    module itself, so that nothing imports triton where it is not used.
+    per process with its reason; from then on the reference serves. In a capture, which the failure
+    spoils, it is raised instead. `fused` imports its Triton module itself, so that nothing imports
+    triton where it is not used.
     """
     if tensor.is_cuda and op not in _broken and importlib.util.find_spec("triton") is not None:
         try:
@@ -44,6 +45,9 @@ def fused_or_reference(
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
+            if torch.cuda.is_current_stream_capturing():
+                # Nothing can take its place in a graph, and outside of one it may well work.
+                raise
             _broken.add(op)
             warnings.warn(
                 f"the Triton kernel of {op} failed on {torch.cuda.get_device_name(tensor.device)} "
