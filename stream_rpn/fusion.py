@@ -67,8 +67,9 @@ class FusedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
 def fuse(model: Model) -> Model:
     """Replaces the proposal stage of a torchvision detector, in place.
 
-    In eval mode the detections are the same in float32; training mode stays torchvision's. Fusing
-    twice is fusing once; `unfuse` undoes it.
+    In eval mode the detections are the same in float32, but that boxes go by logit where
+    torchvision goes by probability, of which many logits may have the same. Training mode stays
+    torchvision's. Fusing twice is fusing once; `unfuse` undoes it.
 
     Args:
         model: a FasterRCNN, MaskRCNN or KeypointRCNN.
