@@ -103,15 +103,15 @@ def _of_level(pointers, level):
 def _load_logits(logits_ptr, image, n, row):
     """Returns the float32 logits of anchors n, NaN as −inf."""
     a, y, x = _cell(n, row)
-    size = tl.load(row + N)
+    level_size = tl.load(row + N)
     softmax = tl.load(row + SOFTMAX)
     strides = row + LOGIT_STRIDE
     # The object's channel is a, or 2a + 1 with the background's before it.
     channel = a + softmax * (a + 1)
     pointers = logits_ptr + _place(image, channel, y, x, strides)
-    logits = tl.load(pointers, mask=n < size, other=0.0).to(tl.float32)
+    logits = tl.load(pointers, mask=n < level_size, other=0.0).to(tl.float32)
     background = tl.load(
-        pointers - tl.load(strides + 1), mask=n < size * softmax, other=0.0
+        pointers - tl.load(strides + 1), mask=n < level_size * softmax, other=0.0
     ).to(tl.float32)
     logits = tl.where(softmax == 1, logits - background, logits)
     return tl.where(logits == logits, logits, float("-inf"))

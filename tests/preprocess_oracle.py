@@ -38,7 +38,7 @@ class Picture:
 @st.composite
 def pictures(draw) -> Picture:
     """Draws sources of any geometry, tiny ones as often as others."""
-    longest = draw(st.sampled_from([4, 70]))
+    longest = draw(st.sampled_from([4, 30]))
     side = st.integers(1, longest)
     return Picture(
         draw(side),
