@@ -8,8 +8,6 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
-import av.error
-
 # How often those who wait look whether the run has been stopped.
 POLL_SECONDS = 0.1
 _JOIN_SECONDS = 1.0
@@ -153,4 +151,7 @@ class PacketQueue:
 
 def _is_loss(error: Exception) -> bool:
     """Tells whether reading failed for a reason outside of this program."""
+    # The network and the GPU proof, which share this module's clock, do without PyAV.
+    import av.error
+
     return isinstance(error, (av.error.FFmpegError, OSError))

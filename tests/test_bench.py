@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -283,3 +285,14 @@ class TestGPUProof:
         monkeypatch.setattr("sys.argv", ["gpu_proof"])
         assert gpu_proof.main() == 2
         assert "needs a CUDA device" in capsys.readouterr().out
+
+
+def test_the_gpu_proof_and_its_tests_import_without_pyav():
+    tests = "test_kernels_cuda", "test_network_cuda", "test_preprocess_op"
+    modules = ["bench.gpu_proof", *(f"tests.{name}" for name in tests)]
+    root = Path(__file__).resolve().parent.parent
+    program = f"import sys; sys.modules['av'] = None; import {', '.join(modules)}"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -71,15 +71,6 @@ def test_detections_equal(kind, pictures):
             torch.testing.assert_close(mine[name], values, atol=1e-2, rtol=1e-3)
 
 
-@pytest.mark.needs_cuda
-def test_proposals_equal_on_a_gpu(mobile, pictures):
-    model = copy.deepcopy(mobile).cuda()
-    on_gpu = [p.cuda() for p in pictures]
-    ours = rpn_boxes(stream_rpn.fuse(model), on_gpu)
-    assert min(map(len, ours)) > 0
-    assert_same_boxes(ours, rpn_boxes(stream_rpn.unfuse(model), on_gpu))
-
-
 @pytest.mark.parametrize(
     "change",
     [

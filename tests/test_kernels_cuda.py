@@ -4,7 +4,10 @@ import warnings
 
 import pytest
 import torch
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+from torchvision.models.detection.image_list import ImageList
 
+from stream_rpn.fusion import fuse, unfuse
 from stream_rpn.kernels import dispatch, propose_triton
 from stream_rpn.kernels.generate import generate_proposals
 from stream_rpn.kernels.nms import nms
@@ -139,3 +142,20 @@ def test_a_failing_kernel_is_reported_once_and_replaced(monkeypatch):
     assert_same(got, generate_proposals(*args, **OPTIONS))
     # A second warning would be an error here.
     generate_proposals(*to_cuda(args), **OPTIONS)
+
+
+@torch.inference_mode()
+def test_a_fused_detector_proposes_what_torchvisions_does():
+    torch.manual_seed(0)
+    model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
+    torch.nn.init.normal_(model.rpn.head.cls_logits.weight, std=0.2)
+    torch.nn.init.normal_(model.rpn.head.bbox_pred.weight, std=0.05)
+    model.cuda().eval()
+    maps = {str(i): torch.randn(2, 256, 10 >> i // 2, 14 >> i // 2).cuda() for i in range(3)}
+    images = ImageList(torch.empty(2, 3, 320, 448, device="cuda"), [(320, 430), (300, 448)])
+    ours, _ = fuse(model).rpn(images, maps)
+    theirs, _ = unfuse(model).rpn(images, maps)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert len(mine) == len(other) > 50
+        # Equal float32 probabilities may stand in either order: compare as sets of boxes.
+        assert torch.cdist(mine, other, p=torch.inf).amin(1).max() < 1e-3
