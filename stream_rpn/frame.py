@@ -172,6 +172,7 @@ class Proposals:
         color: how the planes of `image` encode colour.
         arrived: `time.monotonic()` at which a live frame's last packet came; None for files.
         stream: which of the sources that run together, from 0.
+        unix_seconds: the same moment as `arrived`, by the machine's calendar.
     """
 
     frame: int
@@ -196,6 +197,7 @@ class Proposals:
     color: Color | None = None
     arrived: float | None = None
     stream: int = 0
+    unix_seconds: float | None = None
 
     @property
     def age_seconds(self) -> float | None:

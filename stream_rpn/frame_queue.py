@@ -9,6 +9,7 @@ puts a thread and a bounded queue at a boundary.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections import deque
@@ -32,7 +33,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 # How long closing waits for threads that decode.
-JOIN_SECONDS = 3.0
+JOIN_SECONDS = 1.5
+
+# However long a burst: so many live frames at most wait in memory.
+MOST_WAITING = 32
 
 
 class prefetch(Generic[T]):
@@ -201,7 +205,8 @@ class Merge:
         upstreams: per source its lane, and its frames: iterated over in a thread of its own, where
             the source is opened, fails and is closed. They must end soon when `stopped` says so.
         size: frames of one source that may wait. Live sources share this room, but for one frame
-            that each has a place for: else more sources would mean older frames.
+            that each has a place for: else more sources would mean older frames. It is larger as
+            long as the network was idle within the last `max_age`.
         batch: frames of a full batch.
         shape: the network's input shape for a frame.
         max_age: seconds from the arrival of a frame to the beginning of its batch.
@@ -229,6 +234,7 @@ class Merge:
         self._stopped = stopped
         self._over = False
         self._changed = threading.Condition()
+        self._idle_at = -math.inf  # when last there was nothing to give
         self._turn = 0
         self._begun = 0.0  # when the batch that is being given was begun
         self._given = 0  # frames of it
@@ -281,9 +287,15 @@ class Merge:
             return True
 
     def _make_room(self) -> None:
-        """Drops a live frame where too many wait: the oldest of the source that has the most."""
+        """Drops a live frame where too many wait: the oldest of the source that has the most.
+
+        A burst is no overload: cameras pause and then send what has come up, and the network gets
+        through it. So there is room for it as long as the network has been idle in between.
+        """
         live = [lane for lane in self.lanes if lane.waiting and lane.waiting[0].arrived is not None]
-        if sum(len(lane.waiting) for lane in live) >= self._size + len(self.lanes):
+        overload = time.monotonic() - self._idle_at > self._max_age
+        room = self._size if overload else max(self._size, MOST_WAITING)
+        if sum(len(lane.waiting) for lane in live) >= room + len(self.lanes):
             max(live, key=lambda lane: len(lane.waiting)).drop("queue full")
 
     def __iter__(self) -> Iterator[Frame | None]:
@@ -320,6 +332,7 @@ class Merge:
             if waiting:
                 ready[index] = self._shape(waiting[0])
         if not ready:
+            self._idle_at = now
             return None
         fitting = [i for i, shape in ready.items() if self._given and shape == self._batch_shape]
         index = (fitting or list(ready))[0]
@@ -362,8 +375,8 @@ class Merge:
         """
         self.stop()
         deadline = time.monotonic() + JOIN_SECONDS
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        while self._threads:
+            self._threads.pop().join(max(0.0, deadline - time.monotonic()))
         for lane in self.lanes:
             lane.waiting.clear()
 

@@ -141,6 +141,8 @@ class StreamStatistics:
     def count(self, proposals: Proposals) -> None:
         """Counts a result that has left the network."""
         proposals.source = self.info.source
+        if proposals.age_seconds is not None:
+            proposals.unix_seconds = time.time() - proposals.age_seconds
         self.num_results += 1
         self.elapsed_seconds = time.perf_counter() - self._started
         self.count_drops(proposals.drops)

@@ -34,7 +34,7 @@ class Progress:
         self._quiet = quiet
         self._next = time.monotonic() + PLAIN_SECONDS
         self._rich: RichProgress | None = None
-        self._tasks: dict[int, TaskID] = {}
+        self._tasks: dict[StreamStatistics, TaskID] = {}
         if not quiet and sys.stderr.isatty():
             self._next = 0.0
             self._rich = _display()
@@ -44,9 +44,9 @@ class Progress:
         if self._quiet or (now := time.monotonic()) < self._next:
             return
         self._next = now + (PLAIN_SECONDS if self._rich is None else _REFRESH_SECONDS)
-        for index, stream in enumerate(streams):
+        for stream in streams:
             if self._rich is not None:
-                self._draw(self._rich, index, stream)
+                self._draw(self._rich, stream)
             else:
                 total = expected_results(stream.info, self._selection)
                 of = f" of {total}" if total else ""
@@ -57,14 +57,14 @@ class Progress:
                     flush=True,
                 )
 
-    def _draw(self, display: RichProgress, index: int, stream: StreamStatistics) -> None:
-        if index not in self._tasks:
+    def _draw(self, display: RichProgress, stream: StreamStatistics) -> None:
+        if stream not in self._tasks:
             total = expected_results(stream.info, self._selection)
-            self._tasks[index] = display.add_task(
+            self._tasks[stream] = display.add_task(
                 stream.info.stem, total=total, rate=0.0, state="", where=self._where(stream)
             )
         display.update(
-            self._tasks[index],
+            self._tasks[stream],
             completed=stream.num_results,
             rate=stream.fps,
             state=_state(stream),

@@ -37,6 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
     """
     uris = expand(arguments.sources)
     policy = _policy(arguments)
+    together = policy.realtime or any(map(is_live, uris))
+    if together and len(set(uris)) < len(uris):
+        raise StreamRPNError("a source is given twice; sources that run at a time must differ")
     serve = [] if arguments.serve is None else [f"serve:{arguments.serve}"]
     outputs = sinks.resolve_outputs(
         arguments.output + serve,
@@ -82,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"warning: the model '{rpn.name}' is UNTRAINED: its boxes mean nothing yet; only the "
             "speed is real"
         )
-    return _Run(arguments, pipeline, selection, policy, uris, outputs).run()
+    return _Run(arguments, pipeline, selection, policy, uris, outputs, together).run()
 
 
 def _policy(arguments: argparse.Namespace) -> LivePolicy:
@@ -106,6 +109,7 @@ class _Run:
         policy: LivePolicy,
         uris: list[str],
         outputs: list[sinks.Output],
+        together: bool,
     ) -> None:
         self.arguments = arguments
         self.pipeline = pipeline
@@ -123,6 +127,7 @@ class _Run:
         self.begun: set[int] = set()
         self.given_up: set[int] = set()
         self.summaries: list[dict[str, Any]] = []
+        self.together = together
 
     def run(self) -> int:
         before = {
@@ -132,7 +137,7 @@ class _Run:
         }
         try:
             self._open_at_once()
-            if self.policy.realtime or any(map(is_live, self.uris)):
+            if self.together:
                 self._run_together()
             else:
                 self._run_in_turn()
@@ -405,7 +410,9 @@ class _Run:
         if len(self.summaries) == len(self.uris) == 1:
             return {**self.summaries[0], "failures": self.failures}
         frames = sum(s["frames"] for s in self.summaries)
-        seconds = sum(s["elapsed_seconds"] for s in self.summaries)
+        # One after another, or all at a time.
+        each = [s["elapsed_seconds"] for s in self.summaries]
+        seconds = max(each, default=0.0) if self.together else sum(each)
         drops: Counter[str] = Counter()
         for summary in self.summaries:
             drops.update(summary["drops"])

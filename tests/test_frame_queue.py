@@ -304,6 +304,16 @@ class TestUpload:
         assert position == len(mixed)
         assert lengths == [3, 2, 3, 1, 3, 1]
 
+    def test_none_sends_a_batch_before_it_is_full(self, mixed):
+        same = mixed[:2]
+        lengths = []
+        given = [None, same[0], None, None, same[0], same[1], None]
+        for slot in upload(given, ring(), StageTimes(), keep_images=True):
+            lengths.append(len(slot.frames))
+            slot.release(HostStream())
+        assert lengths == [1, 2]
+        assert [len(b) for b in batches(given, 3, SPEC)] == [1, 2]
+
     def test_slots_are_reused_in_turn_through_a_queue(self, mixed):
         stream, used = HostStream(), []
         slots = ring(1)

@@ -10,7 +10,9 @@ from stream_rpn import Pipeline, load, sources
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.frame_queue import HostStream, Packed
 from stream_rpn.graph import MAX_GRAPHS, PATIENCE, Graph, GraphCache
+from stream_rpn.live import LivePolicy, LiveStreams
 from stream_rpn.network import EagerNetwork, GPUNetwork
+from stream_rpn.pipeline import Selection
 from stream_rpn.timing import StageTimes
 
 CLIP = "synthetic:160x120@25,11"
@@ -123,6 +125,16 @@ class TestFormForGPUsOnTheCPU:
         assert [p.frame for p in seen] == list(range(6))
         for queue in queues:
             queue.close()
+
+    def test_live_sources_go_in_batches_that_do_not_wait(self, rpn):
+        made = pipeline(rpn, GPUNetwork)
+        uris = [f"lavfi:testsrc=size={size}:rate=20:duration=1" for size in ("64x48", "96x48")]
+        with LiveStreams(made, uris, Selection(), LivePolicy(max_age=30)) as streams:
+            results = [proposals for proposals in streams if proposals is not None]
+        assert {p.stream: p.width for p in results} == {0: 64, 1: 96}
+        for stream in streams.streams:
+            assert stream.failure is None
+            assert stream.num_results + sum(stream.drops.values()) == stream.frames_in == 20
 
     def test_results_do_not_wait_for_frames_that_are_not_there(self, rpn):
         made = pipeline(rpn, GPUNetwork, batch=1)

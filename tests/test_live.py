@@ -83,6 +83,28 @@ class TestMerge:
         assert (frames.lanes[0].frames, frames.lanes[0].taken) == (20, 3)
         frames.close()
 
+    def test_a_burst_is_no_overload(self):
+        sent, given = threading.Event(), []
+
+        def camera():
+            sent.wait(20)
+            yield from (frame(i) for i in range(20))
+
+        frames = merge(camera())
+
+        def consume():
+            for each in frames:
+                time.sleep(0.01)
+                given.append(each.index)
+
+        consumer = threading.Thread(target=consume)
+        consumer.start()
+        time.sleep(0.2)  # the network has nothing to do
+        sent.set()
+        consumer.join(10)
+        assert given == list(range(20))
+        frames.close()
+
     def test_many_sources_share_the_room_and_each_has_a_place(self):
         frames = merge(*([frame(i) for i in range(9)] for _ in range(4)), size=3)
         assert eventually(lambda: all(lane.finished for lane in frames.lanes))
@@ -394,6 +416,16 @@ class TestSources:
         assert not source.info.live
         assert all(f.arrived is None for f in frames)
 
+    def test_a_playlist_that_grows_is_played_at_its_own_pace(self, http_server):
+        Path("a.ts").write_bytes(synthetic_ts(frames=30))
+        head = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXT-X-MEDIA-SEQUENCE:0\n"
+        Path("live.m3u8").write_text(head + "#EXTINF:1.0,\na.ts\n")
+        policy = LivePolicy(open_timeout=5, read_timeout=3, reconnect=0)
+        with LiveSource(f"{http_server}/live.m3u8", policy) as source:
+            frames = list(itertools.islice(source, 25))
+        assert source.info.live
+        assert frames[24].arrived - frames[0].arrived == pytest.approx(0.8, abs=0.15)
+
     def test_a_live_playlist_reads_no_files_here(self, http_server, tmp_path):
         Path("private.ts").write_bytes(synthetic_ts(frames=30))
         Path("live.m3u8").write_text(
@@ -501,6 +533,7 @@ class TestScenarios:
         rows = list(results)
         assert results.complete
         assert results.header["live"]
+        assert all(abs(row.unix_seconds - time.time()) < 60 for row in rows)
         # What the rows tell, and what came after the last one, is all that was lost.
         told = losses(drop for row in rows for drop in row.drops)
         dropped = {**summary["drops"]}
@@ -512,17 +545,18 @@ class TestScenarios:
         propose = network.EagerNetwork._propose
 
         def slow(self, frames, times):
-            time.sleep(0.15)
+            time.sleep(0.3)
             return propose(self, frames, times)
 
         monkeypatch.setattr(network.EagerNetwork, "_propose", slow)
         with udp_camera("320x180@30") as uri:
-            code, summary = run(uri, "-o", "null", "--max-age", "0.3", "--max-frames", "25")
+            code, summary = run(uri, "-o", "null", "--max-age", "0.3", "--max-frames", "20")
         assert code == 0
         assert adds_up(summary)
-        assert summary["drops"]["queue full"] > 50
+        assert summary["drops"]["queue full"] > 0
+        assert summary["frames_in"] > 50
         # The budget, and a batch; the rest is for machines that do something else as well.
-        assert summary["age_ms"]["p95"] < (0.3 + 0.17) * 1e3 + 200
+        assert summary["age_ms"]["p95"] < (0.3 + 0.32) * 1e3 + 200
 
     def test_a_sender_that_dies_and_comes_back(self, capsys):
         port = free_port()
@@ -630,6 +664,11 @@ class TestScenarios:
         assert time.monotonic() - started < 8
         assert "did not answer within 1 seconds" in capsys.readouterr().err
         assert not Path("a.jsonl").exists()
+
+    def test_the_same_source_twice(self, capsys):
+        code, _ = run("synthetic:", "synthetic:", "--realtime", "-o", "null")
+        assert code == 2
+        assert "given twice" in capsys.readouterr().err
 
     def test_one_of_two_that_never_comes(self, capsys):
         uri = f"udp://127.0.0.1:{free_port()}"

@@ -99,6 +99,8 @@ def frame_line(
         "pts": proposals.pts,
         "pts_seconds": proposals.pts_seconds,
     }
+    if proposals.unix_seconds is not None:
+        head["unix_seconds"] = round(proposals.unix_seconds, 3)
     if source is not None:
         head["source"] = source
     if proposals.image_id is not None:

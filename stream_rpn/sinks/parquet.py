@@ -21,8 +21,9 @@ class ParquetSink(Sink):
 
     A Parquet file is unreadable without its footer, which comes last; so a run that is killed
     leaves the parts before, and loses `PART_FRAMES` frames or `PART_SECONDS` at most. The columns
-    are frame, pts, pts_seconds, width, height, image_id, name, source, drops, boxes, scores, levels
-    and anchors. Headers and ends of the sources lie in `_header.json` in the directory.
+    are frame, pts, pts_seconds, unix_seconds (live sources), width, height, image_id, name, source,
+    drops, boxes, scores, levels and anchors. Headers and ends of the sources lie in `_header.json`
+    in the directory.
     """
 
     takes_several_sources: ClassVar[bool] = True
@@ -43,6 +44,7 @@ class ParquetSink(Sink):
                 ("frame", pyarrow.int64()),
                 ("pts", pyarrow.int64()),
                 ("pts_seconds", pyarrow.float64()),
+                ("unix_seconds", pyarrow.float64()),
                 ("width", pyarrow.int32()),
                 ("height", pyarrow.int32()),
                 ("image_id", pyarrow.int64()),
@@ -101,6 +103,7 @@ class ParquetSink(Sink):
                 "frame": proposals.frame,
                 "pts": proposals.pts,
                 "pts_seconds": proposals.pts_seconds,
+                "unix_seconds": proposals.unix_seconds,
                 "width": proposals.width,
                 "height": proposals.height,
                 "image_id": proposals.image_id,

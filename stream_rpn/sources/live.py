@@ -7,6 +7,7 @@ comes back by itself when its connection is lost.
 from __future__ import annotations
 
 import io
+import math
 import os
 import select
 import time
@@ -31,6 +32,12 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 
 # A clock this far ahead of the time that went by is another clock.
 _LONGEST_JUMP = 10.0
+
+# Where packets come this late, those that come next are not hurried.
+_LATEST = 1.0
+
+# What has no pace of its own: filters are as quick as they can, and playlists name whole seconds.
+_NOT_PACED = ("lavfi", "hls", "dash")
 
 
 @dataclass(frozen=True)
@@ -194,10 +201,10 @@ class LiveSource(Source):
         codec = stream.codec_context.codec
         packets: Generator[Any, None, None] = container.demux(stream)  # type: ignore[assignment]
         timeout: tuple[float | None, float | None] = (None, None)
-        if at_own_pace or self._uri.startswith("lavfi:"):
-            packets = self._paced(packets)
-        elif self._comes_back:
+        if self._comes_back:
             timeout = (self._policy.open_timeout, self._policy.read_timeout)
+        if at_own_pace or container.format.name in _NOT_PACED:
+            packets = self._paced(packets)
         self._packets = PacketQueue(
             packets,
             # The frame needs the rest of its time for the way to the network.
@@ -212,12 +219,13 @@ class LiveSource(Source):
         return self._packets
 
     def _paced(self, packets: Generator[Any, None, None]) -> Generator[Any, None, None]:
-        """Gives each packet when its time has come."""
-        started: float | None = None
+        """Gives each packet when its time has come, by a clock set anew where it is far off."""
+        started = math.inf
         for packet in packets:
             if packet.dts is not None:
                 due = float(packet.dts * packet.time_base)
-                started = time.monotonic() - due if started is None else started
+                if not -_LATEST < started + due - time.monotonic() < _LONGEST_JUMP:
+                    started = time.monotonic() - due
                 while (early := started + due - time.monotonic()) > 0 and not self._stopped():
                     time.sleep(min(early, POLL_SECONDS))
             if self._stopped():
