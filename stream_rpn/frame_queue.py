@@ -204,10 +204,9 @@ class Merge:
     Args:
         upstreams: per source its lane, and its frames: iterated over in a thread of its own, where
             the source is opened, fails and is closed. They must end soon when `stopped` says so.
-        size: frames of one source that may wait. Live sources share this room, but for one frame
-            that each has a place for: else more sources would mean older frames. It is larger as
-            long as the network was idle within the last `max_age`.
-        batch: frames of a full batch.
+        size: frames that may wait of a source that is not live.
+        batch: frames of a full batch. Live sources share the room for one, but for one frame that
+            each has a place for: else more sources would mean older frames.
         shape: the network's input shape for a frame.
         max_age: seconds from the arrival of a frame to the beginning of its batch.
         batch_wait: seconds that a batch waits for more frames.
@@ -290,11 +289,12 @@ class Merge:
         """Drops a live frame where too many wait: the oldest of the source that has the most.
 
         A burst is no overload: cameras pause and then send what has come up, and the network gets
-        through it. So there is room for it as long as the network has been idle in between.
+        through it. So there is room for it where the network was idle not long ago. Where it was
+        not, all that waits only makes results older: a batch is enough.
         """
         live = [lane for lane in self.lanes if lane.waiting and lane.waiting[0].arrived is not None]
-        overload = time.monotonic() - self._idle_at > self._max_age
-        room = self._size if overload else max(self._size, MOST_WAITING)
+        overload = time.monotonic() - self._idle_at > self._max_age / 2
+        room = self._batch if overload else max(self._batch, MOST_WAITING)
         if sum(len(lane.waiting) for lane in live) >= room + len(self.lanes):
             max(live, key=lambda lane: len(lane.waiting)).drop("queue full")
 

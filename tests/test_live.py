@@ -74,7 +74,7 @@ class TestMerge:
         frames.close()
 
     def test_the_newest_live_frames_win_and_the_next_one_tells(self):
-        frames = merge([frame(i) for i in range(20)])
+        frames = merge([frame(i) for i in range(20)], batch=3)
         assert eventually(lambda: frames.lanes[0].finished)
         given = list(frames)
         assert [f.index for f in given] == [17, 18, 19]
@@ -106,7 +106,7 @@ class TestMerge:
         frames.close()
 
     def test_many_sources_share_the_room_and_each_has_a_place(self):
-        frames = merge(*([frame(i) for i in range(9)] for _ in range(4)), size=3)
+        frames = merge(*([frame(i) for i in range(9)] for _ in range(4)), batch=3)
         assert eventually(lambda: all(lane.finished for lane in frames.lanes))
         waiting = [len(lane.waiting) for lane in frames.lanes]
         assert sum(waiting) == 3 + 4 - 1
@@ -115,7 +115,7 @@ class TestMerge:
         frames.close()
 
     def test_old_frames_are_dropped_when_their_turn_comes(self):
-        frames = merge([frame(i) for i in range(3)], max_age=0.05)
+        frames = merge([frame(i) for i in range(3)], max_age=0.05, batch=3)
         assert eventually(lambda: frames.lanes[0].finished)
         time.sleep(0.1)
         assert list(frames) == []
@@ -126,7 +126,7 @@ class TestMerge:
         given = [frame(i) for i in range(6)]
         given[0].drops = (Drop("decoder", 2, -2), Drop("connection lost", 0, None, 1.5))
         given[3].drops = (Drop("decoder", 4, 2), Drop("connection lost", 0, None, 2.5))
-        frames = merge(given)
+        frames = merge(given, batch=3)
         assert eventually(lambda: frames.lanes[0].finished)
         first = next(frames)
         assert first.index == 3
@@ -142,7 +142,7 @@ class TestMerge:
             yield from ()
 
         frames = merge(
-            [frame(i) for i in range(3)], stalled(), [frame(i) for i in range(3)], size=9
+            [frame(i) for i in range(3)], stalled(), [frame(i) for i in range(3)], batch=9
         )
         assert eventually(lambda: frames.lanes[0].finished and frames.lanes[2].finished)
         given = [next(frames) for _ in range(6)]
@@ -154,8 +154,9 @@ class TestMerge:
         frames.close()
 
     def test_a_batch_is_of_one_shape_as_long_as_it_can(self):
-        wide = [frame(i, size=(96, 48)) for i in range(4)]
-        frames = merge([frame(i) for i in range(4)], wide, size=9, batch=2)
+        wide = [frame(i, live=False, size=(96, 48)) for i in range(4)]
+        small = [frame(i, live=False) for i in range(4)]
+        frames = merge(small, wide, size=9, batch=2)
         assert eventually(lambda: all(lane.finished for lane in frames.lanes))
         widths = [f.width for f in frames if f is not None]
         assert widths[0::2] == widths[1::2]
@@ -195,7 +196,7 @@ class TestMerge:
             yield from (frame(0), frame(1))
             stop.wait(20)
 
-        frames = merge(endless(), stopped=stop.is_set)
+        frames = merge(endless(), stopped=stop.is_set, batch=2)
         assert eventually(lambda: len(frames) == 2)
         stop.set()
         assert [f.index for f in frames] == [0, 1]
