@@ -78,11 +78,12 @@ def _speed() -> str:
         if model != "tiny" and "ratio" in row
     ]
     machine, tiny = report["machine"], best["tiny"]
+    tuned = f" ({tiny['ratio_tuned']:.1f} × that loop tuned)" if "ratio_tuned" in tiny else ""
     return (
         f"**{tiny['fps_median']:.0f} frames/s** from {_clip(report)} to JSON lines on "
         f"{machine['cores']} cores ({machine['cpu']}, no GPU) with the default model: "
-        f"**{tiny['ratio']:.1f} ×** the loop that a torchvision user writes, on the same weights; "
-        f"{'; '.join(others)}.\n{repeat}"
+        f"**{tiny['ratio']:.1f} ×** the loop that a torchvision user writes, on the same "
+        f"weights{tuned}; {'; '.join(others)}.\n{repeat}"
     )
 
 
@@ -118,10 +119,8 @@ def _pipeline() -> str:
 def _fps(row: Report | None) -> str:
     if row is None:
         return ""
-    fps = f"{row['fps_median']:.3g}" if row["fps_median"] < 100 else f"{row['fps_median']:.0f}"
-    if "ratio" not in row:
-        return fps
-    return f"{fps} ({row['ratio']:.1f} ×)"
+    fps = _number(row["fps_median"])
+    return f"{fps} ({row['ratio']:.1f} ×)" if "ratio" in row else fps
 
 
 def _kernels() -> str:
@@ -141,7 +140,7 @@ def _kernels() -> str:
     ]
     for shape in shapes:
         found = (ms.get((shape, who)) for who in whos)
-        values = " | ".join("" if value is None else f"{value:.3g}" for value in found)
+        values = " | ".join("" if value is None else _number(value) for value in found)
         lines.append(f"| {_shape(shape)} | {values} |")
     return "\n".join([*lines, ""])
 
@@ -163,9 +162,11 @@ def _growth() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in report["growth"]:
-        unit = f"{row['ms_from']:.3g} → {row['ms_to']:.3g} ms ({row['time_of']})"
+        ms = f"{_number(row['ms_from'])} → {_number(row['ms_to'])} ms"
+        time = f"{ms} ({row['time_of']})"
+        growth = f"x^{row['time_exponent']:.2f} (r² {row['r2']:.2f})"
         lines.append(
-            f"| {row['x']} | {row['from']} | {row['to']} | {unit} | x^{row['time_exponent']:.2f} "
+            f"| {row['x']} | {row['from']} | {row['to']} | {time} | {growth} "
             f"| {row['mb_from']:.0f} → {row['mb_to']:.0f} | x^{row['memory_exponent']:.2f} |"
         )
     return "\n".join([*lines, "", "![How time grows](docs/scaling.png)", ""])
@@ -179,7 +180,8 @@ def _recall() -> str:
 
 
 def _clip(report: Report) -> str:
-    return f"{report['width']}×{report['height']} {report['codec'].upper()}"
+    codec = {"h264": "H.264", "hevc": "HEVC"}.get(report["codec"], report["codec"])
+    return f"{report['width']}×{report['height']} {codec}"
 
 
 def _on(report: Report) -> str:
@@ -228,12 +230,30 @@ def _draw_scaling(path: Path, metadata: dict[str, str]) -> None:
     panels = figure.subplots(2, -(-len(report["growth"]) // 2), squeeze=False).flat
     for axes, growth in zip(panels, report["growth"], strict=False):
         rows = [row for row in report["rows"] if row["sweep"] == growth["sweep"]]
-        axes.loglog([row["x"] for row in rows], [row["ms"] for row in rows], "o-")
-        axes.set(xlabel=growth["x"], ylabel="ms")
+        x, ms = [row["x"] for row in rows], [row["ms"] for row in rows]
+        axes.loglog(x, ms, "o-")
+        axes.set(xlabel=growth["x"], ylabel="ms", ylim=(min(ms) / 3, max(ms) * 3))
         axes.set_title(f"{growth['time_of']}: x^{growth['time_exponent']:.2f}", fontsize="medium")
-        axes.grid(alpha=0.3, which="both")
+        axes.minorticks_off()
+        axes.set_xticks(x, [row.get("label") or _short(row["x"]) for row in rows])
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.tick_params(labelsize="small")
+        axes.grid(alpha=0.3)
     path.parent.mkdir(exist_ok=True)
     save(figure, path, metadata=metadata)
+
+
+def _short(number: float) -> str:
+    """Returns 12000 as "12k"."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if number >= 0.999 * size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:g}"
+
+
+def _number(value: float) -> str:
+    """Returns three digits of a small number, and whole thousands of a large one."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _exist(names: tuple[str, ...]) -> bool:

@@ -170,7 +170,7 @@ def growth(rows: Sequence[Row]) -> Row:
         if name == "time":
             spread = float(((y - y.mean()) ** 2).sum())
             left = float(((y - slope * x - intercept) ** 2).sum())
-            found["r2"] = round(1 - left / spread, 3) if spread else None
+            found["r2"] = round(1 - left / spread, 3) if spread else 1.0
     return found
 
 

@@ -216,7 +216,7 @@ class TestReadme:
     def test_the_first_screen_says_how_fast_on_what_and_against_what(self, results):
         text = readme.rendered(readme.README.read_text())
         first = " ".join(text.split("<!-- speed:end -->")[0].split())
-        assert "**60 frames/s** from 1920×1080 H264 to JSON lines on 2 cores (Some CPU" in first
+        assert "**60 frames/s** from 1920×1080 H.264 to JSON lines on 2 cores (Some CPU" in first
         assert "**6.0 ×** the loop" in first
         assert "`resnet50_fpn` 1.2 frames/s, **2.5 ×**" in first
         assert "`make bench`" in first
@@ -226,8 +226,9 @@ class TestReadme:
         text = readme.rendered(readme.README.read_text())
         assert "| **stream-rpn float32** | 40 (4.0 ×) |  |" in text
         assert (
-            "| frames a batch | 1 | 4 | 2 → 8 ms (a frame) | x^1.00 | 800 → 800 | x^0.00 |" in text
-        )
+            "| frames a batch | 1 | 4 | 2 → 8 ms (a frame) | x^1.00 (r² 1.00) "
+            "| 800 → 800 | x^0.00 |"
+        ) in text
         assert "not quiet" not in text
         assert readme.rendered(text) == text
 
