@@ -1,6 +1,10 @@
 """`stream-rpn bench`: what it measures, what it makes of it, and what it says."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -230,6 +234,19 @@ class TestCommand:
         assert self.bench(*arguments) == 2
         err = capsys.readouterr().err
         assert sentence in err
+        assert "Traceback" not in err
+
+    def test_ctrl_c_ends_it_cleanly(self, clip):
+        command = [sys.executable, "-m", "stream_rpn", "bench", clip, "--size", "64"]
+        root = str(Path(__file__).resolve().parents[1])
+        process = subprocess.Popen(
+            [*command, "--seconds", "2"], env={**os.environ, "PYTHONPATH": root},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert "decode alone" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
         assert "Traceback" not in err
 
     def test_a_folder_of_videos(self, tmp_path, clip, capsys):

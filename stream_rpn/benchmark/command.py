@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from rich.table import Table
 from stream_rpn import api, sinks
 from stream_rpn.benchmark import peers, stages
 from stream_rpn.benchmark.machine import describe_machine, machine
-from stream_rpn.benchmark.plot import draw
+from stream_rpn.benchmark.plot import draw, new_figure
 from stream_rpn.benchmark.stages import BatchReport, Part
 from stream_rpn.cli import positive
 from stream_rpn.device import choose_batch
@@ -95,8 +96,10 @@ def run(arguments: argparse.Namespace) -> int:
     for name in (arguments.json, arguments.png):
         if name is not None:
             sinks.check_file(name, [arguments.source], [], overwrite=arguments.overwrite)
-    if not arguments.seconds > 0:
-        raise StreamRPNError(f"--seconds must be above 0, got {arguments.seconds}.")
+    if not 0 < arguments.seconds < math.inf:
+        raise StreamRPNError(f"--seconds must be a number above 0, got {arguments.seconds}.")
+    if arguments.png is not None:
+        new_figure(1, 1)  # says now, not after a minute, that matplotlib is missing
     facts = machine()
     print(describe_machine(facts), flush=True)
     with tempfile.TemporaryDirectory(prefix="stream-rpn-bench-") as folder:
@@ -104,8 +107,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(bench.describe(), flush=True)
         # In a thread, as the product's network runs in one: where other programs want the cores,
         # OpenMP's barriers cost the main thread several times what they cost another.
-        for line in prefetch(bench.measure(), 1, name="bench"):
-            print(f"  {line}", file=sys.stderr, flush=True)
+        with prefetch(bench.measure(), 1, name="bench") as lines:
+            for line in lines:
+                print(f"  {line}", file=sys.stderr, flush=True)
     print()
     print_table(_stage_table(bench.reports))
     print()
@@ -165,10 +169,14 @@ class _Bench:
         )
 
     def measure(self) -> Iterator[str]:
-        """Measures each batch size, then the peers; yields a line of progress for each."""
+        """Measures each batch size, then the peers; yields a line of progress for each number.
+
+        Ctrl-C waits for the number that is being measured.
+        """
         seconds, decoder = self.arguments.seconds, self.arguments.decoder
         frames = stages.sample(self.path)
         decode = stages.decode_alone(self.path, self.pipeline, seconds, decoder)
+        yield f"decode alone: {decode.fps:.1f} frames/s"
         for batch in self.batches:
             if self.reports and self.arguments.batch is None:
                 predicted = batch / self.reports[-1].network.fps
@@ -182,16 +190,13 @@ class _Bench:
             if batch != self.pipeline.batch:
                 self.pipeline = self._pipeline(batch)
             unqueued, proposals = stages.network_unqueued(self.pipeline, frames, seconds)
-            report = BatchReport(
-                batch,
-                decode,
-                stages.network_alone(self.pipeline, frames, seconds),
-                unqueued,
-                stages.sink_alone(self.pipeline, self.path, proposals, self.out),
-                stages.whole(self.pipeline, self.path, self.out, seconds, decoder),
-            )
-            self.reports.append(report)
-            yield f"batch {batch}: {report.whole.fps:.1f} frames/s"
+            yield f"batch {batch}, one by one: {unqueued.fps:.1f} frames/s"
+            network = stages.network_alone(self.pipeline, frames, seconds)
+            yield f"batch {batch}, network alone: {network.fps:.1f} frames/s"
+            sink = stages.sink_alone(self.pipeline, self.path, proposals, self.out)
+            whole = stages.whole(self.pipeline, self.path, self.out, seconds, decoder)
+            self.reports.append(BatchReport(batch, decode, network, unqueued, sink, whole))
+            yield f"batch {batch}, the whole: {whole.fps:.1f} frames/s"
         if self.arguments.compare:
             yield from self._compare()
 
