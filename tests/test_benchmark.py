@@ -133,7 +133,8 @@ class TestMeter:
             (tmp_path / name / "energy_uj").write_text("9000000")
             (tmp_path / name / "max_energy_range_uj").write_text(str(int(wrap)))
         with Meter(rapl=tmp_path) as used:
-            (tmp_path / "intel-rapl:0" / "energy_uj").write_text("1000000")
+            for name in ("intel-rapl:0", "intel-rapl:0:0"):
+                (tmp_path / name / "energy_uj").write_text("1000000")
         assert used.usage.cpu_joules == pytest.approx(2)
 
     def test_a_system_that_tells_nothing(self, tmp_path, monkeypatch):
