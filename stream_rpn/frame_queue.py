@@ -1,9 +1,9 @@
 """Where the pipeline overlaps: bounded queues between threads, pinned slots on the way to a GPU.
 
-Threads, pinned memory and CUDA streams are made in this file only (and the threads that read live
-packets in `packet_queue.py`). Every stage is a generator that
-takes an iterator and yields; run one after another they are plain function nesting, and `prefetch`
-puts a thread and a bounded queue at a boundary.
+The threads of the stages, pinned memory and CUDA streams are made in this file only (and the
+threads that read live packets in `packet_queue.py`; sinks that talk to a network have their own).
+Every stage is a generator that takes an iterator and yields; run one after another they are plain
+function nesting, and `prefetch` puts a thread and a bounded queue at a boundary.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where results go: `open_sink` chooses by extension, `resolve_outputs` checks beforehand."""
+"""Where results go: `open_sink` chooses by name, `resolve_outputs` checks beforehand."""
 
 from __future__ import annotations
 
@@ -104,10 +104,11 @@ def open_sink(
     crops: int = 10,
     multiple_sources: bool = False,
 ) -> Sink:
-    """Returns the sink for an output, chosen by the end of its name.
+    """Returns the sink for an output, chosen by the end of its name, or the scheme of its address.
 
     Args:
-        spec: a file name ending as one of `SINKS`, a directory ending in "/", "-" or "null".
+        spec: a file name ending as one of `SINKS`, a directory ending in "/", "-" or "null", or an
+            address beginning as one of `SCHEMES`.
         overwrite: whether an existing file may be replaced.
         draw: how many of the best boxes an annotated video shows per frame.
         crops: how many of the best boxes are cut out per frame.
@@ -225,7 +226,8 @@ def _sink_class(spec: str) -> type[Sink]:
         hint = f"; for crops end it in '/', as in {spec + '/'!r}" if os.path.isdir(spec) else ""
         raise StreamRPNError(
             f"output {spec!r} has an unknown extension; "
-            f"known are {', '.join(endings)}, '-' and 'null'{hint}"
+            f"known are {', '.join(endings)}, '-', 'null' and what begins with "
+            f"{', '.join(SCHEMES)}{hint}"
         )
     return SINKS[max(fitting, key=len)]
 

@@ -31,6 +31,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import cast
 from urllib.parse import urlsplit
 
 from aiohttp import ClientConnectionError, WSMsgType, web
@@ -41,6 +42,9 @@ from stream_rpn.web.view import View
 
 MAX_CLIENTS = 32
 """Viewers and readers of results together; one more is told to come back."""
+
+MAX_CONNECTIONS = 128
+"""Those that have asked for nothing yet included: they must not use up the process's files."""
 
 FEED_LINES = 64
 """Results kept for a slow reader of `/results`; of more the oldest are lost, and counted."""
@@ -66,6 +70,13 @@ _HEADERS = {
 }
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _Refusal(asyncio.Protocol):
+    """Ends a connection at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).abort()
 
 
 class _Reader:
@@ -184,10 +195,17 @@ class Server:
             application, access_log=None, handle_signals=False, shutdown_timeout=0.5
         )
         await runner.setup()
+        server = runner.server
+        assert server is not None
+
+        def admit() -> asyncio.BaseProtocol:
+            return server() if len(server.connections) < MAX_CONNECTIONS else _Refusal()
+
+        listener = await self._loop.create_server(admit, sock=self._socket)
         try:
-            await web.SockSite(runner, self._socket).start()
             await self._stopped.wait()
         finally:
+            listener.close()
             for client in self._clients:
                 client.changed.set()
             await runner.cleanup()
