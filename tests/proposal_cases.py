@@ -107,7 +107,8 @@ def problems(draw):
         delta.copy_(torch.where(where, hard[torch.randint(4, delta.shape)].to(delta.dtype), delta))
     limits = (
         draw(st.sampled_from([1, 2, 7, 64, 100, 1000])),
-        draw(st.sampled_from([0.0, 0.3])),
+        # Logits of 0, of which there are many, are exactly at the second.
+        draw(st.sampled_from([0.0, 0.5])),
         draw(st.sampled_from([0.0, 20.0])),
     )
     return args, limits

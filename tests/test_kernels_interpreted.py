@@ -99,6 +99,17 @@ def test_levels_of_different_dtypes_and_heads():
     check_propose((*args, first[4]), 30, 0.0, 0.0)
 
 
+def test_arguments_of_any_strides():
+    args = head_outputs([(5, 6), (3, 2)], batch=3)
+    table = torch.zeros(3, 12, dtype=torch.int64)
+    table[:, -2:] = args[4]
+    base = [anchors.t().contiguous().t() for anchors in args[2]]
+    parts = check_propose((*args[:2], base, args[3], table[:, -2:]), 30, 0.0, 0.0)
+    spread = [torch.stack((part, part), dim=-1)[..., 0] for part in parts]
+    assert not any(part.is_contiguous() for part in spread)
+    check_nms(spread, (30, 18), 0.5, 20)
+
+
 def test_all_scores_equal():
     args = head_outputs([(70, 70), (9, 9)], batch=2)
     for logits in args[0]:
@@ -141,6 +152,12 @@ def test_nms_on_random_cases(sizes, top, thresh, integer, steps, rejected, seed)
 def test_nms_in_several_chunks(top):
     result = check_nms(candidates([2500], span=900.0), [2500], 0.5, top)
     assert result.count.item() == 400 if top == 400 else result.count.item() > 1500
+
+
+def test_every_kept_box_suppresses_in_later_chunks(monkeypatch):
+    monkeypatch.setattr(nms_module, "CHUNK", 128)
+    apart = [[20 * i, 0, 20 * i + 10, 10] for i in range(128)]
+    assert check_nms(from_boxes(apart * 3), [384], 0.5, 384).count.item() == 128
 
 
 @pytest.mark.parametrize("n", [64, 65, 200])
