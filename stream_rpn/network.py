@@ -42,6 +42,7 @@ from stream_rpn.frame_queue import (
 from stream_rpn.graph import GraphCache
 from stream_rpn.kernels.preprocess import preprocess as preprocess_planes
 from stream_rpn.kernels.proposals import ProposalBatch
+from stream_rpn.onednn import packed
 from stream_rpn.rpn import RPN
 from stream_rpn.timing import StageTimes
 
@@ -83,6 +84,8 @@ class Network(ABC):
         images: bool,
     ) -> None:
         self.rpn = rpn
+        # What computes the maps and the head's outputs.
+        self._layers = rpn
         self.device = device
         self.dtype = dtype
         self.batch = batch
@@ -114,9 +117,9 @@ class Network(ABC):
     def _run(self, images: Tensor, image_sizes: Tensor, mark: Callable[[str], None]) -> Output:
         """Runs the network; `mark` is called with a stage's name after it."""
         rpn = self.rpn
-        maps = rpn.features(images)
+        maps = self._layers.features(images)
         mark("backbone")
-        objectness, deltas = rpn.head(list(maps.values()))
+        objectness, deltas = self._layers.head(list(maps.values()))
         mark("head")
         strides = rpn.strides(images, list(maps.values()))
         kept = rpn.propose(objectness, deltas, strides, image_sizes)
@@ -178,6 +181,11 @@ class EagerNetwork(Network):
     On a CPU, batches side by side on a core each beat batch after batch on all cores: no core waits
     for another at the end of an operation, nor where there is nothing to share out.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.device.type == "cpu":
+            self._layers = packed(self.rpn)
 
     def queues(  # noqa: D102
         self, frames: Iterable[Frame] | Merge, times: StageTimes, *, surfaces: bool

@@ -24,11 +24,12 @@ def rpn():
     return load("tiny", "random", size=96)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_core():
-    # The bits of a convolution depend on how many cores share it, and workers have fewer each.
+@pytest.fixture(autouse=True)
+def _same_convolutions(monkeypatch):
+    # Their bits depend on how many cores share one, and on how its weights are laid out.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    monkeypatch.setattr("stream_rpn.network.packed", lambda rpn: rpn)
     yield
     torch.set_num_threads(before)
 

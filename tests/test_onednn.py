@@ -1,0 +1,74 @@
+"""Packed convolutions against the plain ones they stand for."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from stream_rpn import load
+from stream_rpn.onednn import PackedConv2d, packed
+
+
+def outputs(rpn, images):
+    with torch.inference_mode():
+        maps = list(rpn.features(images).values())
+        objectness, deltas = rpn.head(maps)
+    return [*maps, *objectness, *deltas]
+
+
+@pytest.mark.parametrize("name", ["tiny", "resnet50_fpn_v2", "mobilenet_v3_large_320_fpn"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_a_packed_network_is_as_exact_as_the_plain_one(name, dtype):
+    torch.manual_seed(0)
+    layout = torch.channels_last
+    rpn = load(name, None if name == "tiny" else "random").to(dtype, memory_format=layout)
+    fast, exact = packed(rpn), copy.deepcopy(rpn).double()
+    assert fast is not rpn
+    # The second shape is not the one that the weights were laid out for.
+    for shape in ((1, 3, 96, 160), (2, 3, 64, 64)):
+        images = torch.randn(shape).to(dtype, memory_format=layout)
+        given = (outputs(model, images) for model in (rpn, fast))
+        for plain, quick, true in zip(*given, outputs(exact, images.double()), strict=True):
+            assert (quick.dtype, quick.stride()) == (dtype, plain.stride())
+            unit = torch.finfo(dtype).eps * true.abs().max()
+            error = (plain - true).abs().max()
+            # It sums in another order; the largest of few errors varies.
+            assert (quick - true).abs().max() <= 4 * error + 2 * unit
+
+
+def test_the_model_stays_as_it_is():
+    rpn = load("tiny")
+    modules, before = list(rpn.modules()), set(rpn.state_dict())
+    fast = packed(rpn)
+    assert sum(isinstance(layer, PackedConv2d) for layer in fast.modules()) > 50
+    assert list(rpn.modules()) == modules
+    assert set(rpn.state_dict()) == before
+    assert fast.head.cls_logits.weight is rpn.head.cls_logits.weight
+
+
+def test_what_is_no_plain_convolution_stays():
+    class Doubling(nn.Conv2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    relu = nn.ReLU()
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        Doubling(4, 4, 1),
+        relu,
+        nn.Conv2d(4, 4, 3, bias=False),
+        relu,
+        nn.Conv2d(4, 2, 1),
+    ).eval()
+    images = torch.randn(1, 3, 16, 16)
+    fast = packed(model)
+    assert [isinstance(layer, PackedConv2d) for layer in fast] == [0, 0, 0, 0, 1, 0, 1]
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(images), model(images))
+
+
+def test_a_number_format_that_the_processor_lacks_stays_plain():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3)).double()
+    assert packed(model) is model
