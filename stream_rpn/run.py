@@ -40,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     together = policy.realtime or any(map(is_live, uris))
     if together and len(set(uris)) < len(uris):
         raise StreamRPNError("a source is given twice; sources that run at a time must differ")
+    if arguments.serve_token and arguments.serve is None:
+        raise StreamRPNError("--serve-token is for --serve, which is not given")
     serve = [] if arguments.serve is None else [f"serve:{arguments.serve}"]
     outputs = sinks.resolve_outputs(
         arguments.output + serve,

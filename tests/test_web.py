@@ -199,8 +199,8 @@ class TestAnswers:
         asyncio.run(until(lambda: sink._server.has_readers))
         sink.write(proposals(0))
         sink.end({"frames": 1})
-        reader.join()
         sink.close()
+        reader.join()
         assert [kind for kind, _ in found] == ["header", "result", "end"]
         assert found[-1][1] == {"end": {"frames": 1}, "source": "camera"}
 
@@ -261,7 +261,7 @@ class TestWhoMayAsk:
 
     def test_the_page_of_another_site_is_turned_away(self):
         with Camera() as camera:
-            for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
+            for origin in ("http://evil.example", "null", "http://127.0.0.1:1", "http://[", ""):
                 assert get(camera.url + "live", Origin=origin)[0] == 403
             assert get(camera.url + "healthz", Origin=camera.url.rstrip("/"))[0] == 200
 
@@ -286,6 +286,16 @@ class TestWhoMayAsk:
             assert get(f"http://127.0.0.1:{port}/healthz")[0] == 401
             there = {"Host": "a.machine.example", "Authorization": f"Bearer {made_up}"}
             assert get(f"http://127.0.0.1:{port}/healthz", **there)[0] == 200
+
+    def test_ipv6(self):
+        try:
+            camera = Camera("[::1]:0")
+        except StreamRPNError:
+            pytest.skip("needs IPv6")
+        with camera:
+            assert re.match(r"http://\[::1\]:\d+/$", camera.url)
+            assert get(camera.url + "healthz")[0] == 200
+            assert get(camera.url + "healthz", Host="evil.example")[0] == 403
 
     def test_loopback_means_no_other_address(self):
         with Camera() as camera, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -538,6 +548,10 @@ class TestCommand:
         assert code == 2
         assert re.search(rf"cannot listen at {port}: .*in use", capfd.readouterr().err)
         assert list(tmp_path.iterdir()) == []
+
+    def test_a_token_for_nothing(self, capfd):
+        assert cli.main([*FAST, "synthetic:64x64@10,3", "--serve-token", "auto"]) == 2
+        assert "--serve-token is for --serve" in capfd.readouterr().err
 
     def test_without_the_extra(self, capfd, monkeypatch):
         monkeypatch.setitem(sys.modules, "aiohttp", None)

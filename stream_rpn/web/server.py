@@ -32,7 +32,6 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import cast
-from urllib.parse import urlsplit
 
 from aiohttp import ClientConnectionError, WSMsgType, web
 
@@ -245,7 +244,7 @@ class Server:
         if self._local_names and _host_name(request.host) not in self._local_names:
             raise web.HTTPForbidden(text="the Host header does not name this machine\n")
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
+        if origin is not None and origin.lower().partition("://")[2] != request.host.lower():
             raise web.HTTPForbidden(text="the page of another site asks\n")
         if self._token:
             scheme, _, given = request.headers.get("Authorization", "").partition(" ")
@@ -283,7 +282,7 @@ class Server:
             await response.prepare(request)
             with contextlib.suppress(ClientConnectionError, TimeoutError):
                 await response.write(b"".join(self._headers.values()) or b": hello\n\n")
-                while not self._stopped.is_set():
+                while True:
                     reader.changed.clear()
                     lost, reader.lost = reader.lost, 0
                     events = [_event("lost", b'{"count":%d}' % lost)] if lost else []
@@ -293,12 +292,15 @@ class Server:
                         async with asyncio.timeout(_SEND_SECONDS):
                             await response.write(b"".join(events))
                         continue
+                    if self._stopped.is_set():
+                        break
                     try:
                         async with asyncio.timeout(_SEND_SECONDS):
                             await reader.changed.wait()
                     except TimeoutError:
                         # Otherwise nothing would ever show that the reader has gone.
-                        await response.write(b": still here\n\n")
+                        async with asyncio.timeout(_SEND_SECONDS):
+                            await response.write(b": still here\n\n")
             return response
 
     async def _live(self, request: web.Request) -> web.StreamResponse:
