@@ -63,31 +63,43 @@ def run(arguments: argparse.Namespace) -> int:
         video_stream=arguments.stream,
         decoder=arguments.decoder,
     )
-    rpn = api.load(
-        arguments.model,
-        arguments.weights,
-        size=arguments.size,
-        top=arguments.top,
-        pre_nms=arguments.pre_nms,
-        nms=arguments.nms,
-        score_thresh=arguments.score_thresh,
-        min_size=arguments.min_size,
-        anchor_sizes=arguments.anchor_sizes,
-        anchor_ratios=arguments.anchor_ratios,
-    )
-    pipeline = Pipeline(
-        rpn,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        batch=arguments.batch,
-        images=any(output.needs_image for output in outputs),
-    )
+    with _one_thread():
+        rpn = api.load(
+            arguments.model,
+            arguments.weights,
+            size=arguments.size,
+            top=arguments.top,
+            pre_nms=arguments.pre_nms,
+            nms=arguments.nms,
+            score_thresh=arguments.score_thresh,
+            min_size=arguments.min_size,
+            anchor_sizes=arguments.anchor_sizes,
+            anchor_ratios=arguments.anchor_ratios,
+        )
+        pipeline = Pipeline(
+            rpn,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            batch=arguments.batch,
+            images=any(output.needs_image for output in outputs),
+        )
     if not rpn.trained:
         complain(
             f"warning: the model '{rpn.name}' is UNTRAINED: its boxes mean nothing yet; only the "
             "speed is real"
         )
     return _Run(arguments, pipeline, selection, policy, uris, outputs, together).run()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Has torch work on one thread: on weights, threads would wait longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _policy(arguments: argparse.Namespace) -> LivePolicy:
