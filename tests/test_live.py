@@ -418,6 +418,14 @@ class TestSources:
         assert not source.info.live
         assert all(f.arrived is None for f in frames)
 
+    def test_a_file_from_http_at_its_own_pace_ends(self, http_server):
+        Path("clip").write_bytes(synthetic_ts(frames=15))
+        with LiveSource(f"{http_server}/clip", LivePolicy(realtime=True)) as source:
+            frames = list(source)
+        assert len(frames) == 15
+        assert source.info.live
+        assert frames[-1].arrived - frames[0].arrived == pytest.approx(14 / 30, abs=0.15)
+
     def test_a_playlist_that_grows_is_played_at_its_own_pace(self, http_server):
         Path("a.ts").write_bytes(synthetic_ts(frames=30))
         head = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXT-X-MEDIA-SEQUENCE:0\n"

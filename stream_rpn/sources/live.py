@@ -111,8 +111,7 @@ class LiveSource(Source):
         self._pipe: BinaryIO | None = None
         self._last: Frame | None = None
         self._offset = 0.0
-        # All others end: a file, and a pipe whose writer leaves.
-        self._comes_back = is_url(uri) or (is_device(uri) and not uri.startswith("lavfi:"))
+        self._comes_back = False
 
     def __iter__(self) -> Iterator[Frame]:
         """Yields frames until the source ends.
@@ -148,7 +147,7 @@ class LiveSource(Source):
                 tries = 0
                 yield from self._frames(connection)
                 connection.close()
-                if not (self._comes_back and connection.info.live) or self._stopped():
+                if not self._comes_back or self._stopped():
                     return
                 if not self._policy.reconnect:
                     raise StreamRPNError(f"{self._name}: the connection was lost ({self._why()})")
@@ -193,17 +192,21 @@ class LiveSource(Source):
     def _receive(self, container: InputContainer, stream: VideoStream) -> PacketQueue | None:
         """Starts reading; returns None where this is a finished file after all."""
         self._packets = None
-        at_own_pace = not (is_streaming(self._uri) or is_device(self._uri) or is_pipe(self._uri))
-        if is_url(self._uri) and at_own_pace and not _is_finished_file(container):
-            at_own_pace = False
-        if at_own_pace and not self._policy.realtime:
+        if is_url(self._uri):
+            is_file = not is_streaming(self._uri) and _is_finished_file(container)
+        else:
+            is_file = not is_device(self._uri) and not is_pipe(self._uri)
+        if is_file and not self._policy.realtime:
             return None
+        # Others end: a file, a graph of filters, and a pipe whose writer leaves.
+        filters = self._uri.startswith("lavfi:")
+        self._comes_back = not is_file and not filters and not is_pipe(self._uri)
         codec = stream.codec_context.codec
         packets: Generator[Any, None, None] = container.demux(stream)  # type: ignore[assignment]
         timeout: tuple[float | None, float | None] = (None, None)
         if self._comes_back:
             timeout = (self._policy.open_timeout, self._policy.read_timeout)
-        if at_own_pace or container.format.name in _NOT_PACED:
+        if is_file or container.format.name in _NOT_PACED:
             packets = self._paced(packets)
         self._packets = PacketQueue(
             packets,
