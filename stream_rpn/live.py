@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from stream_rpn import sources
-from stream_rpn.frame import Frame, Proposals
+from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.frame_queue import Lane, Merge, input_shape
 from stream_rpn.pipeline import Pipeline, Selection, StreamStatistics
 from stream_rpn.sources.live import LivePolicy, LiveSource
@@ -40,7 +40,6 @@ class LiveStream(StreamStatistics):
         self,
         index: int,
         uri: str,
-        pipeline: Pipeline,
         selection: Selection,
         policy: LivePolicy,
         network_times: StageTimes,
@@ -53,7 +52,7 @@ class LiveStream(StreamStatistics):
         self.lane = Lane()
         self.opened = False
         self._uri = uri
-        self._pipeline, self._selection, self._policy = pipeline, selection, policy
+        self._selection, self._policy = selection, policy
         self._network_times = network_times
         self._all_stopped = stopped
         self._notice = notice
@@ -77,23 +76,23 @@ class LiveStream(StreamStatistics):
             source.close()
 
     def _open(self) -> sources.Source:
-        device, selection = str(self._pipeline.device), self._selection
-        live = self._policy.realtime or sources.is_live(self._uri)
-        if live and not sources.holds_images(self._uri):
-            return LiveSource(
-                self._uri,
-                self._policy,
-                video_stream=selection.video_stream,
-                stopped=self._stopped,
-                notice=self._notice,
-                times=self.times,
-                # Frames of several sources wait together; hardware decoders lack the room for it.
-                decoder="cpu" if selection.decoder == "auto" else selection.decoder,
-                device=device,
+        video_stream = self._selection.video_stream
+        if self._selection.decoder == "nvdec":
+            # Frames of several sources wait together, and its surfaces are few.
+            raise StreamRPNError(
+                f"{self.name} cannot be decoded by NVDEC: live sources, and what runs beside them, "
+                "are decoded on the CPU"
             )
-        decoder = "cpu" if selection.decoder == "auto" else selection.decoder
-        return sources.open_source(
-            self._uri, decoder=decoder, video_stream=selection.video_stream, device=device
+        live = self._policy.realtime or sources.is_live(self._uri)
+        if not live or sources.holds_images(self._uri):
+            return sources.open_source(self._uri, decoder="cpu", video_stream=video_stream)
+        return LiveSource(
+            self._uri,
+            self._policy,
+            video_stream=video_stream,
+            stopped=self._stopped,
+            notice=self._notice,
+            times=self.times,
         )
 
     def _decoded(self, source: sources.Source) -> Iterator[Frame]:
@@ -183,7 +182,7 @@ class LiveStreams:
         stopped = (stop or threading.Event()).is_set
         self.times = StageTimes()
         self.streams = [
-            LiveStream(i, uri, pipeline, selection, policy, self.times, stopped, notice)
+            LiveStream(i, uri, selection, policy, self.times, stopped, notice)
             for i, uri in enumerate(uris)
         ]
         self._merge = Merge(

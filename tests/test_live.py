@@ -680,6 +680,11 @@ class TestScenarios:
         assert code == 2
         assert "given twice" in capsys.readouterr().err
 
+    def test_hardware_decoding_has_no_room_for_frames_that_wait(self, capsys):
+        code, _ = run("lavfi:testsrc", "-o", "null", "--decoder", "nvdec")
+        assert code == 2
+        assert "cannot be decoded by NVDEC: live sources" in capsys.readouterr().err
+
     def test_one_of_two_that_never_comes(self, capsys):
         uri = f"udp://127.0.0.1:{free_port()}"
         code, summary = run(

@@ -119,12 +119,7 @@ class FileSource(Source):
             note = ""
             first = None
             wanted_on_gpu = device is None or device.startswith("cuda")
-            if packets is not None:
-                # Frames wait for their turn, and a hardware decoder has few surfaces to wait in.
-                note = "live video is decoded on the CPU"
-                if decoder == "nvdec":
-                    raise StreamRPNError(f"{_name(uri)} cannot be decoded by NVDEC: {note}")
-            elif decoder == "nvdec" or (decoder == "auto" and wanted_on_gpu):
+            if decoder == "nvdec" or (decoder == "auto" and wanted_on_gpu):
                 note = _why_not_nvdec(stream, device, decoder == "nvdec", reopenable)
                 if not note:
                     first, note = self._start_on_gpu(uri, stream.index, device)

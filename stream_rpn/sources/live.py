@@ -76,8 +76,6 @@ class LiveSource(Source):
         stopped: tells that no more is wanted; what waits then ends soon.
         notice: told in a sentence when the connection is lost and when it is back.
         times: gets how long decoding took per frame.
-        decoder: as `FileSource` takes it, for what turns out to be a file.
-        device: as `FileSource` takes it, for what turns out to be a file.
 
     Attributes:
         info: of the first connection; there is none before the first frame.
@@ -93,8 +91,6 @@ class LiveSource(Source):
         stopped: Callable[[], bool] = lambda: False,
         notice: Callable[[str], None] = lambda sentence: None,
         times: StageTimes | None = None,
-        decoder: str = "auto",
-        device: str | None = None,
     ) -> None:
         self.tally = Tally()
         self.reconnects = 0
@@ -105,7 +101,6 @@ class LiveSource(Source):
         self._stopped = stopped
         self._notice = notice
         self._times = times or StageTimes()
-        self._decoder, self._device = decoder, device
         self._packets: PacketQueue | None = None
         self._connection: FileSource | None = None
         self._pipe: BinaryIO | None = None
@@ -176,8 +171,7 @@ class LiveSource(Source):
             return FileSource(
                 self._uri,
                 file,
-                decoder=self._decoder,
-                device=self._device,
+                decoder="cpu",
                 video_stream=self._video_stream,
                 num_frames=num_frames,
                 reception=reception,
