@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -527,6 +528,69 @@ def udp_camera(spec: str, *options: str, port: int | None = None):
     port = port or free_port()
     with sender("udp", str(port), spec, *options):
         yield f"udp://127.0.0.1:{port}"
+
+
+# GStreamer's RTSP server, run by the system's Python, whose packages hold it (Debian:
+# gir1.2-gst-rtsp-server-1.0, python3-gi, gstreamer1.0-plugins-ugly).
+RTSP_SERVER = """
+import gi, sys
+gi.require_version("GstRtspServer", "1.0")
+from gi.repository import GLib, Gst, GstRtspServer
+Gst.init(None)
+assert Gst.ElementFactory.find("x264enc")
+if len(sys.argv) > 1:
+    server, factory = GstRtspServer.RTSPServer(), GstRtspServer.RTSPMediaFactory()
+    server.set_address("127.0.0.1")
+    server.set_service(sys.argv[1])
+    factory.set_launch(
+        "( videotestsrc is-live=true ! video/x-raw,width=160,height=96,framerate=15/1 "
+        "! x264enc tune=zerolatency speed-preset=ultrafast key-int-max=15 ! rtph264pay name=pay0 )"
+    )
+    factory.set_shared(True)
+    server.get_mount_points().add_factory("/camera", factory)
+    server.attach(None)
+    GLib.MainLoop().run()
+"""
+
+
+@contextlib.contextmanager
+def rtsp_camera(port: int):
+    command = ["/usr/bin/python3", "-c", RTSP_SERVER]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("needs GStreamer's RTSP server")
+    with subprocess.Popen([*command, str(port)]) as server:
+        try:
+            yield f"rtsp://bob:secret@127.0.0.1:{port}/camera"
+        finally:
+            server.kill()
+
+
+def test_an_rtsp_camera_that_is_switched_off_and_on(capsys):
+    port = free_port(socket.SOCK_STREAM)
+    over = threading.Event()
+
+    def cameras():
+        with rtsp_camera(port):
+            over.wait(5)
+        over.wait(1)
+        with rtsp_camera(port):
+            over.wait(60)
+
+    with rtsp_camera(port):
+        pass  # where there is none, skip
+    thread = threading.Thread(target=cameras)
+    thread.start()
+    uri = f"rtsp://bob:secret@127.0.0.1:{port}/camera"
+    code, summary = run(uri, "-o", "a.jsonl", "--reconnect", "9", seconds=12)
+    over.set()
+    thread.join()
+    assert code == 130
+    assert adds_up(summary)
+    assert summary["reconnects"] == 1
+    assert summary["frames"] > 30
+    assert "secret" not in capsys.readouterr().err
 
 
 class TestScenarios:
