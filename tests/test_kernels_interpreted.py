@@ -99,6 +99,20 @@ def test_levels_of_different_dtypes_and_heads():
     check_propose((*args, first[4]), 30, 0.0, 0.0)
 
 
+def test_softmax_heads_have_all_bits_beside_heads_that_have_sixteen():
+    softmax = head_outputs([(40, 50)], batch=8, softmax=True, dtype=torch.bfloat16)
+    sigmoid = head_outputs([(4, 3)], batch=8, dtype=torch.bfloat16)
+    for levels in ((softmax, sigmoid), (sigmoid, softmax)):
+        args = [[part for level in levels for part in level[i]] for i in range(4)]
+        check_propose((*args, softmax[4]), 500, 0.0, 0.0)
+
+
+def test_an_empty_level_between_one_of_whole_blocks_and_another():
+    args = head_outputs([(64, 64), (0, 5), (9, 7)], batch=2, num_anchors=1)
+    parts = check_propose(args, 100, 0.0, 0.0)
+    check_nms(parts, (100, 0, 63), 0.5, 50)
+
+
 def test_arguments_of_any_strides():
     args = head_outputs([(5, 6), (3, 2)], batch=3)
     table = torch.zeros(3, 12, dtype=torch.int64)
