@@ -24,6 +24,12 @@ RESULTS = ROOT / "bench" / "results"
 DOCS = ROOT / "docs"
 # Above this share of the cores in other processes' hands, a measurement says so.
 QUIET = 0.05
+RECALL_DATA = {
+    "val": "400 COCO images, shorter side 320",
+    "val2017": "those of them from val2017",
+    "tud-campus": "TUD-Campus",
+    "pets09-s2l1-part1": "PETS09-S2L1",
+}
 
 Report = dict[str, Any]
 
@@ -173,10 +179,22 @@ def _growth() -> str:
 
 
 def _recall() -> str:
-    report = _load("tiny.json")
-    if report is None or "summary" not in report:
-        return ""
-    return report["summary"] + "\n"
+    reports = {model: _load(f"{model}.json") for model in ("tiny", "small", "classic")}
+    numbers = ("AR@100", "AR@1000", "R50@100", "R50@300", "R50@1000")
+    lines = [
+        "Recall (AR is the mean over IoU 0.5–0.95, R50 is at IoU 0.5, @ the number of proposals an "
+        "image; on the videos, people are annotated):",
+        "",
+        f"| model | data | objects | {' | '.join(numbers)} |",
+        "|---" * (len(numbers) + 3) + "|",
+    ]
+    for model, report in reports.items():
+        for row in report["rows"] if report else ():
+            values = " | ".join(f"{row[number]:.3f}" for number in numbers)
+            lines.append(
+                f"| `{model}` | {RECALL_DATA[row['data']]} | {row['objects']:.0f} | {values} |"
+            )
+    return "\n".join(lines) + "\n"
 
 
 def _clip(report: Report) -> str:

@@ -18,12 +18,6 @@ from stream_rpn.training.dataset import CocoDataset
 
 VIDEOS = ("tud-campus", "pets09-s2l1-part1")
 NUMBERS = ("AR@10", "AR@100", "AR@300", "AR@1000", "R50@100", "R50@300", "R50@1000")
-NAMES = {
-    "val": "400 COCO images, shorter side 320",
-    "val2017": "those of them from val2017",
-    "tud-campus": "TUD-Campus (video, people)",
-    "pets09-s2l1-part1": "PETS09-S2L1 (video, people)",
-}
 
 
 def images(rpn, folder):
@@ -73,24 +67,8 @@ def main():
             dtype=dtype,
             input=asdict(rpn.input_spec),
             proposals=asdict(rpn.proposal_spec),
-            summary=summary(rpn.name, dtype, rows),
         )
     report.print_table(rows, ("data", "images", "objects", *NUMBERS))
-
-
-def summary(model, dtype, rows):
-    """Returns the numbers as a Markdown table."""
-    lines = [
-        f"Recall of `{model}` ({dtype}; AR is the mean over IoU 0.5–0.95, R50 is at IoU 0.5, @ the "
-        "number of proposals an image):",
-        "",
-        f"| data | objects | {' | '.join(NUMBERS)} |",
-        "|---" * (len(NUMBERS) + 2) + "|",
-    ]
-    for row in rows:
-        values = " | ".join(f"{row[number]:.3f}" for number in NUMBERS)
-        lines.append(f"| {NAMES.get(row['data'], row['data'])} | {row['objects']:.0f} | {values} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ The pyramid is additive and has 3×3 convolutions from stride 8 up only: at stri
 sizes of three strides and the 10th, 50th and 90th percentile of COCO's height / width, rounded.
 
 `tiny` has strides 4–64 and anchors of 12–192 pixels, about the 15th to the 93rd percentile of
-COCO's boxes at its input's shorter side of 320. `small` sees more pixels (384), is half as wide
+COCO's boxes at its input's shorter side of 320. `small` sees more pixels (512), is half as wide
 again and has one level more, of stride 128, for objects that fill the picture.
 """
 
@@ -80,7 +80,7 @@ def tiny() -> RPN:
 
 def small() -> RPN:
     """Returns the untrained model for recall."""
-    return _build(width=96, strides=(4, 8, 16, 32, 64, 128), shorter_side=384)
+    return _build(width=96, strides=(4, 8, 16, 32, 64, 128), shorter_side=512)
 
 
 def _build(width: int, strides: tuple[int, ...], shorter_side: int) -> RPN:
