@@ -73,7 +73,10 @@ def _commit() -> str:
     commit = _output("git", "rev-parse", "--short", "HEAD")
     if commit is None:
         return "unknown"
-    return commit + ("+changes" if _output("git", "status", "--porcelain", "-uno") else "")
+    # What benchmarks themselves write does not change what they measure.
+    code = (".", ":!bench/results", ":!docs", ":!*.md")
+    changed = _output("git", "status", "--porcelain", "-uno", "--", *code)
+    return commit + ("+changes" if changed else "")
 
 
 def _cpu() -> str:
