@@ -31,7 +31,7 @@ test-interpreted: $(VENV)/.installed-dev
 # The kernels must also compile, and agree with their references, at the oldest supported versions.
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest tests/test_kernels_compile.py tests/test_propose.py tests/test_nms.py
-	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest -m interpreter
+	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest -m interpreter tests/test_*_interpreted.py
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
