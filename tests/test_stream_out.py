@@ -130,10 +130,7 @@ def test_a_receiver_sees_the_boxes(url, listening):
     # The last frames are still on their way when it has seen enough.
     process = receiver(url, 60, **listening)
     try:
-        if kind == socket.SOCK_STREAM:
-            wait_until_listening(port)
-        else:
-            time.sleep(1)
+        wait_until_listening(port, kind)
         sink = open_sink(url)
         written = []
         with contextlib.suppress(StreamRPNError):  # the receiver leaves when it has enough
@@ -151,18 +148,19 @@ def test_a_receiver_sees_the_boxes(url, listening):
     assert np.median(steps) == 1
     # Within seconds of the start, what is shown is what has just been written.
     delays = [
-        seen_at - written[luma - 40]
+        # The grays begin anew after 180 frames: it is the last one of this gray before it was seen.
+        min(seen_at - at for at in written[luma - 40 :: 180] if at < seen_at + 0.05)
         for luma, seen_at in zip(found["seen"], found["times"], strict=True)
     ]
-    assert min(delays) > -0.05
-    assert np.median(delays[-10:]) < 0.5
+    assert np.median(delays[-10:]) < 2
     assert all(abs(luma - found["ground"]) > 20 for luma in found["box"])
 
 
-def wait_until_listening(port, seconds=15):
+def wait_until_listening(port, kind=socket.SOCK_STREAM, seconds=60):
     """Waits by looking, as a connection would be taken for the sender."""
     end = time.monotonic() + seconds
-    while f":{port:04X} 00000000:0000 0A" not in Path("/proc/net/tcp").read_text():
+    table, state = ("tcp", "0A") if kind == socket.SOCK_STREAM else ("udp", "07")
+    while f":{port:04X} 00000000:0000 {state}" not in Path(f"/proc/net/{table}").read_text():
         assert time.monotonic() < end
         time.sleep(0.05)
 
@@ -173,7 +171,7 @@ class TestPeers:
     def test_that_is_not_there(self, scheme):
         sink = open_sink(f"{scheme}://me:secret@127.0.0.1:{free_port()}/live/x")
         with pytest.raises(StreamRPNError, match="refused") as caught:
-            feed(sink, lambda: False, seconds=15)
+            feed(sink, lambda: False)
         sink.abort()
         assert "secret" not in str(caught.value)
         assert f"cannot stream to '{scheme}://me:***@127.0.0.1" in str(caught.value)
@@ -205,7 +203,7 @@ class TestPeers:
         """FFmpeg then waits for ever with the interpreter locked; the pipeline must not."""
         monkeypatch.setattr(stream, "STUCK_SECONDS", 2.0)
         with socket.create_server(("127.0.0.1", 0)) as mute:
-            sink = open_sink(f"{scheme}://127.0.0.1:{mute.getsockname()[1]}/live/x")
+            sink = open_sink(f"{scheme}://me:secret@127.0.0.1:{mute.getsockname()[1]}/live/x")
             slowest = 0.0
             sink.begin(make_header(INFO, model="tiny"), INFO)
             noise = np.random.default_rng(0).integers(0, 255, (360, 320), dtype=np.uint8)
@@ -216,9 +214,12 @@ class TestPeers:
                     before = time.perf_counter()
                     sink.write(record)
                     slowest = max(slowest, time.perf_counter() - before)
+                    seen_by_others = Path(f"/proc/{sink._relay.pid}/cmdline").read_bytes()
                     time.sleep(0.02)
             sink.abort()
-        assert slowest < 0.5
+        assert slowest < 1.5
+        assert b"relay" in seen_by_others
+        assert b"secret" not in seen_by_others
 
     def test_that_says_nothing_until_the_end(self, monkeypatch):
         monkeypatch.setattr(stream, "_CLOSE_SECONDS", 0.5)
@@ -276,7 +277,7 @@ def test_ctrl_c_ends_the_stream_cleanly(tmp_path):
         assert watching.returncode == 0, err
         # To the whole group, as a terminal does.
         os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
     finally:
         process.kill()
         watching.kill()

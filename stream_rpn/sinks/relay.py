@@ -9,6 +9,7 @@ Started by file, not as a module: all it needs is PyAV.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import av
@@ -18,21 +19,23 @@ import av.error
 _OPTIONS = {"rtsp": {"rtsp_transport": "tcp"}}
 
 
-def relay(url: str, container_format: str) -> None:
-    """Copies the video of an FLV on standard input to `url` until it ends."""
+def relay(container_format: str) -> None:
+    """Copies an FLV's video from standard input until it ends, to the address in the line before.
+
+    There nobody else sees the address and its password, unlike among a process's arguments.
+    """
     options = _OPTIONS.get(container_format, {})
-    with (
-        open(0, "rb", buffering=0) as pipe,
-        # Its header tells all there is to know; nothing has to be waited for.
-        av.open(pipe, "r", format="flv", options={"analyzeduration": "1"}) as source,
-    ):
-        stream = source.streams.video[0]
-        with av.open(url, "w", format=container_format, options=options) as target:
-            copy = target.add_stream_from_template(stream)
-            for packet in source.demux(stream):
-                if packet.dts is not None:
-                    packet.stream = copy
-                    target.mux(packet)
+    with open(0, "rb", buffering=0) as pipe:
+        url = os.fsdecode(pipe.readline().rstrip(b"\n"))
+        # The FLV's header tells all there is to know; nothing has to be waited for.
+        with av.open(pipe, "r", format="flv", options={"analyzeduration": "1"}) as source:
+            stream = source.streams.video[0]
+            with av.open(url, "w", format=container_format, options=options) as target:
+                copy = target.add_stream_from_template(stream)
+                for packet in source.demux(stream):
+                    if packet.dts is not None:
+                        packet.stream = copy
+                        target.mux(packet)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ only.
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -82,21 +83,22 @@ class StreamSink(VideoSink):
         # -P: the names of our modules are not to be found in place of others'. In a session of its
         # own it does not end by a Ctrl-C before the pipeline has.
         self._relay = subprocess.Popen(
-            [sys.executable, "-P", str(Path(relay.__file__)), url, FORMATS[scheme]],
+            [sys.executable, "-P", str(Path(relay.__file__)), FORMATS[scheme]],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        self._thread = threading.Thread(target=self._work, name="stream", daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(url,), name="stream", daemon=True)
         self._thread.start()
 
     def _path(self) -> BinaryIO:
         return cast(BinaryIO, self._relay.stdin)
 
-    def _work(self) -> None:
+    def _work(self, url: str) -> None:
         pipe = self._path()
         try:
+            pipe.write(os.fsencode(url) + b"\n")
             while (proposals := self._take()) is not None:
                 self._busy_since = time.monotonic()
                 super()._write(proposals)
