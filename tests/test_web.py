@@ -138,13 +138,13 @@ def address(url):
     return host, int(port)
 
 
-def exchange(place, request, *, seconds=1):
-    """Sends bytes and returns what comes back until the connection ends or nothing comes."""
+def exchange(place, request, *, seconds=10):
+    """Sends bytes and returns the head of what comes back."""
     with socket.create_connection(place, timeout=seconds) as connection:
         connection.sendall(request)
         answer = b""
         with contextlib.suppress(TimeoutError):
-            while part := connection.recv(65536):
+            while b"\r\n\r\n" not in answer and (part := connection.recv(65536)):
                 answer += part
         return answer
 
@@ -203,6 +203,23 @@ class TestAnswers:
         reader.join()
         assert [kind for kind, _ in found] == ["header", "result", "end"]
         assert found[-1][1] == {"end": {"frames": 1}, "source": "camera"}
+
+    def test_of_many_sources_that_have_ended_a_few_are_kept(self):
+        sink = WebSink("serve:127.0.0.1:0", SinkOptions())
+        for number in range(40):
+            name = f"{number}.mp4"
+            info = StreamInfo(name, name, WIDTH, HEIGHT, color=COLOR)
+            sink.watch(lambda name=name: {**STATUS, "source": name})
+            sink.begin(make_header(info, model="tiny"), info)
+            if number < 39:
+                sink.write(proposals(number, name))
+                sink.end({"frames": 1})
+        text = get(sink.url + "metrics")[1]
+        [(kind, header)] = events(sink.url, 1)
+        sink.close()
+        shown = re.findall(r'stream_rpn_up\{source="(\d+).mp4"\} (\d)', text)
+        assert shown == [*((str(number), "0") for number in range(23, 39)), ("39", "1")]
+        assert (kind, header["source"]) == ("header", "39.mp4")
 
     def test_metrics_are_read_by_prometheus_own_parser(self):
         from prometheus_client.parser import text_string_to_metric_families
@@ -411,10 +428,11 @@ class TestViewers:
                     return json.loads(message.data[4 : 4 + length]), message.data[4 + length :]
 
     def test_each_question_gets_the_newest_picture(self):
-        async def watch(url):
-            async with aiohttp.ClientSession() as session, session.ws_connect(url + "live") as link:
+        async def watch(camera):
+            live = camera.url + "live"
+            async with aiohttp.ClientSession() as session, session.ws_connect(live) as link:
                 first, data = await self._ask(link)
-                await asyncio.sleep(0.5)
+                await until(lambda: camera.number > first["frame"] + 15)
                 second, _ = await self._ask(link)
                 other, _ = await self._ask(link, 1)
                 with pytest.raises(TimeoutError):
@@ -422,7 +440,7 @@ class TestViewers:
                 return first, data, second, other
 
         with Camera(sources=("camera", "other")) as camera:
-            first, data, second, other = asyncio.run(watch(camera.url))
+            first, data, second, other = asyncio.run(watch(camera))
         assert second["frame"] - first["frame"] >= 15, "old pictures were kept for the viewer"
         assert (first["source"], other["source"]) == ("camera", "other")
         assert data.startswith(b"\xff\xd8")
@@ -496,14 +514,13 @@ class TestViewers:
             clients = camera.sink._server._clients
             asyncio.run(until(lambda: len(clients) == 2))
             [reader] = camera.sink._server._readers
-            asyncio.run(until(lambda: reader.lost > 0, seconds=15))
+            asyncio.run(until(lambda: reader.lost > 0, seconds=60))
             assert len(reader.events) <= web_server.FEED_LINES
-            assert camera.slowest < 0.1
+            assert camera.slowest < 1
             # Both are given up in the end.
-            asyncio.run(until(lambda: not clients, seconds=15))
+            asyncio.run(until(lambda: not clients, seconds=60))
             before = camera.number
-            time.sleep(0.5)
-            assert camera.number - before > 10
+            asyncio.run(until(lambda: camera.number - before > 10))
 
     def test_a_slow_reader_is_told_what_it_lost(self, monkeypatch):
         monkeypatch.setattr(web_server, "FEED_LINES", 4)
@@ -579,7 +596,7 @@ class TestCommand:
             (_, header), *results = events(url, 6)
             metrics = get(url + "metrics")[1]
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
         finally:
             process.kill()
         assert process.returncode == 130

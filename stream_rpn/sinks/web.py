@@ -14,6 +14,9 @@ from stream_rpn.web.view import View
 
 PREFIX = "serve:"
 
+# Of sources that have ended, so many can still be looked at; each holds a picture.
+_KEPT_ENDED = 16
+
 
 class WebSink(Sink):
     """Leaves the newest result of each source where the server's thread finds it, and goes on.
@@ -76,6 +79,10 @@ class WebSink(Sink):
         source = end.get("source", self._last_source)
         self._view_of[source].ended = True
         self._server.publish("end", source, json.dumps({"end": end, "source": source}).encode())
+        ended = [view for view in self._views if view.ended]
+        if len(ended) > _KEPT_ENDED:
+            self._views.remove(ended[0])
+            self._view_of = {name: v for name, v in self._view_of.items() if v is not ended[0]}
 
     def _close(self) -> None:
         self._server.close()

@@ -116,7 +116,7 @@ class Server:
     Args:
         place: (host, port) as `parse_address` returns it; port 0 for any that is free.
         token: what clients must know, "" for nothing.
-        views: the sources; read while the owner appends.
+        views: the sources; read while the owner adds and removes some.
 
     Attributes:
         url: where the page is, without the token.
@@ -217,6 +217,8 @@ class Server:
     def _publish(self, kind: str, source: str, event: bytes) -> None:
         if kind == "header":
             self._headers[source] = event
+        elif kind == "end":
+            self._headers.pop(source, None)
         for reader in self._readers:
             reader.put(event)
 
@@ -335,7 +337,8 @@ class Server:
     async def _send_pictures(self, socket: web.WebSocketResponse, viewer: _Viewer) -> None:
         while True:
             viewer.changed.clear()
-            view = self._views[viewer.index] if viewer.index < len(self._views) else None
+            views = list(self._views)
+            view = views[viewer.index] if viewer.index < len(views) else None
             if viewer.wanted and view and view.number and (view, view.number) != viewer.seen:
                 viewer.wanted -= 1
                 number, packet = await view.packet()
@@ -346,7 +349,7 @@ class Server:
 
     async def _send_status(self, socket: web.WebSocketResponse) -> None:
         while True:
-            states = [view.status() for view in self._views]
+            states = [view.status() for view in list(self._views)]
             await socket.send_str(json.dumps({"sources": states, "viewers": len(self._clients)}))
             await asyncio.sleep(_STATUS_SECONDS)
 
