@@ -15,10 +15,11 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _WEBCAM = re.compile(r"webcam(?::(\d+))?")
 _VIDEO_DEVICE = re.compile(r"/dev/video\d+")
 
-# Password and more in `user:password@`, and what is called like a secret in the query.
+# Password and more in `user:password@`, and what is called like a secret in the query; or in the
+# path, where some cameras have it: /user=admin_password=secret_channel=1.sdp.
 _USER_SECRET = re.compile(r"(?<=://)([^/?#@:]*):([^/?#]*)@")
 _QUERY_SECRET = re.compile(
-    r"(?i)([?&;][^=&;#]*(?:pass|pwd|token|secret|key|auth|signature|credential)[^=&;#]*=)[^&;#]+"
+    r"(?i)([/?&;_#][^/?=&;#]*(?:pas|pw|token|secret|key|auth|sig|credential)[^/?=&;#]*=)[^/&;#]+"
 )
 
 # These can only be played while they are sent.
@@ -87,7 +88,7 @@ def stem(uri: str) -> str:
     if uri.startswith(("synthetic:", "screen:", "lavfi:")):
         return uri.partition(":")[0]
     if is_url(uri):
-        url = urllib.parse.urlsplit(uri)
+        url = urllib.parse.urlsplit(masked(uri).replace("***", ""))
         return Path(urllib.parse.unquote(url.path)).stem or url.hostname or "stream"
     if _WEBCAM.fullmatch(uri):
         return uri.replace(":", "-")
