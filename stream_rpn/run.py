@@ -38,8 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
     uris = expand(arguments.sources)
     policy = _policy(arguments)
     together = policy.realtime or any(map(is_live, uris))
-    if together and len(set(uris)) < len(uris):
-        raise StreamRPNError("a source is given twice; sources that run at a time must differ")
+    # Passwords are no difference: results are told apart by names without them.
+    if together and len(set(map(masked, uris))) < len(uris):
+        raise StreamRPNError(
+            "a source is given twice; sources that run at a time must differ, and not by a password"
+        )
     if arguments.serve_token and arguments.serve is None:
         raise StreamRPNError("--serve-token is for --serve, which is not given")
     serve = [] if arguments.serve is None else [f"serve:{arguments.serve}"]
