@@ -366,6 +366,9 @@ class Merge:
         """Ends the iteration now, on both sides, without waiting for the threads."""
         with self._changed:
             self._over = True
+            # A source that has nothing to give sees by its lane that it need not wait any longer.
+            for lane in self.lanes:
+                self._end(lane)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -377,8 +380,6 @@ class Merge:
         deadline = time.monotonic() + JOIN_SECONDS
         while self._threads:
             self._threads.pop().join(max(0.0, deadline - time.monotonic()))
-        for lane in self.lanes:
-            lane.waiting.clear()
 
 
 @dataclass
