@@ -111,4 +111,4 @@ class StageTimes:
 
     def slowest(self) -> str:
         """Returns the stage that took the most time in all, "" when nothing ran."""
-        return max(self.stages, key=lambda name: self.stages[name].total_ms, default="")
+        return max(list(self.stages), key=lambda name: self.stages[name].total_ms, default="")
