@@ -76,13 +76,11 @@ class Tally:
         damaged_packets: packets, or still images, that could not be decoded, could not be read, or
             are missing at the end.
         corrupt_frames: frames handed out that the decoder itself marks as damaged.
-        trailing_drops: what was lost after the last frame; complete once iteration has ended.
     """
 
     frames_decoded: int = 0
     damaged_packets: int = 0
     corrupt_frames: int = 0
-    trailing_drops: tuple[Drop, ...] = ()
     _pending: list[Drop] = field(default_factory=list)
 
     def lose(self, reason: str, count: int = 1, first_pts: int | None = None) -> None:
@@ -92,11 +90,6 @@ class Tally:
             last = self._pending.pop()
             count, first_pts = last.count + count, last.first_pts
         self._pending.append(Drop(reason, count, first_pts))
-
-    def resume(self) -> None:
-        """Has a next connection's first frame carry what the last connection ended with."""
-        self._pending = [*self.trailing_drops, *self._pending]
-        self.trailing_drops = ()
 
     def skip(self, reason: str, count: int, first_pts: int | None) -> None:
         """Records packets that were left out although nothing was wrong with them."""
@@ -109,6 +102,11 @@ class Tally:
         drops = tuple(self._pending)
         self._pending.clear()
         return drops
+
+    @property
+    def trailing_drops(self) -> tuple[Drop, ...]:
+        """What was lost after the last frame so far; after the last of all once it has come."""
+        return tuple(self._pending)
 
 
 class Decoder:
@@ -165,11 +163,13 @@ class Decoder:
         for image in images:
             yield self._frame(image)
         yield from self._tail()
-        # The index of an MP4 or MOV names every packet, so a file that was cut off can be told.
+        # The index of an MP4 or MOV names every packet, so a file that was cut off can be told. Of
+        # packets that were given, some may have been left out, and the last need not be the end.
+        if self._given is not None:
+            return
         missing = len(self._stream.index_entries) - self._packets_read
         if "mp4" in self._container.format.name and missing > 0:
             self._tally.lose("missing packet", missing)
-        self._tally.trailing_drops = self._tally.take_drops()
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
         packets = self._given or self._container.demux(self._stream)

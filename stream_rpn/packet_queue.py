@@ -122,22 +122,27 @@ class PacketQueue:
             while not self._waiting:
                 waited = time.monotonic() - started
                 if self._finished or self._closed or self.error is not None:
+                    self._tell()
                     if self.error is not None and not _is_loss(self.error):
                         raise self.error
                     raise StopIteration
                 if self._stopped():
+                    self._tell()
                     raise Interrupted
                 if self._timeout is not None and waited >= self._timeout:
                     self.error = TimeoutError(f"nothing came for {self._timeout:g} seconds")
                     raise StopIteration
                 self._changed.wait(POLL_SECONDS)
             packet = self._waiting.popleft()
-            count, self._left_out = self._left_out, 0
+            self._tell()
         self._timeout = self._next_timeout
         self.waited_seconds += time.monotonic() - started
+        return packet
+
+    def _tell(self) -> None:
+        count, self._left_out = self._left_out, 0
         if count:
             self._skip("decoder", count, self._first_left_out)
-        return packet
 
     def close(self) -> bool:
         """Ends the reading; returns False where the thread is still waiting for a packet."""
@@ -145,7 +150,8 @@ class PacketQueue:
         self._thread.join(_JOIN_SECONDS)
         with self._changed:
             self._waiting.clear()
-            self._abandoned = not self._finished
+            # Once the thread has been left alone with it, `release` is its to call.
+            self._abandoned = self._abandoned or not self._finished
         return not self._abandoned
 
 

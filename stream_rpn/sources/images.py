@@ -100,7 +100,6 @@ class ImagesSource(Source):
                 image_id=image_id,
                 name=name,
             )
-        tally.trailing_drops = tally.take_drops()
 
     def _decode(self, data: Path | bytes) -> av.VideoFrame | None:
         try:

@@ -147,8 +147,8 @@ class LiveSource(Source):
                 if not self._policy.reconnect:
                     raise StreamRPNError(f"{self._name}: the connection was lost ({self._why()})")
                 self._notice(f"{self._name}: the connection was lost ({self._why()}); trying again")
-                self.tally.resume()
-            self._pause(min(_FIRST_PAUSE * 2**tries, _LONGEST_PAUSE))
+            # Beyond ten doublings the longest is long reached, and a float's range not far away.
+            self._pause(min(_FIRST_PAUSE * 2 ** min(tries, 10), _LONGEST_PAUSE))
 
     def _may_come(self, error: StreamRPNError, waited: float) -> bool:
         """Tells whether a source that nobody serves so far is worth another try."""
