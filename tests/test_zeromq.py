@@ -56,6 +56,7 @@ def context():
 def subscriber(context, endpoint, topic=b""):
     receiver = context.socket(zmq.SUB)
     receiver.rcvtimeo = 10_000
+    receiver.reconnect_ivl = 10
     receiver.subscribe(topic)
     receiver.connect(endpoint)
     return receiver
