@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from stream_rpn import device as devices
-from stream_rpn import live, models, preprocess, sources
+from stream_rpn import live, models, sources
 from stream_rpn.frame import Proposals, StreamRPNError
 from stream_rpn.models.checkpoint import load_model
 from stream_rpn.pipeline import Pipeline, Selection
-from stream_rpn.rpn import RPN
+from stream_rpn.rpn import RPN, propose_image
 
 DEFAULT_TOP = 300
 
@@ -173,34 +172,5 @@ def propose(
     images: Sequence[Tensor | np.ndarray] = image if several else [image]  # type: ignore[list-item,assignment]
     where = devices.choose_device(device)
     rpn = load(model, **load_options).to(where)
-    results = [_propose_image(rpn, one, index, where) for index, one in enumerate(images)]
+    results = [replace(propose_image(rpn, one), frame=i) for i, one in enumerate(images)]
     return results if several else results[0]
-
-
-@torch.inference_mode()
-def _propose_image(
-    rpn: RPN, image: Tensor | np.ndarray, index: int, device: torch.device
-) -> Proposals:
-    inputs, image_sizes = preprocess.image_to_input(image, rpn.input_spec, device=device)
-    kept = rpn(inputs.to(rpn.head.cls_logits.weight.dtype), image_sizes)
-    height, width = image.shape[-2:] if isinstance(image, Tensor) else image.shape[:2]
-    input_size = (int(image_sizes[0, 0]), int(image_sizes[0, 1]))
-    n = int(kept.count)
-    frame_sizes = torch.tensor([[height, width]], device=device)
-    boxes = preprocess.to_frame_boxes(kept.boxes, image_sizes, frame_sizes)
-    boxes, input_boxes, scores, levels, anchors = (
-        t[0, :n].cpu().numpy() for t in (boxes, *kept[:-1])
-    )
-    return Proposals(
-        frame=index,
-        pts=None,
-        pts_seconds=None,
-        width=width,
-        height=height,
-        boxes=boxes,
-        scores=scores,
-        levels=levels,
-        anchors=anchors,
-        input_boxes=input_boxes,
-        input_size=input_size,
-    )

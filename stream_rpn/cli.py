@@ -234,7 +234,12 @@ def stream_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(
+    parser: argparse.ArgumentParser,
+    *,
+    batch: str | None = "auto",
+    batch_help: str = "frames per call, or auto",
+) -> None:
     """Adds the arguments that say which model runs, and where."""
     from stream_rpn.models import DEFAULT_MODEL
 
@@ -250,7 +255,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     model.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    model.add_argument("--batch", default="auto", metavar="N", help="frames per call, or auto")
+    model.add_argument("--batch", default=batch, metavar="N", help=batch_help)
     model.add_argument(
         "--size", type=positive, metavar="PX", help="shorter side of the network's input"
     )

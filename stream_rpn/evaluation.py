@@ -10,15 +10,14 @@ leave. Crowd regions are no objects.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from stream_rpn.frame import Proposals, StreamRPNError
-from stream_rpn.preprocess import image_to_input, to_frame_boxes
-from stream_rpn.rpn import RPN
+from stream_rpn.rpn import RPN, propose_image
 
 if TYPE_CHECKING:
     from stream_rpn.training.dataset import CocoDataset
@@ -145,7 +144,6 @@ def evaluate(
     return Recall(predictions, ground_truth, limits).summary()
 
 
-@torch.inference_mode()
 def propose_dataset(
     rpn: RPN, dataset: CocoDataset, *, limit: int | None = None
 ) -> Iterator[Proposals]:
@@ -156,37 +154,11 @@ def propose_dataset(
         dataset: the images.
         limit: only the first so many.
     """
-    weight = rpn.head.cls_logits.weight
     for index in range(len(dataset) if limit is None else min(limit, len(dataset))):
         sample = dataset[index]
-        images, sizes = image_to_input(
-            sample.image,
-            rpn.input_spec,
-            device=weight.device,
-            dtype=weight.dtype,
-            channels_last=True,
-        )
-        kept = rpn(images, sizes)
-        height, width = sample.image.shape[:2]
-        frame_size = torch.tensor([[height, width]], device=weight.device)
-        image_boxes = to_frame_boxes(kept.boxes, sizes, frame_size)
-        n = int(kept.count)
-        boxes, scores, levels, anchors, input_boxes = (
-            t[0, :n].cpu().numpy()
-            for t in (image_boxes, kept.scores, kept.levels, kept.anchors, kept.boxes)
-        )
-        yield Proposals(
+        yield replace(
+            propose_image(rpn, sample.image),
             frame=index,
-            pts=None,
-            pts_seconds=None,
-            width=width,
-            height=height,
-            boxes=boxes,
-            scores=scores,
-            levels=levels,
-            anchors=anchors,
-            input_boxes=input_boxes,
-            input_size=(int(sizes[0, 0]), int(sizes[0, 1])),
             image_id=sample.image_id,
             name=sample.name,
             source=str(dataset.path),

@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from stream_rpn.anchors import AnchorSpec
+from stream_rpn.frame import Proposals
 from stream_rpn.kernels.generate import generate_proposals
 from stream_rpn.kernels.proposals import ProposalBatch
-from stream_rpn.preprocess import InputSpec
+from stream_rpn.preprocess import InputSpec, image_to_input, to_frame_boxes
 
 
 @dataclass(frozen=True)
@@ -234,3 +237,37 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
         previous = (name, child) if isinstance(child, nn.Conv2d) else None
         fold_batch_norms(child)
     return module
+
+
+@torch.inference_mode()
+def propose_image(rpn: RPN, image: Tensor | np.ndarray) -> Proposals:
+    """Returns the proposals of an RGB image, as frame 0.
+
+    Args:
+        rpn: the network; runs on its own device in its own dtype.
+        image: a tensor [3, H, W] (uint8, or float in [0, 1]) or an array [H, W, 3] (uint8).
+    """
+    weight = rpn.head.cls_logits.weight
+    inputs, sizes = image_to_input(
+        image, rpn.input_spec, device=weight.device, dtype=weight.dtype, channels_last=True
+    )
+    kept = rpn(inputs, sizes)
+    height, width = image.shape[-2:] if isinstance(image, Tensor) else image.shape[:2]
+    frame_size = torch.tensor([[height, width]], device=weight.device)
+    n = int(kept.count)
+    boxes, input_boxes, scores, levels, anchors = (
+        t[0, :n].cpu().numpy() for t in (to_frame_boxes(kept.boxes, sizes, frame_size), *kept[:-1])
+    )
+    return Proposals(
+        frame=0,
+        pts=None,
+        pts_seconds=None,
+        width=width,
+        height=height,
+        boxes=boxes,
+        scores=scores,
+        levels=levels,
+        anchors=anchors,
+        input_boxes=input_boxes,
+        input_size=(int(sizes[0, 0]), int(sizes[0, 1])),
+    )

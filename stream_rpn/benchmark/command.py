@@ -23,11 +23,10 @@ from stream_rpn.benchmark import peers, stages
 from stream_rpn.benchmark.machine import describe_machine, machine
 from stream_rpn.benchmark.plot import draw, new_figure
 from stream_rpn.benchmark.stages import BatchReport, Part
-from stream_rpn.cli import positive
+from stream_rpn.cli import add_model_arguments, positive
 from stream_rpn.device import choose_batch
 from stream_rpn.frame import StreamInfo, StreamRPNError
 from stream_rpn.frame_queue import prefetch
-from stream_rpn.models import DEFAULT_MODEL
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.sources import expand, open_source
 from stream_rpn.sources.synthetic import SyntheticVideo
@@ -45,27 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", nargs="?", default=SOURCE, help=f"a video file (default: {SOURCE}, encoded first)"
     )
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        metavar="NAME|FILE",
-        help=f"a model of `stream-rpn models` or a checkpoint file (default: {DEFAULT_MODEL})",
+    add_model_arguments(
+        parser,
+        batch=None,
+        batch_help=f"frames per call, several to compare: N,N,… (default: those of {BATCHES} that "
+        "are quick)",
     )
-    model.add_argument(
-        "--weights", metavar="FILE", help="a checkpoint, or 'random' where there are none at hand"
-    )
-    model.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
-    model.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    model.add_argument(
-        "--batch",
-        metavar="N,N,…",
-        help=f"frames per call, several to compare (default: those of {BATCHES} that are quick)",
-    )
-    model.add_argument(
-        "--size", type=positive, metavar="PX", help="shorter side of the network's input"
-    )
-    model.add_argument(
+    parser.add_argument(
         "--top", type=positive, default=api.DEFAULT_TOP, metavar="N", help="proposals per frame"
     )
     parser.add_argument(
