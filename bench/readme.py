@@ -24,6 +24,14 @@ RESULTS = ROOT / "bench" / "results"
 DOCS = ROOT / "docs"
 # Above this share of the cores in other processes' hands, a measurement says so.
 QUIET = 0.05
+LIVE_SCENARIOS = {
+    "steady 720p 30": "720p at 30 frames/s",
+    "model 5x too slow": "the same, the model 5 × too slow",
+    "four 360p 15": "four of 360p at 15 frames/s",
+    "eight 180p 5": "eight of 180p at 5 frames/s",
+    "http mjpeg 360p 15": "HTTP MJPEG, 360p at 15 frames/s",
+    "20 % packets lost": "360p with 20 % of the packets lost",
+}
 RECALL_DATA = {
     "val": "400 COCO images, shorter side 320",
     "val2017": "those of them from val2017",
@@ -197,6 +205,28 @@ def _recall() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _live() -> str:
+    report, long = _load("live_cpu.json"), _load("live_long_cpu.json")
+    if report is None:
+        return ""
+    rows = (long["rows"] if long else []) + report["rows"]
+    lines = [
+        "Age of results when written, in milliseconds, from senders on the same machine, "
+        f"{_on(report)} (`python -m bench.live`; of several sources the oldest):",
+        "",
+        "| | frames in | results | dropped | p50 | p95 | p99 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for scenario, name in LIVE_SCENARIOS.items():
+        longest = max(row["seconds"] for row in rows if row["scenario"] == scenario)
+        of_it = [r for r in rows if (r["scenario"], r["seconds"]) == (scenario, longest)]
+        row = max(of_it, key=lambda r: r["p95"])
+        counts = " | ".join(f"{row[key]:,}" for key in ("frames_in", "frames", "dropped"))
+        ages = " | ".join(f"{row[key]:.0f}" for key in ("p50", "p95", "p99"))
+        lines.append(f"| {name}, {longest:.0f} s | {counts} | {ages} |")
+    return "\n".join(lines) + "\n"
+
+
 def _clip(report: Report) -> str:
     codec = {"h264": "H.264", "hevc": "HEVC"}.get(report["codec"], report["codec"])
     return f"{report['width']}×{report['height']} {codec}"
@@ -287,7 +317,12 @@ def _load(name: str) -> Report | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"speed": _speed, "numbers": _numbers, "recall": _recall}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "speed": _speed,
+    "live": _live,
+    "recall": _recall,
+    "numbers": _numbers,
+}
 # Name in docs/ → (the results it shows, what draws it).
 PICTURES: dict[str, tuple[tuple[str, ...], Callable[[Path, dict[str, str]], None]]] = {
     "speed.png": (("pipeline_cpu.json",), _draw_speed),
