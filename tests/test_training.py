@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.rpn import RPNHead as TorchvisionHead
@@ -588,11 +589,13 @@ class TestCommand:
     def test_trains_reports_and_writes_a_model_that_loads(self, command, tmp_path, capsys):
         annotations = command[2]
         extra = ["--val-annotations", annotations, "--val-limit", "2", "--batch-size", "4"]
-        assert main([*command, *extra, "--freeze", "backbone.stages.0.0."]) == 0
+        assert main([*command, *extra, "--freeze", "backbone.stages.0.0.", "--half"]) == 0
         out, err = capsys.readouterr()
         assert out == ""
         assert "AR@100" in err
         assert load_model(str(tmp_path / "model.safetensors")).trained
+        with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+            assert file.get_tensor("head.conv.0.0.weight").dtype == torch.float16
         folder = tmp_path / "model.training"
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == [1, 2, 2]

@@ -69,12 +69,22 @@ def load_model(
     return fold_batch_norms(rpn) if fold else rpn  # type: ignore[return-value]
 
 
-def save_weights(rpn: nn.Module, path: str | Path, *, model: str, **metadata: str) -> None:
-    """Writes the weights of an RPN as safetensors, with the name of its architecture."""
+def save_weights(rpn: nn.Module, path: str | Path, *, model: str, half: bool = False) -> None:
+    """Writes the weights of an RPN as safetensors, with the name of its architecture.
+
+    Args:
+        rpn: the network.
+        path: the file.
+        model: a name of the table.
+        half: round to float16, for half the size.
+    """
     from safetensors.torch import save_file
 
-    state = {name: tensor.contiguous().cpu() for name, tensor in rpn.state_dict().items()}
-    save_file(state, str(path), metadata={"model": model, **metadata})
+    dtype = torch.float16 if half else None
+    state = {
+        name: tensor.to("cpu", dtype).contiguous() for name, tensor in rpn.state_dict().items()
+    }
+    save_file(state, str(path), metadata={"model": model})
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -90,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="train in float32 where bfloat16 would be used (hardware that has it)",
     )
+    run.add_argument("--half", action="store_true", help="write the weights in half precision")
     run.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     run.add_argument("--overwrite", action="store_true", help="replace an existing output")
     run.add_argument("--quiet", action="store_true", help="no progress display")
@@ -130,6 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
             augmentation=Augmentation(**augmentation),
             mixed_precision=not arguments.float32 and devices.native_bfloat16(device),
             device=str(device),
+            half=arguments.half,
             **given,
         )
     except ValueError as error:

@@ -72,6 +72,7 @@ class TrainConfig:
         checkpoint_every: steps between two checkpoints.
         seed: of weights, order, augmentation and sampling.
         device: of torch, e.g. "cpu" or "cuda:1".
+        half: write the weights in half precision.
     """
 
     annotations: str
@@ -107,6 +108,7 @@ class TrainConfig:
     checkpoint_every: int = 200
     seed: int = 0
     device: str = "cpu"
+    half: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("assignment", ASSIGNMENTS), ("optimizer", OPTIMIZERS)):
@@ -209,7 +211,7 @@ class _Run:
         self._save_checkpoint()
         self._measure(None)
         self._exchange_average()
-        save_weights(self.model, config.output, model=config.model)
+        save_weights(self.model, config.output, model=config.model, half=config.half)
         return self.model.eval()
 
     def _train_step(self, images: Tensor, samples: list[Sample]) -> dict[str, Any]:
