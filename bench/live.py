@@ -286,6 +286,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="scenarios whose name holds one of these words")
     parser.add_argument("--json", default="bench/results/live_cpu.json")
     arguments = parser.parse_args()
+    facts = report.machine()
+    print(report.describe_machine(facts))
     # The first run of a process loads libraries, which belongs to no scenario.
     stream_rpn(["synthetic:1280x720@30,20", "-o", "null", "--quiet"])
     rows = []
@@ -294,8 +296,6 @@ def main() -> None:
             continue
         rows += run(scenario, arguments.seconds * scenario.share)
         print(f"{scenario.name}: done", file=sys.stderr)
-    facts = report.machine()
-    print(report.describe_machine(facts))
     report.print_table(rows, COLUMNS)
     report.write_json(
         arguments.json,
