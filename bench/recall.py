@@ -11,10 +11,10 @@ from pathlib import Path
 
 from bench import report
 from stream_rpn import api
-from stream_rpn.evaluation import Recall, by_image, propose_dataset
-from stream_rpn.evaluation_files import read_mot
+from stream_rpn.evaluation.coco import CocoDataset
+from stream_rpn.evaluation.files import read_mot
+from stream_rpn.evaluation.recall import Recall, by_image, propose_dataset
 from stream_rpn.pipeline import Pipeline
-from stream_rpn.training.dataset import CocoDataset
 
 VIDEOS = ("tud-campus", "pets09-s2l1-part1")
 NUMBERS = ("AR@10", "AR@100", "AR@300", "AR@1000", "R50@100", "R50@300", "R50@1000")

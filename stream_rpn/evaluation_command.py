@@ -17,7 +17,9 @@ from rich.table import Table
 
 from stream_rpn import api, sinks
 from stream_rpn import device as devices
-from stream_rpn.evaluation import (
+from stream_rpn.evaluation.coco import CocoDataset
+from stream_rpn.evaluation.files import read_mot, read_predictions
+from stream_rpn.evaluation.recall import (
     AREAS,
     CURVE_LIMITS,
     LIMITS,
@@ -26,13 +28,11 @@ from stream_rpn.evaluation import (
     draw_curves,
     propose_dataset,
 )
-from stream_rpn.evaluation_files import read_mot, read_predictions
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.models import DEFAULT_MODEL
 from stream_rpn.pipeline import Pipeline, Selection, Stream, parameters
 from stream_rpn.results import make_header
 from stream_rpn.rpn import RPN
-from stream_rpn.training.dataset import CocoDataset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,9 +6,12 @@ import pickle
 import numpy as np
 import pytest
 
-from stream_rpn import evaluation, results
+from stream_rpn import results
 from stream_rpn.cli import main
-from stream_rpn.evaluation import (
+from stream_rpn.evaluation import recall as evaluation
+from stream_rpn.evaluation.coco import CocoDataset
+from stream_rpn.evaluation.files import read_mot, read_predictions
+from stream_rpn.evaluation.recall import (
     LIMITS,
     Recall,
     by_image,
@@ -17,10 +20,8 @@ from stream_rpn.evaluation import (
     match,
     propose_dataset,
 )
-from stream_rpn.evaluation_files import read_mot, read_predictions
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.models.checkpoint import load_model
-from stream_rpn.training.dataset import CocoDataset
 from tests.synthetic_coco import write_dataset
 
 

@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         StreamRPNError: something cannot be read or does not fit, or the loss is not finite.
     """
     from stream_rpn import device as devices
-    from stream_rpn.training.dataset import Augmentation
+    from stream_rpn.evaluation.coco import Augmentation
     from stream_rpn.training.loop import TrainConfig, train
 
     output = Path(arguments.output)

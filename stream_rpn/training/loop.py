@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from stream_rpn import anchors as anchor_ops
 from stream_rpn import models
-from stream_rpn.evaluation import LIMITS, Recall, by_image, propose_dataset
+from stream_rpn.evaluation.coco import Augmentation, CocoDataset, Sample, augment
+from stream_rpn.evaluation.recall import LIMITS, Recall, by_image, propose_dataset
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.models.checkpoint import read_checkpoint, save_weights
 from stream_rpn.rpn import RPN
 from stream_rpn.training import targets
-from stream_rpn.training.dataset import Augmentation, CocoDataset, Sample, augment
 from stream_rpn.training.history import draw_history
 from stream_rpn.training.losses import Losses, classic_losses, flatten_head, quality_losses
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stream_rpn import results
-from stream_rpn.evaluation import by_image
+from stream_rpn.evaluation.recall import by_image
 from stream_rpn.frame import StreamRPNError
 
 

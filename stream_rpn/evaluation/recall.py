@@ -20,7 +20,7 @@ from stream_rpn.frame import Proposals, StreamRPNError
 from stream_rpn.rpn import RPN, propose_image
 
 if TYPE_CHECKING:
-    from stream_rpn.training.dataset import CocoDataset
+    from stream_rpn.evaluation.coco import CocoDataset
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 LIMITS = (10, 100, 300, 1000)

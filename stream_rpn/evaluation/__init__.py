@@ -1,0 +1,1 @@
+"""How good proposals are: recall, what it is measured on, and curves of it."""
