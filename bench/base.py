@@ -1,7 +1,7 @@
 """Compares this checkout with another commit: the same benchmark on both, in turns.
 
 The other commit is checked out to a temporary folder and measured by this checkout's benchmark: its
-`bench/` and `stream_rpn/benchmark/` are replaced. So it must have the functions they call.
+`bench/` and `stream_rpn/measure/` are replaced. So it must have the functions they call.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from bench import report
 
 ROOT = Path(__file__).resolve().parents[1]
-INSTRUMENT = ("bench", "stream_rpn/benchmark")
+INSTRUMENT = ("bench", "stream_rpn/measure")
 ROUNDS = 3
 
 

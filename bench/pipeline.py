@@ -4,7 +4,7 @@
 
 All sides run the same weights on the same clip in one process, in turns, so that a noisy machine
 is equally unkind to all; what counts is the ratio within a round. The peers, and how they are
-configured, are in `stream_rpn/benchmark/peers.py`: first of all the loop a torchvision user writes,
+configured, are in `stream_rpn/measure/peers.py`: first of all the loop a torchvision user writes,
 as it comes and tuned. Correctness is checked before anything is timed.
 
 Without internet there are no COCO weights; seeded random ones serve, and the report says so. They
@@ -30,10 +30,10 @@ import torch
 
 from bench import base, report
 from stream_rpn import api, sinks
-from stream_rpn.benchmark import peers
-from stream_rpn.benchmark.meter import Meter, Usage
 from stream_rpn.device import native_bfloat16
 from stream_rpn.frame_queue import prefetch
+from stream_rpn.measure import peers
+from stream_rpn.measure.meter import Meter, Usage
 from stream_rpn.models.checkpoint import load_model
 from stream_rpn.pipeline import Pipeline, Selection, parameters
 from stream_rpn.preprocess import to_input
@@ -258,7 +258,7 @@ def main() -> int:
                 yield model, *compare(model, clip, out, seconds, only_ours=arguments.only_ours)
                 gc.collect()
 
-        # In a thread, for the reason given in `stream_rpn/benchmark/command.py`.
+        # In a thread, for the reason given in `stream_rpn/commands/bench.py`.
         for model, found, check in prefetch(measured(), 1, name="bench"):
             rows += found
             checks[model] = check

@@ -250,7 +250,7 @@ def _noise(report: Report) -> str:
 
 
 def _draw_speed(path: Path, metadata: dict[str, str]) -> None:
-    from stream_rpn.benchmark.plot import new_figure, save
+    from stream_rpn.measure.plot import new_figure, save
 
     report = _load("pipeline_cpu.json")
     models = list(dict.fromkeys(row["model"] for row in report["rows"]))
@@ -271,7 +271,7 @@ def _draw_speed(path: Path, metadata: dict[str, str]) -> None:
 
 
 def _draw_scaling(path: Path, metadata: dict[str, str]) -> None:
-    from stream_rpn.benchmark.plot import new_figure, save
+    from stream_rpn.measure.plot import new_figure, save
 
     report = _load("scaling_cpu.json")
     figure = new_figure(11, 5.5)

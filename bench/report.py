@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stream_rpn.benchmark.machine import describe_machine, machine
+from stream_rpn.measure.machine import describe_machine, machine
 
 __all__ = ["describe_machine", "machine", "measure", "print_table", "summarize", "write_json"]
 

@@ -28,8 +28,8 @@ import torch
 from bench import report
 from bench.workloads import WORKLOADS, Workload, head_outputs, ours
 from stream_rpn import api
-from stream_rpn.benchmark import stages
-from stream_rpn.benchmark.meter import Meter
+from stream_rpn.measure import stages
+from stream_rpn.measure.meter import Meter
 from stream_rpn.pipeline import Pipeline, Selection
 from stream_rpn.sources.synthetic import SyntheticVideo
 

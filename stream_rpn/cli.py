@@ -27,7 +27,7 @@ COMMANDS = {
     ),
     "train": ("stream_rpn.training.command", "train a proposal network"),
     "bench": (
-        "stream_rpn.benchmark.command",
+        "stream_rpn.measure.command",
         "measure speed on your video and machine, and say what limits it",
     ),
     "render": ("stream_rpn.render", "draw saved results onto their video"),

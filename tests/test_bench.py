@@ -18,7 +18,7 @@ from bench.workloads import (
     mmdetection_style,
     ours,
 )
-from stream_rpn.benchmark.meter import Usage
+from stream_rpn.measure.meter import Usage
 
 
 def test_percentiles():
@@ -157,7 +157,7 @@ class TestBase:
             subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
 
         instrument = tmp_path / "bench"
-        for folder in (instrument, tmp_path / "stream_rpn" / "benchmark"):
+        for folder in (instrument, tmp_path / "stream_rpn" / "measure"):
             folder.mkdir(parents=True)
         (instrument / "old.py").write_text("raise SystemExit('the old instrument ran')")
         git("init", "-q")

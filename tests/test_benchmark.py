@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from stream_rpn import api, cli
-from stream_rpn.benchmark import command, meter, peers, stages
-from stream_rpn.benchmark.meter import Meter, Usage
-from stream_rpn.benchmark.stages import BatchReport, Looped, Part
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.frame_queue import prefetch
+from stream_rpn.measure import command, meter, peers, stages
+from stream_rpn.measure.meter import Meter, Usage
+from stream_rpn.measure.stages import BatchReport, Looped, Part
 from stream_rpn.network import GPUNetwork
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.sources.synthetic import SyntheticVideo

@@ -33,9 +33,9 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from stream_rpn import preprocess
-from stream_rpn.benchmark.meter import Meter
 from stream_rpn.device import native_bfloat16
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.measure.meter import Meter
 from stream_rpn.models.checkpoint import load_model
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.rpn import RPN

@@ -1,7 +1,7 @@
 """`stream-rpn bench`: how fast a model is on your video and machine, what limits it, and the peers.
 
 Every number is of the steady state: loading, compiling and the first batches are told apart. The
-table goes to standard output; the definitions of its ratios stand in `benchmark.stages`.
+table goes to standard output; the definitions of its ratios stand in `measure.stages`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import torch
 from rich.table import Table
 
 from stream_rpn import api, sinks
-from stream_rpn.benchmark import peers, stages
-from stream_rpn.benchmark.machine import describe_machine, machine
-from stream_rpn.benchmark.plot import draw, new_figure
-from stream_rpn.benchmark.stages import BatchReport, Part
 from stream_rpn.cli import add_model_arguments, positive
 from stream_rpn.device import choose_batch
 from stream_rpn.frame import StreamInfo, StreamRPNError
 from stream_rpn.frame_queue import prefetch
+from stream_rpn.measure import peers, stages
+from stream_rpn.measure.machine import describe_machine, machine
+from stream_rpn.measure.plot import draw, new_figure
+from stream_rpn.measure.stages import BatchReport, Part
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.sources import expand, open_source
 from stream_rpn.sources.synthetic import SyntheticVideo

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import torch
 
-from stream_rpn.benchmark.machine import cores
+from stream_rpn.measure.machine import cores
 
 _SAMPLE_SECONDS = 0.05
 RAPL = Path("/sys/class/powercap")
