@@ -22,18 +22,21 @@ from stream_rpn import __version__
 # Subcommand → (module with add_arguments(parser) and run(arguments) -> exit code, one line).
 COMMANDS = {
     "eval": (
-        "stream_rpn.evaluation_command",
+        "stream_rpn.commands.eval",
         "measure recall on annotated images",
     ),
-    "train": ("stream_rpn.training.command", "train a proposal network"),
+    "train": ("stream_rpn.commands.train", "train a proposal network"),
     "bench": (
         "stream_rpn.measure.command",
         "measure speed on your video and machine, and say what limits it",
     ),
-    "render": ("stream_rpn.render", "draw saved results onto their video"),
-    "models": ("stream_rpn.tables", "list the models"),
-    "devices": ("stream_rpn.devices", "list the cameras of this machine"),
-    "doctor": ("stream_rpn.doctor", "say what this machine has and what 'auto' would choose"),
+    "render": ("stream_rpn.commands.render", "draw saved results onto their video"),
+    "models": ("stream_rpn.commands.models", "list the models"),
+    "devices": ("stream_rpn.commands.devices", "list the cameras of this machine"),
+    "doctor": (
+        "stream_rpn.commands.doctor",
+        "say what this machine has and what 'auto' would choose",
+    ),
 }
 
 EPILOG = """\
@@ -106,9 +109,9 @@ def _subcommand(name: str, argv: Sequence[str]) -> int:
 def _stream(argv: Sequence[str]) -> int:
     # Intermixed: a source may follow an option.
     arguments = stream_parser().parse_intermixed_args(argv)
-    from stream_rpn import run
+    from stream_rpn.commands import runner
 
-    return _reporting(lambda: run.run(arguments))
+    return _reporting(lambda: runner.run(arguments))
 
 
 def _reporting(command: Callable[[], int]) -> int:

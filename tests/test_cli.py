@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from stream_rpn import Selection, StreamInfo, cli, read
-from stream_rpn.progress import expected_results
+from stream_rpn.commands.progress import expected_results
 from stream_rpn.sinks.jsonl import JSONLinesSink
 from stream_rpn.sources.synthetic import SyntheticVideo
 

@@ -400,7 +400,9 @@ class TestNames:
         ]  # fmt: skip
 
     def test_devices_are_listed(self, monkeypatch, capsys):
-        monkeypatch.setattr("stream_rpn.devices.cameras", lambda: [("/dev/video0", "USB cam")])
+        monkeypatch.setattr(
+            "stream_rpn.commands.devices.cameras", lambda: [("/dev/video0", "USB cam")]
+        )
         assert main(["devices"]) == 0
         assert capsys.readouterr().out == "/dev/video0  USB cam\n"
 

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from stream_rpn import api, sinks
 from stream_rpn.cli import add_model_arguments, positive
+from stream_rpn.commands.models import print_table
 from stream_rpn.device import choose_batch
 from stream_rpn.frame import StreamInfo, StreamRPNError
 from stream_rpn.frame_queue import prefetch
@@ -30,7 +31,6 @@ from stream_rpn.measure.stages import BatchReport, Part
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.sources import expand, open_source
 from stream_rpn.sources.synthetic import SyntheticVideo
-from stream_rpn.tables import print_table
 
 SOURCE = "synthetic:1920x1080@30,90"
 BATCHES = "1,8,32"

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from stream_rpn import __version__, models
 from stream_rpn import device as devices
-from stream_rpn.tables import print_table
+from stream_rpn.commands.models import print_table
 
 _PACKAGES = ("torch", "torchvision", "triton", "av", "numpy", "pyarrow", "supervision")
 
