@@ -52,7 +52,7 @@ from stream_rpn.kernels import dispatch
 from stream_rpn.kernels.nms import nms
 from stream_rpn.kernels.preprocess import Source, preprocess
 from stream_rpn.kernels.propose import Candidates, level_sizes, propose
-from stream_rpn.network import GPUNetwork
+from stream_rpn.network.network import GPUNetwork
 from stream_rpn.preprocess import InputSpec, color_matrix
 from stream_rpn.timing import StageTimes
 

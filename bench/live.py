@@ -32,9 +32,10 @@ import torch
 
 from bench import report
 from bench.senders import free_port, sender
-from stream_rpn import network, sinks
+from stream_rpn import sinks
 from stream_rpn.cli import main as stream_rpn
 from stream_rpn.frame import Proposals
+from stream_rpn.network import network
 from stream_rpn.pipeline import StreamStatistics
 
 SECONDS = 360.0

@@ -15,7 +15,7 @@ import torch
 from stream_rpn import device as devices
 from stream_rpn import sources
 from stream_rpn.frame import Drop, Frame, Proposals, StreamInfo
-from stream_rpn.network import EagerNetwork, GPUNetwork, Network
+from stream_rpn.network.network import EagerNetwork, GPUNetwork, Network
 from stream_rpn.rpn import RPN
 from stream_rpn.sources.select import select
 from stream_rpn.timing import Histogram, StageTimes

@@ -17,7 +17,7 @@ from stream_rpn.frame_queue import prefetch
 from stream_rpn.measure import command, meter, peers, stages
 from stream_rpn.measure.meter import Meter, Usage
 from stream_rpn.measure.stages import BatchReport, Looped, Part
-from stream_rpn.network import GPUNetwork
+from stream_rpn.network.network import GPUNetwork
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.sources.synthetic import SyntheticVideo
 

@@ -9,9 +9,9 @@ import torch
 from stream_rpn import Pipeline, load, sources
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.frame_queue import HostStream, Packed
-from stream_rpn.graph import MAX_GRAPHS, PATIENCE, Graph, GraphCache
 from stream_rpn.live import LivePolicy, LiveStreams
-from stream_rpn.network import EagerNetwork, GPUNetwork
+from stream_rpn.network.graph import MAX_GRAPHS, PATIENCE, Graph, GraphCache
+from stream_rpn.network.network import EagerNetwork, GPUNetwork
 from stream_rpn.pipeline import Selection
 from stream_rpn.timing import StageTimes
 
@@ -29,7 +29,7 @@ def _same_convolutions(monkeypatch):
     # Their bits depend on how many cores share one, and on how its weights are laid out.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr("stream_rpn.network.packed", lambda rpn: rpn)
+    monkeypatch.setattr("stream_rpn.network.network.packed", lambda rpn: rpn)
     yield
     torch.set_num_threads(before)
 

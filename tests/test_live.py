@@ -15,10 +15,11 @@ import av
 import pytest
 
 from bench.senders import free_port, sender
-from stream_rpn import live, network, read, stream
+from stream_rpn import live, read, stream
 from stream_rpn.cli import main
 from stream_rpn.frame import Color, Drop, Frame, StreamRPNError
 from stream_rpn.frame_queue import Lane, Merge, batches
+from stream_rpn.network import network
 from stream_rpn.packet_queue import Interrupted, PacketQueue
 from stream_rpn.preprocess import InputSpec
 from stream_rpn.sources import expand, is_live, masked, stem

@@ -15,8 +15,8 @@ import torch
 from stream_rpn import models
 from stream_rpn.frame import Color, Frame
 from stream_rpn.frame_queue import upload
-from stream_rpn.graph import PATIENCE
-from stream_rpn.network import EagerNetwork, GPUNetwork
+from stream_rpn.network.graph import PATIENCE
+from stream_rpn.network.network import EagerNetwork, GPUNetwork
 from stream_rpn.timing import StageTimes
 
 BATCH = 4

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from stream_rpn import load
-from stream_rpn.onednn import PackedConv2d, packed
+from stream_rpn.network.onednn import PackedConv2d, packed
 
 
 def outputs(rpn, images):

@@ -23,7 +23,7 @@ from stream_rpn import sinks
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.measure.machine import cores
 from stream_rpn.measure.meter import Meter, Usage
-from stream_rpn.network import GPUNetwork, Network
+from stream_rpn.network.network import GPUNetwork, Network
 from stream_rpn.pipeline import Pipeline, Selection, parameters
 from stream_rpn.sources import Source, open_source
 from stream_rpn.timing import Histogram, StageTimes

@@ -39,10 +39,10 @@ from stream_rpn.frame_queue import (
     prefetch,
     upload,
 )
-from stream_rpn.graph import GraphCache
 from stream_rpn.kernels.preprocess import preprocess as preprocess_planes
 from stream_rpn.kernels.proposals import ProposalBatch
-from stream_rpn.onednn import packed
+from stream_rpn.network.graph import GraphCache
+from stream_rpn.network.onednn import packed
 from stream_rpn.rpn import RPN
 from stream_rpn.timing import StageTimes
 
