@@ -11,9 +11,9 @@ import pytest
 
 from stream_rpn.cli import main
 from stream_rpn.commands.render import render
-from stream_rpn.draw import Canvas
 from stream_rpn.frame import Color, Proposals, StreamRPNError
 from stream_rpn.sinks import make_header, open_sink
+from stream_rpn.sinks.canvas import Canvas
 from stream_rpn.sources import open_source
 
 COLOR = Color("bt709", full_range=False, tagged=True)

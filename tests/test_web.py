@@ -20,11 +20,11 @@ import av
 import numpy as np
 import pytest
 
-from stream_rpn import cli, jpeg
-from stream_rpn.draw import COLORSPACES
+from stream_rpn import cli
 from stream_rpn.frame import Color, Drop, Proposals, StreamInfo, StreamRPNError
-from stream_rpn.sinks import SinkOptions, WebSink, make_header
-from stream_rpn.web import server as web_server
+from stream_rpn.sinks import SinkOptions, WebSink, jpeg, make_header
+from stream_rpn.sinks.canvas import COLORSPACES
+from stream_rpn.sinks.web import server as web_server
 from tests.browser import Browser, until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -572,7 +572,7 @@ class TestCommand:
 
     def test_without_the_extra(self, capfd, monkeypatch):
         monkeypatch.setitem(sys.modules, "aiohttp", None)
-        monkeypatch.delitem(sys.modules, "stream_rpn.web.server")
+        monkeypatch.delitem(sys.modules, "stream_rpn.sinks.web.server")
         assert cli.main([*FAST, "synthetic:64x64@10,3", "--serve", "0"]) == 2
         assert "pip install 'stream-rpn[serve]'" in capfd.readouterr().err
 

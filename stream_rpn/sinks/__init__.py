@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.results import make_header
-from stream_rpn.sinks import stream, web, zeromq
+from stream_rpn.sinks import stream, zeromq
 from stream_rpn.sinks.coco import COCOSink
 from stream_rpn.sinks.crops import CropsSink
 from stream_rpn.sinks.jsonl import GzipJSONLinesSink, JSONLinesSink
@@ -23,7 +23,8 @@ from stream_rpn.sinks.parquet import ParquetSink
 from stream_rpn.sinks.sink import ReaderGone, Sink, SinkOptions
 from stream_rpn.sinks.stream import StreamSink
 from stream_rpn.sinks.video import MatroskaSink, MP4Sink
-from stream_rpn.sinks.web import WebSink
+from stream_rpn.sinks.web.sink import PREFIX as WEB_PREFIX
+from stream_rpn.sinks.web.sink import WebSink
 from stream_rpn.sinks.zeromq import ZeroMQSink
 from stream_rpn.sources.address import is_device, is_url, local_path, masked, stem
 
@@ -61,7 +62,7 @@ SINKS: dict[str, type[Sink]] = {
 
 # By the beginning of the name: what is no file.
 SCHEMES: dict[str, type[Sink]] = {
-    web.PREFIX: WebSink,
+    WEB_PREFIX: WebSink,
     zeromq.PREFIX: ZeroMQSink,
     **{f"{scheme}://": StreamSink for scheme in stream.FORMATS},
 }

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import av
 import numpy as np
 
-from stream_rpn import jpeg
-from stream_rpn.draw import Canvas
 from stream_rpn.frame import Proposals, StreamInfo
+from stream_rpn.sinks import jpeg
+from stream_rpn.sinks.canvas import Canvas
 from stream_rpn.sinks.sink import Sink, WholeFile
 
 INDEX_FILE = "index.jsonl"

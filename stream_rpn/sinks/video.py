@@ -12,8 +12,8 @@ from av.container import OutputContainer
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from stream_rpn.draw import COLORSPACES, Canvas
 from stream_rpn.frame import Color, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.sinks.canvas import COLORSPACES, Canvas
 from stream_rpn.sinks.sink import Sink, SinkOptions, WholeFile
 from stream_rpn.sources.address import masked
 

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from stream_rpn import jpeg
-from stream_rpn.draw import COLORSPACES, Canvas
 from stream_rpn.frame import Color, Proposals
+from stream_rpn.sinks import jpeg
+from stream_rpn.sinks.canvas import COLORSPACES, Canvas
 from stream_rpn.sinks.jsonl import frame_line
 
 # Wider pictures are shrunk: a browser shows them no larger, and encoding is paid by the pixel.

@@ -1,4 +1,4 @@
-"""`--serve [HOST:]PORT`: the results in a browser, live; see `stream_rpn.web`."""
+"""`--serve [HOST:]PORT`: the results in a browser, live; see `server`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks.jsonl import frame_line
 from stream_rpn.sinks.sink import Sink
-from stream_rpn.web.view import View
+from stream_rpn.sinks.web.view import View
 
 PREFIX = "serve:"
 
@@ -33,7 +33,7 @@ class WebSink(Sink):
 
     def _open(self) -> None:
         try:
-            from stream_rpn.web.server import Server, parse_address
+            from stream_rpn.sinks.web.server import Server, parse_address
         except ImportError as error:
             raise StreamRPNError(
                 "--serve needs aiohttp and prometheus-client; `pip install 'stream-rpn[serve]'` "

@@ -13,7 +13,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from stream_rpn.web.view import View
+from stream_rpn.sinks.web.view import View
 
 _COUNTERS = {
     "frames": ("stream_rpn_frames", "Results written."),

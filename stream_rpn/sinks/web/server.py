@@ -36,8 +36,8 @@ from typing import cast
 from aiohttp import ClientConnectionError, WSMsgType, web
 
 from stream_rpn.frame import StreamRPNError
-from stream_rpn.web.metrics import exposition
-from stream_rpn.web.view import View
+from stream_rpn.sinks.web.metrics import exposition
+from stream_rpn.sinks.web.view import View
 
 MAX_CLIENTS = 32
 """Viewers and readers of results together; one more is told to come back."""
