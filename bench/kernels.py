@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import base, report
+from bench import report
+from bench.compare import add_argument, compare_with
 from bench.gpu_timer import Timer
 from bench.workloads import (
     SMALL,
@@ -105,14 +106,14 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="of the CPU, default 1")
     parser.add_argument("--quick", action="store_true", help="small shapes, to try the command")
     parser.add_argument("--only-ours", action="store_true", help="without the others")
-    base.add_argument(parser)
+    add_argument(parser)
     arguments = parser.parse_args()
     if arguments.base is not None:
         options = ["--only-ours", "--threads", str(arguments.threads)]
         options += ["--batch", str(arguments.batch)] if arguments.batch else []
         options += ["--quick"] if arguments.quick else []
         keys = ("op", "shape", "who")
-        return base.compare(arguments.base, "bench.kernels", options, keys, "median_ms")
+        return compare_with(arguments.base, "bench.kernels", options, keys, "median_ms")
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(arguments.threads)
     batch = arguments.batch or (8 if device.type == "cuda" else 1)

@@ -28,15 +28,16 @@ from typing import Any
 
 import torch
 
-from bench import base, report
+from bench import report
+from bench.compare import add_argument, compare_with
 from stream_rpn import api, sinks
-from stream_rpn.device import native_bfloat16
-from stream_rpn.frame_queue import prefetch
+from stream_rpn.compute import native_bfloat16
 from stream_rpn.measure import peers
 from stream_rpn.measure.meter import Meter, Usage
 from stream_rpn.models.checkpoint import load_model
 from stream_rpn.pipeline import Pipeline, Selection, parameters
 from stream_rpn.preprocess import to_input
+from stream_rpn.queues import prefetch
 from stream_rpn.sources import open_source
 from stream_rpn.sources.synthetic import SyntheticVideo
 
@@ -227,14 +228,14 @@ def main() -> int:
     )
     parser.add_argument("--only-ours", action="store_true", help="without the peers")
     parser.add_argument("--json", default="bench/results/pipeline_cpu.json", metavar="PATH")
-    base.add_argument(parser)
+    add_argument(parser)
     arguments = parser.parse_args()
     if arguments.base is not None:
         options = ["--models", *arguments.models, "--only-ours"]
         options += ["--seconds", str(arguments.seconds / 5)]
         if arguments.video is not None:
             options += ["--video", str(Path(arguments.video).resolve())]
-        return base.compare(
+        return compare_with(
             arguments.base, "bench.pipeline", options, ("model", "what"), "fps_median"
         )
     facts = report.machine()

@@ -11,8 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from stream_rpn import device as devices
-from stream_rpn import live, models, sources
+from stream_rpn import compute, models, multistream, sources
 from stream_rpn.frame import Proposals, StreamRPNError
 from stream_rpn.models.checkpoint import load_model
 from stream_rpn.pipeline import Pipeline, Selection
@@ -102,7 +101,7 @@ def stream(
     max_frames: int | None = None,
     video_stream: int | None = None,
     decoder: Literal["auto", "cpu", "nvdec"] = "auto",
-    policy: live.LivePolicy | None = None,
+    policy: multistream.LivePolicy | None = None,
     **load_options: Any,
 ) -> Iterator[Proposals]:
     """Yields the proposals of every frame of a source, in order.
@@ -143,10 +142,10 @@ def stream(
         images=images,
     )
     selection = Selection(start, end, stride, fps, max_frames, video_stream, decoder)
-    policy = policy or live.LivePolicy()
+    policy = policy or multistream.LivePolicy()
     if policy.realtime or sources.is_live(str(source)):
-        with live.LiveStreams(pipeline, [str(source)], selection, policy) as streams:
-            yield from live.proposals_of(streams)
+        with multistream.LiveStreams(pipeline, [str(source)], selection, policy) as streams:
+            yield from multistream.proposals_of(streams)
     else:
         with pipeline.open(str(source), selection) as results:
             yield from results
@@ -170,7 +169,7 @@ def propose(
     """
     several = isinstance(image, (list, tuple))
     images: Sequence[Tensor | np.ndarray] = image if several else [image]  # type: ignore[list-item,assignment]
-    where = devices.choose_device(device)
+    where = compute.choose_device(device)
     rpn = load(model, **load_options).to(where)
     results = [replace(propose_image(rpn, one), frame=i) for i, one in enumerate(images)]
     return results if several else results[0]

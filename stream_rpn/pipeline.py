@@ -12,8 +12,7 @@ from typing import Any, Literal, Self
 
 import torch
 
-from stream_rpn import device as devices
-from stream_rpn import sources
+from stream_rpn import compute, sources
 from stream_rpn.frame import Drop, Frame, Proposals, StreamInfo
 from stream_rpn.network.network import EagerNetwork, GPUNetwork, Network
 from stream_rpn.rpn import RPN
@@ -71,9 +70,9 @@ class Pipeline:
         features: bool = False,
         images: bool = False,
     ) -> None:
-        self.device = devices.choose_device(device)
-        self.dtype = devices.choose_dtype(dtype, self.device)
-        self.batch = devices.choose_batch(str(batch), self.device)
+        self.device = compute.choose_device(device)
+        self.dtype = compute.choose_dtype(dtype, self.device)
+        self.batch = compute.choose_batch(str(batch), self.device)
         self.features = features
         self.images = images
         self.rpn = rpn.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import base, gpu_proof, kernels, pipeline, readme, report, scaling
+from bench import compare, gpu_proof, kernels, pipeline, readme, report, scaling
 from bench.workloads import (
     CASES,
     SMALL,
@@ -170,8 +170,8 @@ class TestBase:
             "rows = [{'name': 'a', 'median_ms': MS}]\n"
             "json.dump({'rows': rows}, open(sys.argv[sys.argv.index('--json') + 1], 'w'))"
         )
-        monkeypatch.setattr(base, "ROOT", tmp_path)
-        assert base.compare("HEAD~1", "bench.old", [], ("name",), "median_ms") == 0
+        monkeypatch.setattr(compare, "ROOT", tmp_path)
+        assert compare.compare_with("HEAD~1", "bench.old", [], ("name",), "median_ms") == 0
         *_, heading, row = capsys.readouterr().out.splitlines()
         assert heading.split()[:4] == ["name", "median_ms", "at", "HEAD~1"]
         assert row.split() == ["a", "2", "1", "2", "2", "2"]
@@ -180,7 +180,7 @@ class TestBase:
 
     def test_a_commit_that_is_not_there(self, capsys):
         with pytest.raises(SystemExit, match=r"--base no-such-commit: .*no-such-commit"):
-            base.compare("no-such-commit", "bench.kernels", [], ("who",), "median_ms")
+            compare.compare_with("no-such-commit", "bench.kernels", [], ("who",), "median_ms")
 
 
 class TestReadme:

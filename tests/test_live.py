@@ -15,16 +15,16 @@ import av
 import pytest
 
 from bench.senders import free_port, sender
-from stream_rpn import live, read, stream
+from stream_rpn import multistream, read, stream
 from stream_rpn.cli import main
 from stream_rpn.frame import Color, Drop, Frame, StreamRPNError
-from stream_rpn.frame_queue import Lane, Merge, batches
 from stream_rpn.network import network
-from stream_rpn.packet_queue import Interrupted, PacketQueue
 from stream_rpn.preprocess import InputSpec
+from stream_rpn.queues import Lane, Merge, batches
 from stream_rpn.sources import expand, is_live, masked, stem
 from stream_rpn.sources.address import device_input
 from stream_rpn.sources.live import LivePolicy, LiveSource
+from stream_rpn.sources.packet_queue import Interrupted, PacketQueue
 
 COLOR = Color("bt601", full_range=False, tagged=False)
 ONE_FRAME_DROPS = ("queue full", "stale", "not wanted")
@@ -939,10 +939,10 @@ class TestScenarios:
 def test_live_streams_report_what_a_page_shows():
     from stream_rpn.api import load
 
-    pipeline = live.Pipeline(load(size=64), device="cpu")
-    selection = live.Selection()
+    pipeline = multistream.Pipeline(load(size=64), device="cpu")
+    selection = multistream.Selection()
     uris = ["lavfi:testsrc=size=64x48:rate=20:duration=1"]
-    with live.LiveStreams(pipeline, uris, selection, LivePolicy(max_age=20)) as streams:
+    with multistream.LiveStreams(pipeline, uris, selection, LivePolicy(max_age=20)) as streams:
         statistics = streams.streams[0]
         for proposals in streams:
             if proposals is not None:

@@ -14,9 +14,9 @@ import torch
 
 from stream_rpn import models
 from stream_rpn.frame import Color, Frame
-from stream_rpn.frame_queue import upload
 from stream_rpn.network.graph import PATIENCE
 from stream_rpn.network.network import EagerNetwork, GPUNetwork
+from stream_rpn.queues import upload
 from stream_rpn.timing import StageTimes
 
 BATCH = 4

@@ -21,14 +21,14 @@ from rich.table import Table
 from stream_rpn import api, sinks
 from stream_rpn.cli import add_model_arguments, positive
 from stream_rpn.commands.models import print_table
-from stream_rpn.device import choose_batch
+from stream_rpn.compute import choose_batch
 from stream_rpn.frame import StreamInfo, StreamRPNError
-from stream_rpn.frame_queue import prefetch
 from stream_rpn.measure import peers, stages
 from stream_rpn.measure.machine import describe_machine, machine
 from stream_rpn.measure.plot import draw, new_figure
 from stream_rpn.measure.stages import BatchReport, Part
 from stream_rpn.pipeline import Pipeline
+from stream_rpn.queues import prefetch
 from stream_rpn.sources import expand, open_source
 from stream_rpn.sources.synthetic import SyntheticVideo
 

@@ -16,8 +16,7 @@ import torch
 from av.codec.hwaccel import hwdevices_available
 from rich.table import Table
 
-from stream_rpn import __version__, models
-from stream_rpn import device as devices
+from stream_rpn import __version__, compute, models
 from stream_rpn.commands.models import print_table
 
 _PACKAGES = ("torch", "torchvision", "triton", "av", "numpy", "pyarrow", "supervision")
@@ -48,7 +47,7 @@ def report() -> Iterator[tuple[str, str]]:
             yield package, "not installed"
     capabilities = torch.cpu.get_capabilities()
     cpu = capabilities.get("cpu_name") or platform.machine()
-    bfloat16 = devices.native_bfloat16(torch.device("cpu"))
+    bfloat16 = compute.native_bfloat16(torch.device("cpu"))
     yield (
         "CPU",
         f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, "
@@ -124,14 +123,14 @@ def _weights() -> str:
 
 
 def _choices() -> Iterator[tuple[str, str]]:
-    device = devices.choose_device()
+    device = compute.choose_device()
     yield (
         "--device auto",
         f"{device} ({'the first GPU torch sees' if device.type != 'cpu' else 'no GPU'})",
     )
-    dtype = devices.choose_dtype("auto", device)
-    native = "native here" if devices.native_bfloat16(device) else "emulated here"
+    dtype = compute.choose_dtype("auto", device)
+    native = "native here" if compute.native_bfloat16(device) else "emulated here"
     yield "--dtype auto", f"{str(dtype).removeprefix('torch.')} (bfloat16 is {native})"
-    yield "--batch auto", str(devices.choose_batch("auto", device))
+    yield "--batch auto", str(compute.choose_batch("auto", device))
     decoder = "NVDEC where it can, else the CPU" if device.type == "cuda" else "the CPU"
     yield "--decoder auto", decoder

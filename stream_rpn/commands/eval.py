@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from stream_rpn import api, sinks
-from stream_rpn import device as devices
+from stream_rpn import api, compute, sinks
 from stream_rpn.evaluation.coco import CocoDataset
 from stream_rpn.evaluation.files import read_mot, read_predictions
 from stream_rpn.evaluation.recall import (
@@ -196,8 +195,8 @@ class _Images(_Data):
         self.scale = f"shorter side {int(np.median(sides)) if sides else 0} (median)"
 
     def _open(self, rpn: RPN) -> tuple[StreamInfo, Iterable[Proposals]]:
-        device = devices.choose_device(self.arguments.device)
-        dtype = devices.choose_dtype(self.arguments.dtype, device)
+        device = compute.choose_device(self.arguments.device)
+        dtype = compute.choose_dtype(self.arguments.dtype, device)
         rpn.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         path = self.arguments.annotations
         # Without a size of its own, every line carries that of its image.

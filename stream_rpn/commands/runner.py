@@ -20,7 +20,7 @@ import torch
 from stream_rpn import api, sinks
 from stream_rpn.commands.progress import Progress
 from stream_rpn.frame import Proposals, StreamRPNError
-from stream_rpn.live import LivePolicy, LiveStream, LiveStreams
+from stream_rpn.multistream import LivePolicy, LiveStream, LiveStreams
 from stream_rpn.pipeline import Pipeline, Selection, Stream, StreamStatistics, parameters
 from stream_rpn.sources import expand, is_live, masked, parse_time, stem
 

@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         StreamRPNError: something cannot be read or does not fit, or the loss is not finite.
     """
-    from stream_rpn import device as devices
+    from stream_rpn import compute
     from stream_rpn.evaluation.coco import Augmentation
     from stream_rpn.training.loop import TrainConfig, train
 
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise StreamRPNError(f"There is no folder '{output.parent}' to write '{output}' into.")
     if output.exists() and not arguments.overwrite:
         raise StreamRPNError(f"'{output}' exists; --overwrite replaces it.")
-    device = devices.choose_device(arguments.device)
+    device = compute.choose_device(arguments.device)
     given = _given(arguments, [*_NUMBERS, "assignment", "optimizer", "ignore-crossing"])
     augmentation = _given(arguments, [*_AUGMENTATION, "scale"])
     if "scale" in augmentation:
@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
             init=arguments.init,
             frozen=_split(arguments.freeze),
             augmentation=Augmentation(**augmentation),
-            mixed_precision=not arguments.float32 and devices.native_bfloat16(device),
+            mixed_precision=not arguments.float32 and compute.native_bfloat16(device),
             device=str(device),
             half=arguments.half,
             **given,

@@ -33,7 +33,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from stream_rpn import preprocess
-from stream_rpn.device import native_bfloat16
+from stream_rpn.compute import native_bfloat16
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.measure.meter import Meter
 from stream_rpn.models.checkpoint import load_model

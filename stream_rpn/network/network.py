@@ -24,7 +24,11 @@ from torch import Tensor
 
 from stream_rpn import preprocess
 from stream_rpn.frame import Frame, Proposals
-from stream_rpn.frame_queue import (
+from stream_rpn.kernels.preprocess import preprocess as preprocess_planes
+from stream_rpn.kernels.proposals import ProposalBatch
+from stream_rpn.network.graph import GraphCache
+from stream_rpn.network.onednn import packed
+from stream_rpn.queues import (
     AHEAD,
     NUM_SLOTS,
     Download,
@@ -39,10 +43,6 @@ from stream_rpn.frame_queue import (
     prefetch,
     upload,
 )
-from stream_rpn.kernels.preprocess import preprocess as preprocess_planes
-from stream_rpn.kernels.proposals import ProposalBatch
-from stream_rpn.network.graph import GraphCache
-from stream_rpn.network.onednn import packed
 from stream_rpn.rpn import RPN
 from stream_rpn.timing import StageTimes
 

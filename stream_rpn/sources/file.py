@@ -19,7 +19,6 @@ from av.video.stream import VideoStream
 
 from stream_rpn.decode import Decoder, Tally
 from stream_rpn.frame import Frame, StreamInfo, StreamRPNError
-from stream_rpn.packet_queue import PacketQueue
 from stream_rpn.sources.address import (
     device_input,
     is_device,
@@ -30,6 +29,7 @@ from stream_rpn.sources.address import (
     scheme,
     stem,
 )
+from stream_rpn.sources.packet_queue import PacketQueue
 from stream_rpn.sources.source import Source
 
 # A playlist from the network must not reach files of this machine: `file` is not among these.

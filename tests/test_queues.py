@@ -9,7 +9,7 @@ import torch
 
 from stream_rpn import preprocess, sources
 from stream_rpn.frame import StreamRPNError
-from stream_rpn.frame_queue import (
+from stream_rpn.queues import (
     NUM_SLOTS,
     Download,
     HostStream,

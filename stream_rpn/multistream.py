@@ -18,8 +18,8 @@ from typing import Any, Self
 
 from stream_rpn import sources
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
-from stream_rpn.frame_queue import Lane, Merge, input_shape
 from stream_rpn.pipeline import Pipeline, Selection, StreamStatistics
+from stream_rpn.queues import Lane, Merge, input_shape
 from stream_rpn.sources.live import LivePolicy, LiveSource
 from stream_rpn.timing import StageTimes
 

@@ -50,7 +50,9 @@ def checked_out(ref: str) -> Iterator[Path]:
             _git("worktree", "remove", "--force", str(tree))
 
 
-def compare(ref: str, module: str, options: Sequence[str], keys: Sequence[str], metric: str) -> int:
+def compare_with(
+    ref: str, module: str, options: Sequence[str], keys: Sequence[str], metric: str
+) -> int:
     """Runs `module` here and at `ref` in turns, prints the ratios, and returns an exit code.
 
     Args:

@@ -26,7 +26,7 @@ from torch import Tensor
 from stream_rpn import preprocess
 from stream_rpn.frame import Drop, Frame
 from stream_rpn.kernels.preprocess import Source
-from stream_rpn.packet_queue import POLL_SECONDS
+from stream_rpn.sources.packet_queue import POLL_SECONDS
 from stream_rpn.timing import StageTimes
 
 T = TypeVar("T")
