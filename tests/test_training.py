@@ -16,13 +16,15 @@ from torchvision.models.detection.rpn import RPNHead as TorchvisionHead
 from stream_rpn import models
 from stream_rpn.anchors import grid, inside, scale_major
 from stream_rpn.cli import main
-from stream_rpn.evaluation.coco import Augmentation, CocoDataset, augment
+from stream_rpn.evaluation.coco import CocoDataset
 from stream_rpn.evaluation.recall import Recall, by_image, propose_dataset
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.kernels import boxes as box_ops
 from stream_rpn.models.checkpoint import load_model, save_weights
 from stream_rpn.training import loop
-from stream_rpn.training.loop import TrainConfig, train
+from stream_rpn.training.augment import Augmentation, augment
+from stream_rpn.training.config import TrainConfig
+from stream_rpn.training.loop import train
 from stream_rpn.training.losses import classic_losses, flatten_head, quality_losses
 from stream_rpn.training.targets import (
     BACKGROUND,

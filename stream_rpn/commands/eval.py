@@ -17,6 +17,7 @@ from rich.table import Table
 
 from stream_rpn import api, compute, sinks
 from stream_rpn.evaluation.coco import CocoDataset
+from stream_rpn.evaluation.curves import draw_curves
 from stream_rpn.evaluation.files import read_mot, read_predictions
 from stream_rpn.evaluation.recall import (
     AREAS,
@@ -24,7 +25,6 @@ from stream_rpn.evaluation.recall import (
     LIMITS,
     Recall,
     by_image,
-    draw_curves,
     propose_dataset,
 )
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError

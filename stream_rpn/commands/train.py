@@ -103,8 +103,9 @@ def run(arguments: argparse.Namespace) -> int:
         StreamRPNError: something cannot be read or does not fit, or the loss is not finite.
     """
     from stream_rpn import compute
-    from stream_rpn.evaluation.coco import Augmentation
-    from stream_rpn.training.loop import TrainConfig, train
+    from stream_rpn.training.augment import Augmentation
+    from stream_rpn.training.config import TrainConfig
+    from stream_rpn.training.loop import train
 
     output = Path(arguments.output)
     if output.suffix != ".safetensors":

@@ -7,12 +7,11 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,118 +19,17 @@ from torch import Tensor, nn
 
 from stream_rpn import anchors as anchor_ops
 from stream_rpn import models
-from stream_rpn.evaluation.coco import Augmentation, CocoDataset, Sample, augment
+from stream_rpn.evaluation.coco import CocoDataset, Sample
 from stream_rpn.evaluation.recall import LIMITS, Recall, by_image, propose_dataset
 from stream_rpn.frame import StreamRPNError
-from stream_rpn.models.checkpoint import read_checkpoint, save_weights
+from stream_rpn.models.checkpoint import save_weights
 from stream_rpn.rpn import RPN
 from stream_rpn.training import targets
+from stream_rpn.training.augment import augment
+from stream_rpn.training.config import TrainConfig
 from stream_rpn.training.history import draw_history
+from stream_rpn.training.initialise import load_init
 from stream_rpn.training.losses import Losses, classic_losses, flatten_head, quality_losses
-
-ASSIGNMENTS = ("classic", "quality")
-OPTIMIZERS = ("adamw", "sgd")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that a training run depends on.
-
-    Attributes:
-        annotations: COCO instances JSON.
-        images: folders and tar files.
-        output: the safetensors file of the averaged weights.
-        model: a name of the table of models.
-        val_annotations: measured now and then; "" for never.
-        val_images: its folders and tar files, those of training by default.
-        init: weights to start from, see `load_init`; "" for none.
-        frozen: parameters whose names begin so keep the values that `init` gave.
-        epochs: passes over the images; with `minutes`, only the upper bound.
-        minutes: the learning rate follows the clock and reaches its end after this long; 0 for the
-            reproducible schedule, which follows the steps.
-        batch_size: images per step.
-        optimizer: "adamw" or "sgd" (momentum 0.9).
-        learning_rate: of pyramid and head, at its highest.
-        backbone_rate: factor of it for weights that `init` gave.
-        weight_decay: of weights, not of biases.
-        warmup_steps: steps of linear warm-up.
-        clip_norm: largest norm of the gradient.
-        ema_decay: of the averaged weights, which are the result.
-        assignment: "classic" (Ren et al. 2015) or "quality" (ATSS matching, IoU as the target).
-        fg_iou_thresh: classic: positives.
-        bg_iou_thresh: classic: negatives.
-        batch_size_per_image: classic: anchors per image in the loss.
-        positive_fraction: classic: their share of positives, at most.
-        ignore_crossing: classic: leave out anchors that cross the image's border.
-        augmentation: how training images are made.
-        plain_fraction: share of the run, at its end, without mosaics.
-        mixed_precision: bfloat16 in the network; slow where the hardware has none.
-        channels_last: memory format.
-        val_every: epochs between two measurements.
-        val_limit: images to measure on; the last measurement takes all.
-        checkpoint_every: steps between two checkpoints.
-        seed: of weights, order, augmentation and sampling.
-        device: of torch, e.g. "cpu" or "cuda:1".
-        half: write the weights in half precision.
-    """
-
-    annotations: str
-    images: tuple[str, ...]
-    output: str
-    model: str = "tiny"
-    val_annotations: str = ""
-    val_images: tuple[str, ...] = ()
-    init: str = ""
-    frozen: tuple[str, ...] = ()
-    epochs: int = 40
-    minutes: float = 0.0
-    batch_size: int = 8
-    optimizer: str = "adamw"
-    learning_rate: float = 1e-3
-    backbone_rate: float = 0.2
-    weight_decay: float = 0.02
-    warmup_steps: int = 200
-    clip_norm: float = 5.0
-    ema_decay: float = 0.9995
-    assignment: str = "quality"
-    fg_iou_thresh: float = 0.7
-    bg_iou_thresh: float = 0.3
-    batch_size_per_image: int = 256
-    positive_fraction: float = 0.5
-    ignore_crossing: bool = False
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    plain_fraction: float = 0.15
-    mixed_precision: bool = True
-    channels_last: bool = True
-    val_every: int = 5
-    val_limit: int = 100
-    checkpoint_every: int = 200
-    seed: int = 0
-    device: str = "cpu"
-    half: bool = False
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("assignment", ASSIGNMENTS), ("optimizer", OPTIMIZERS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
-        for name in ("epochs", "batch_size", "batch_size_per_image", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-    @property
-    def folder(self) -> Path:
-        """Where checkpoints, metrics and curves lie: beside the output."""
-        return Path(self.output).with_suffix(".training")
-
-
-@runtime_checkable
-class LoadsClassifier(Protocol):
-    """A backbone whose parameters have other names than the classifier it was cut from."""
-
-    def load_classifier(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over features from a classifier's tensors by torchvision's names."""
 
 
 def train(
@@ -442,58 +340,3 @@ class _Run:
         rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= self.step]
         metrics.write_text("".join(kept), encoding="utf-8")
-
-
-def load_init(model: RPN, path: str) -> set[str]:
-    """Loads weights to start from and returns the names of the parameters that they set.
-
-    A checkpoint of a whole RPN sets every parameter that has the same name and shape there, so that
-    one model can start from another. Anything else is taken for a classifier's weights under
-    torchvision's names and sets the backbone's features.
-
-    Args:
-        model: the model.
-        path: a .npz of arrays, or a checkpoint file.
-
-    Raises:
-        StreamRPNError: unreadable, or of another architecture.
-    """
-    state: Mapping[str, Tensor]
-    if path.endswith(".npz"):
-        try:
-            with np.load(path) as file:
-                state = {name: torch.from_numpy(file[name]) for name in file.files}
-        except (OSError, ValueError) as error:
-            raise StreamRPNError(f"The weights '{path}' cannot be read ({error}).") from error
-    else:
-        state = read_checkpoint(path)[0]
-    parameters = dict(model.named_parameters())
-    before = {name: p.detach().clone() for name, p in parameters.items()}
-    try:
-        if any(name.startswith("head.") for name in state):
-            model.load_state_dict(
-                {
-                    name: state[name] if name in state and state[name].shape == own.shape else own
-                    for name, own in model.state_dict().items()
-                }
-            )
-        elif isinstance(model.backbone, LoadsClassifier):
-            model.backbone.load_classifier(state)
-        else:
-            own = model.backbone.state_dict()
-            found = {
-                name: state[key]
-                for name in own
-                for key in (name, f"features.{name}", name.removeprefix("body."))
-                if key in state
-            }
-            model.backbone.load_state_dict({**own, **found})
-    except (RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StreamRPNError(
-            f"The weights '{path}' do not fit the model's backbone ({reason})."
-        ) from error
-    changed = {name for name, p in parameters.items() if not torch.equal(p, before[name])}
-    if not changed:
-        raise StreamRPNError(f"The weights '{path}' hold nothing under the backbone's names.")
-    return changed
