@@ -52,7 +52,7 @@ from stream_rpn.kernels import dispatch
 from stream_rpn.kernels.nms import nms
 from stream_rpn.kernels.preprocess import Source, preprocess
 from stream_rpn.kernels.propose import Candidates, level_sizes, propose
-from stream_rpn.network.network import GPUNetwork
+from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.preprocess import InputSpec, color_matrix
 from stream_rpn.timing import StageTimes
 
@@ -431,7 +431,8 @@ def run_pipeline(proof: Proof) -> None:
         return
     from stream_rpn.api import load
     from stream_rpn.frame import StreamRPNError
-    from stream_rpn.pipeline import Pipeline, Selection
+    from stream_rpn.pipeline import Pipeline
+    from stream_rpn.sources.select import Selection
 
     clip = "synthetic:160x120@25,6" if proof.dry else "synthetic:1920x1080@25,300"
     model = "tiny" if proof.dry else "resnet50_fpn"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bench import report
-from stream_rpn.queues import new_event, new_stream
+from stream_rpn.network.upload import new_event, new_stream
 
 
 class Timer:

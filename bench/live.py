@@ -36,7 +36,7 @@ from stream_rpn import sinks
 from stream_rpn.cli import main as stream_rpn
 from stream_rpn.frame import Proposals
 from stream_rpn.network import network
-from stream_rpn.pipeline import StreamStatistics
+from stream_rpn.statistics import StreamStatistics
 
 SECONDS = 360.0
 # What a frame takes where five times too few of 30 a second get through, as cores share frames out.

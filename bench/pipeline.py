@@ -35,10 +35,11 @@ from stream_rpn.compute import native_bfloat16
 from stream_rpn.measure import peers
 from stream_rpn.measure.meter import Meter, Usage
 from stream_rpn.models.checkpoint import load_model
-from stream_rpn.pipeline import Pipeline, Selection, parameters
+from stream_rpn.pipeline import Pipeline, parameters
 from stream_rpn.preprocess import to_input
 from stream_rpn.queues import prefetch
 from stream_rpn.sources import open_source
+from stream_rpn.sources.select import Selection
 from stream_rpn.sources.synthetic import SyntheticVideo
 
 CLIP = "synthetic:1920x1080@30,240"

@@ -30,7 +30,8 @@ from bench.workloads import WORKLOADS, Workload, head_outputs, ours
 from stream_rpn import api
 from stream_rpn.measure import stages
 from stream_rpn.measure.meter import Meter
-from stream_rpn.pipeline import Pipeline, Selection
+from stream_rpn.pipeline import Pipeline
+from stream_rpn.sources.select import Selection
 from stream_rpn.sources.synthetic import SyntheticVideo
 
 HEIGHTS = {360: 640, 720: 1280, 1080: 1920, 1440: 2560, 2160: 3840}

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from stream_rpn.api import load, propose, stream
     from stream_rpn.frame import Drop, Frame, Proposals, StreamInfo, StreamRPNError
     from stream_rpn.fusion import fuse, unfuse
-    from stream_rpn.pipeline import Pipeline, Selection, Stream
+    from stream_rpn.pipeline import Pipeline, Stream
     from stream_rpn.results import read
+    from stream_rpn.sources.select import Selection
 
 __version__ = "0.1.0"
 

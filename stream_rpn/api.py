@@ -14,8 +14,9 @@ from torch import Tensor
 from stream_rpn import compute, models, multistream, sources
 from stream_rpn.frame import Proposals, StreamRPNError
 from stream_rpn.models.checkpoint import load_model
-from stream_rpn.pipeline import Pipeline, Selection
+from stream_rpn.pipeline import Pipeline
 from stream_rpn.rpn import RPN, propose_image
+from stream_rpn.sources.select import Selection
 
 DEFAULT_TOP = 300
 

@@ -18,9 +18,12 @@ from typing import Any, Self
 
 from stream_rpn import sources
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
-from stream_rpn.pipeline import Pipeline, Selection, StreamStatistics
-from stream_rpn.queues import Lane, Merge, input_shape
+from stream_rpn.multiplex import Lane, Merge
+from stream_rpn.pipeline import Pipeline
+from stream_rpn.preprocess import input_shape
 from stream_rpn.sources.live import LivePolicy, LiveSource
+from stream_rpn.sources.select import Selection
+from stream_rpn.statistics import StreamStatistics
 from stream_rpn.timing import StageTimes
 
 # How often those who wait for results may look at something else.

@@ -4,47 +4,22 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 
 from stream_rpn import compute, sources
-from stream_rpn.frame import Drop, Frame, Proposals, StreamInfo
-from stream_rpn.network.network import EagerNetwork, GPUNetwork, Network
+from stream_rpn.frame import Frame, Proposals
+from stream_rpn.network.eager import EagerNetwork
+from stream_rpn.network.gpu import GPUNetwork
+from stream_rpn.network.network import Network
 from stream_rpn.rpn import RPN
-from stream_rpn.sources.select import select
-from stream_rpn.timing import Histogram, StageTimes
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which frames of a source are used.
-
-    Attributes:
-        start: seconds from the first timestamp; frames before it are left out.
-        end: seconds from the first timestamp; frames from it on are left out.
-        stride: every stride-th frame, by index.
-        fps: at most so many frames a second, by time.
-        max_frames: stop after so many results.
-        video_stream: index of the video stream in a file of several.
-        decoder: "auto", "cpu" or "nvdec".
-    """
-
-    start: float | None = None
-    end: float | None = None
-    stride: int = 1
-    fps: float | None = None
-    max_frames: int | None = None
-    video_stream: int | None = None
-    decoder: Literal["auto", "cpu", "nvdec"] = "auto"
-
-    def frames(self, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """Yields the chosen ones of the frames, whose number is not limited here."""
-        return select(frames, start=self.start, end=self.end, stride=self.stride, fps=self.fps)
+from stream_rpn.sources.select import Selection
+from stream_rpn.statistics import StreamStatistics
+from stream_rpn.timing import StageTimes
 
 
 class Pipeline:
@@ -112,85 +87,6 @@ class Pipeline:
     def propose(self, frames: Iterable[list[Frame]], times: StageTimes) -> Iterator[Proposals]:
         """Yields the proposals of batches of frames, in order."""
         return self.network.propose(frames, times)
-
-
-class StreamStatistics:
-    """What is known of one source while it runs; may be read from any thread.
-
-    Attributes:
-        times: how long each stage took.
-        ages: of live frames in milliseconds, from the arrival of the last packet until the result
-            was written.
-        num_results: results so far.
-        elapsed_seconds: from the start of decoding to the last result.
-        drops: packets and frames that were lost so far, by reason.
-    """
-
-    info: StreamInfo
-
-    def __init__(self) -> None:
-        self.times = StageTimes()
-        self.ages = Histogram()
-        self.num_results = 0
-        self.elapsed_seconds = 0.0
-        self.drops: dict[str, int] = {}
-        self._source: sources.Source | None = None
-        self._started = time.perf_counter()
-
-    def count(self, proposals: Proposals) -> None:
-        """Counts a result that has left the network."""
-        proposals.source = self.info.source
-        if proposals.age_seconds is not None:
-            proposals.unix_seconds = time.time() - proposals.age_seconds
-        self.num_results += 1
-        self.elapsed_seconds = time.perf_counter() - self._started
-        self.count_drops(proposals.drops)
-
-    def count_drops(self, drops: Iterable[Drop]) -> None:
-        """Counts what was lost."""
-        for drop in drops:
-            if drop.count:
-                self.drops[drop.reason] = self.drops.get(drop.reason, 0) + drop.count
-
-    def written(self, proposals: Proposals) -> None:
-        """Notes how old a live frame is now that its result has been written."""
-        if proposals.age_seconds is not None:
-            self.ages.add(proposals.age_seconds * 1e3)
-
-    @property
-    def queued(self) -> int:
-        """What waits at the network: decoded frames, or batches of them where NVDEC decodes."""
-        raise NotImplementedError
-
-    @property
-    def stage_times(self) -> StageTimes:
-        """How long each stage took, those that sources share among them."""
-        return self.times
-
-    @property
-    def damaged_packets(self) -> int:
-        """Packets that could not be decoded, so far."""
-        return self._source.damaged_packets if self._source else 0
-
-    @property
-    def corrupt_frames(self) -> int:
-        """Frames so far whose picture the decoder marked as damaged; they are used all the same."""
-        return self._source.corrupt_frames if self._source else 0
-
-    @property
-    def fps(self) -> float:
-        """Results per second, from the start of decoding to the last result."""
-        return self.num_results / self.elapsed_seconds if self.elapsed_seconds else 0.0
-
-    def end(self) -> dict[str, Any]:
-        """Returns the totals that close a result file."""
-        return {
-            "frames": self.num_results,
-            "elapsed_seconds": round(self.elapsed_seconds, 3),
-            "drops": self.drops,
-            "damaged_packets": self.damaged_packets,
-            "corrupt_frames": self.corrupt_frames,
-        }
 
 
 class Stream(StreamStatistics):

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from stream_rpn.frame import Frame, StreamRPNError
-from stream_rpn.kernels.preprocess import Source, preprocess_planes
+from stream_rpn.kernels.preprocess import Source, preprocess, preprocess_planes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -111,6 +111,12 @@ def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple
 def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
     """Returns `size` rounded up to multiples of `divisor`."""
     return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
+
+
+def input_shape(frame: Frame, spec: InputSpec) -> tuple[int, int]:
+    """Returns (height, width) of the network's input for a frame, padding included."""
+    resized = resized_size(frame.height, frame.width, spec.min_size, spec.max_size)
+    return padded_size(resized, spec.size_divisor)
 
 
 @cache

@@ -16,7 +16,7 @@ from stream_rpn.frame import StreamRPNError
 from stream_rpn.measure import command, meter, peers, stages
 from stream_rpn.measure.meter import Meter, Usage
 from stream_rpn.measure.stages import BatchReport, Looped, Part
-from stream_rpn.network.network import GPUNetwork
+from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.queues import prefetch
 from stream_rpn.sources.synthetic import SyntheticVideo

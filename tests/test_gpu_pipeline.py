@@ -9,10 +9,11 @@ import torch
 from stream_rpn import Pipeline, load, sources
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.multistream import LivePolicy, LiveStreams
+from stream_rpn.network.eager import EagerNetwork
+from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.network.graph import MAX_GRAPHS, PATIENCE, Graph, GraphCache
-from stream_rpn.network.network import EagerNetwork, GPUNetwork
-from stream_rpn.pipeline import Selection
-from stream_rpn.queues import HostStream, Packed
+from stream_rpn.network.upload import HostStream, Packed
+from stream_rpn.sources.select import Selection
 from stream_rpn.timing import StageTimes
 
 CLIP = "synthetic:160x120@25,11"

@@ -18,9 +18,10 @@ from bench.senders import free_port, sender
 from stream_rpn import multistream, read, stream
 from stream_rpn.cli import main
 from stream_rpn.frame import Color, Drop, Frame, StreamRPNError
+from stream_rpn.multiplex import Lane, Merge
 from stream_rpn.network import network
+from stream_rpn.network.eager import batches
 from stream_rpn.preprocess import InputSpec
-from stream_rpn.queues import Lane, Merge, batches
 from stream_rpn.sources import expand, is_live, masked, stem
 from stream_rpn.sources.address import device_input
 from stream_rpn.sources.live import LivePolicy, LiveSource

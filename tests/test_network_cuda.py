@@ -14,9 +14,10 @@ import torch
 
 from stream_rpn import models
 from stream_rpn.frame import Color, Frame
+from stream_rpn.network.eager import EagerNetwork
+from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.network.graph import PATIENCE
-from stream_rpn.network.network import EagerNetwork, GPUNetwork
-from stream_rpn.queues import upload
+from stream_rpn.network.upload import upload
 from stream_rpn.timing import StageTimes
 
 BATCH = 4

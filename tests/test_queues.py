@@ -9,16 +9,9 @@ import torch
 
 from stream_rpn import preprocess, sources
 from stream_rpn.frame import StreamRPNError
-from stream_rpn.queues import (
-    NUM_SLOTS,
-    Download,
-    HostStream,
-    Slot,
-    batches,
-    in_order,
-    prefetch,
-    upload,
-)
+from stream_rpn.network.eager import batches
+from stream_rpn.network.upload import NUM_SLOTS, Download, HostStream, Slot, upload
+from stream_rpn.queues import in_order, prefetch
 from stream_rpn.timing import StageTimes
 
 SPEC = preprocess.InputSpec(min_size=64, max_size=128)

@@ -29,9 +29,10 @@ from stream_rpn.evaluation.recall import (
 )
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.models import DEFAULT_MODEL
-from stream_rpn.pipeline import Pipeline, Selection, Stream, parameters
+from stream_rpn.pipeline import Pipeline, Stream, parameters
 from stream_rpn.results import make_header
 from stream_rpn.rpn import RPN
+from stream_rpn.sources.select import Selection
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from stream_rpn.frame import StreamInfo
-from stream_rpn.pipeline import Selection, StreamStatistics
+from stream_rpn.sources.select import Selection
+from stream_rpn.statistics import StreamStatistics
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress

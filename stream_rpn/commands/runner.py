@@ -21,8 +21,10 @@ from stream_rpn import api, sinks
 from stream_rpn.commands.progress import Progress
 from stream_rpn.frame import Proposals, StreamRPNError
 from stream_rpn.multistream import LivePolicy, LiveStream, LiveStreams
-from stream_rpn.pipeline import Pipeline, Selection, Stream, StreamStatistics, parameters
+from stream_rpn.pipeline import Pipeline, Stream, parameters
 from stream_rpn.sources import expand, is_live, masked, parse_time, stem
+from stream_rpn.sources.select import Selection
+from stream_rpn.statistics import StreamStatistics
 
 WHOLE, NOTHING, PARTLY = 0, 2, 3
 NO_FRAME = "no frame lies between --start and --end"

@@ -23,9 +23,11 @@ from stream_rpn import sinks
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.measure.machine import cores
 from stream_rpn.measure.meter import Meter, Usage
-from stream_rpn.network.network import GPUNetwork, Network
-from stream_rpn.pipeline import Pipeline, Selection, parameters
+from stream_rpn.network.gpu import GPUNetwork
+from stream_rpn.network.network import Network
+from stream_rpn.pipeline import Pipeline, parameters
 from stream_rpn.sources import Source, open_source
+from stream_rpn.sources.select import Selection
 from stream_rpn.timing import Histogram, StageTimes
 
 Decoder = Literal["auto", "cpu", "nvdec"]

@@ -19,7 +19,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from stream_rpn.queues import Packed
+from stream_rpn.network.upload import Packed
 
 T = TypeVar("T")
 

@@ -21,9 +21,10 @@ from av.video.stream import VideoStream
 
 from stream_rpn.decode import Tally
 from stream_rpn.frame import Drop, Frame, StreamRPNError
+from stream_rpn.queues import POLL_SECONDS
 from stream_rpn.sources.address import is_device, is_pipe, is_streaming, is_url, local_path, masked
 from stream_rpn.sources.file import FileSource, Reception
-from stream_rpn.sources.packet_queue import POLL_SECONDS, Interrupted, PacketQueue
+from stream_rpn.sources.packet_queue import Interrupted, PacketQueue
 from stream_rpn.sources.source import Source
 from stream_rpn.sources.synthetic import SyntheticVideo
 from stream_rpn.timing import StageTimes

@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
-# How often those who wait look whether the run has been stopped.
-POLL_SECONDS = 0.1
+from stream_rpn.queues import POLL_SECONDS
+
 _JOIN_SECONDS = 1.0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 from stream_rpn.frame import Drop, Frame, StreamRPNError
 
@@ -93,3 +95,30 @@ def select(
             frame.drops = skipped + frame.drops
             skipped = ()
         yield frame
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which frames of a source are used.
+
+    Attributes:
+        start: seconds from the first timestamp; frames before it are left out.
+        end: seconds from the first timestamp; frames from it on are left out.
+        stride: every stride-th frame, by index.
+        fps: at most so many frames a second, by time.
+        max_frames: stop after so many results.
+        video_stream: index of the video stream in a file of several.
+        decoder: "auto", "cpu" or "nvdec".
+    """
+
+    start: float | None = None
+    end: float | None = None
+    stride: int = 1
+    fps: float | None = None
+    max_frames: int | None = None
+    video_stream: int | None = None
+    decoder: Literal["auto", "cpu", "nvdec"] = "auto"
+
+    def frames(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        """Yields the chosen ones of the frames, whose number is not limited here."""
+        return select(frames, start=self.start, end=self.end, stride=self.stride, fps=self.fps)
