@@ -35,12 +35,12 @@ from bench.senders import free_port, sender
 from stream_rpn import sinks
 from stream_rpn.cli import main as stream_rpn
 from stream_rpn.frame import Proposals
-from stream_rpn.network import network
+from stream_rpn.network import eager
 from stream_rpn.statistics import StreamStatistics
 
 SECONDS = 360.0
 # What a frame takes where five times too few of 30 a second get through, as cores share frames out.
-SLOW_MODEL_SECONDS = 5 / 30 * min(torch.get_num_threads(), network.MAX_WORKERS)
+SLOW_MODEL_SECONDS = 5 / 30 * min(torch.get_num_threads(), eager.MAX_WORKERS)
 COLUMNS = (
     "scenario", "source", "frames_in", "frames", "dropped", "adds_up", "reconnects",
     "p50", "p95", "p99", "p95_first_third", "p95_last_third",
@@ -181,7 +181,7 @@ def _noting_ages(ages: dict[str, list[tuple[float, float]]]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _slow_model(seconds: float) -> Iterator[None]:
-    propose = network.EagerNetwork._propose
+    propose = eager.EagerNetwork._propose
 
     def slow(self: Any, frames: Any, times: Any) -> Any:
         started = time.monotonic()
@@ -189,7 +189,7 @@ def _slow_model(seconds: float) -> Iterator[None]:
         time.sleep(max(0.0, seconds - (time.monotonic() - started)))
         return results
 
-    with _patched(network.EagerNetwork, "_propose", slow):
+    with _patched(eager.EagerNetwork, "_propose", slow):
         yield
 
 

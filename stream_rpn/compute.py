@@ -7,6 +7,7 @@ import torch
 from stream_rpn.frame import StreamRPNError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from stream_rpn.frame import Frame, StreamRPNError
-from stream_rpn.kernels.preprocess import Source, preprocess, preprocess_planes
+from stream_rpn.kernels.preprocess import Source, preprocess_planes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

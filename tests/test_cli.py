@@ -438,7 +438,8 @@ class TestProgress:
 
 class TestSubcommands:
     def test_help_is_quick_and_imports_no_torch(self):
-        code = "import sys; from stream_rpn import cli; cli.stream_parser().format_help(); "
+        code = "import sys; from stream_rpn.commands.stream import stream_parser; "
+        code += "stream_parser().format_help(); "
         code += "print([m for m in ('torch', 'av', 'numpy', 'rich') if m in sys.modules])"
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True

@@ -30,7 +30,7 @@ def _same_convolutions(monkeypatch):
     # Their bits depend on how many cores share one, and on how its weights are laid out.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr("stream_rpn.network.network.packed", lambda rpn: rpn)
+    monkeypatch.setattr("stream_rpn.network.eager.packed", lambda rpn: rpn)
     yield
     torch.set_num_threads(before)
 

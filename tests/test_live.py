@@ -19,7 +19,7 @@ from stream_rpn import multistream, read, stream
 from stream_rpn.cli import main
 from stream_rpn.frame import Color, Drop, Frame, StreamRPNError
 from stream_rpn.multiplex import Lane, Merge
-from stream_rpn.network import network
+from stream_rpn.network import eager
 from stream_rpn.network.eager import batches
 from stream_rpn.preprocess import InputSpec
 from stream_rpn.sources import expand, is_live, masked, stem
@@ -728,13 +728,13 @@ class TestScenarios:
         assert results.ends[0]["frames_in"] == summary["frames_in"]
 
     def test_a_model_that_is_too_slow(self, monkeypatch):
-        propose = network.EagerNetwork._propose
+        propose = eager.EagerNetwork._propose
 
         def slow(self, frames, times):
             time.sleep(0.3)
             return propose(self, frames, times)
 
-        monkeypatch.setattr(network.EagerNetwork, "_propose", slow)
+        monkeypatch.setattr(eager.EagerNetwork, "_propose", slow)
         with udp_camera("320x180@30") as uri:
             code, summary = run(uri, "-o", "null", "--max-age", "0.3", "--max-frames", "20")
         assert code == 0

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import stream_rpn
+from stream_rpn.commands.outputs import resolve_outputs
 from stream_rpn.frame import Color, Drop, Proposals, StreamInfo, StreamRPNError
-from stream_rpn.sinks import SINKS, ReaderGone, make_header, open_sink, resolve_outputs
+from stream_rpn.sinks import SINKS, ReaderGone, make_header, open_sink
 
 COLOR = Color("bt709", full_range=False, tagged=True)
 INFO = StreamInfo("clips/a.mp4", "a", 96, 64, fps=25.0, color=COLOR)

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from stream_rpn import cli
+from stream_rpn.commands.outputs import resolve_outputs
 from stream_rpn.frame import Color, Proposals, StreamInfo, StreamRPNError
-from stream_rpn.sinks import make_header, open_sink, resolve_outputs, stream
+from stream_rpn.sinks import make_header, open_sink, stream
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = ("--model", "mobilenet_v3_large_320_fpn", "--weights", "random", "--size", "96")

@@ -1,1 +1,21 @@
 """The commands: each a module with `add_arguments(parser)` and `run(arguments)`."""
+
+# Subcommand → (module with add_arguments(parser) and run(arguments) -> exit code, one line).
+COMMANDS = {
+    "eval": (
+        "stream_rpn.commands.eval",
+        "measure recall on annotated images",
+    ),
+    "train": ("stream_rpn.commands.train", "train a proposal network"),
+    "bench": (
+        "stream_rpn.commands.bench",
+        "measure speed on your video and machine, and say what limits it",
+    ),
+    "render": ("stream_rpn.commands.render", "draw saved results onto their video"),
+    "models": ("stream_rpn.commands.models", "list the models"),
+    "devices": ("stream_rpn.commands.devices", "list the cameras of this machine"),
+    "doctor": (
+        "stream_rpn.commands.doctor",
+        "say what this machine has and what 'auto' would choose",
+    ),
+}

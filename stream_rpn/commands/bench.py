@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from stream_rpn import api, sinks
-from stream_rpn.cli import add_model_arguments, positive
-from stream_rpn.commands.models import print_table
+from stream_rpn import api
+from stream_rpn.commands.arguments import add_model_arguments, positive
+from stream_rpn.commands.outputs import check_file
+from stream_rpn.commands.tables import print_table
 from stream_rpn.compute import choose_batch
 from stream_rpn.frame import StreamInfo, StreamRPNError
 from stream_rpn.measure import peers, stages
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     for name in (arguments.json, arguments.png):
         if name is not None:
-            sinks.check_file(name, [arguments.source], [], overwrite=arguments.overwrite)
+            check_file(name, [arguments.source], [], overwrite=arguments.overwrite)
     if not 0 < arguments.seconds < math.inf:
         raise StreamRPNError(f"--seconds must be a number above 0, got {arguments.seconds}.")
     if arguments.png is not None:

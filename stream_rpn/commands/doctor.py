@@ -17,7 +17,7 @@ from av.codec.hwaccel import hwdevices_available
 from rich.table import Table
 
 from stream_rpn import __version__, compute, models
-from stream_rpn.commands.models import print_table
+from stream_rpn.commands.tables import print_table
 
 _PACKAGES = ("torch", "torchvision", "triton", "av", "numpy", "pyarrow", "supervision")
 

@@ -16,6 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from stream_rpn import api, compute, sinks
+from stream_rpn.commands.outputs import resolve_outputs
 from stream_rpn.evaluation.coco import CocoDataset
 from stream_rpn.evaluation.curves import draw_curves
 from stream_rpn.evaluation.files import read_mot, read_predictions
@@ -95,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise StreamRPNError(f"There is no folder '{Path(name).parent}' to write into.")
     names = arguments.model or ([] if arguments.results else [DEFAULT_MODEL])
     outputs = (
-        sinks.resolve_outputs(
+        resolve_outputs(
             arguments.output,
             names,
             stems=[Path(name).stem for name in names],

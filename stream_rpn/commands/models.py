@@ -1,13 +1,12 @@
-"""`stream-rpn models`: the table of models, and how tables are printed."""
+"""`stream-rpn models`: the table of models."""
 
 from __future__ import annotations
 
 import argparse
 
-from rich.console import Console
 from rich.table import Table
 
-from stream_rpn.frame import StreamRPNError
+from stream_rpn.commands.tables import print_table
 from stream_rpn.models import DEFAULT_MODEL, MODELS
 
 
@@ -30,24 +29,3 @@ def run(arguments: argparse.Namespace) -> int:
         table.add_row("  licence", entry.licence)
     print_table(table)
     return 0
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        # Not rich's exit with 1, which would say that something went wrong.
-        raise BrokenPipeError
-
-
-def print_table(table: Table) -> None:
-    """Prints a table on standard output; a pipe has no width, so nothing is folded there.
-
-    Raises:
-        StreamRPNError: standard output cannot be written.
-    """
-    console = _Console()
-    try:
-        _Console(width=None if console.is_terminal else 320).print(table)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise StreamRPNError(f"cannot write standard output: {error.strerror}") from error

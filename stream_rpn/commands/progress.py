@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -135,3 +136,14 @@ def _display() -> RichProgress:
         console=Console(stderr=True),
         transient=True,
     )
+
+
+def complain(sentence: str) -> None:
+    """Prints one sentence on standard error."""
+    say(f"stream-rpn: {sentence}")
+
+
+def say(text: str) -> None:
+    """Prints on standard error, if there is anybody to read it."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)

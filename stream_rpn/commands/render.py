@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stream_rpn.cli import natural
+from stream_rpn.commands.arguments import natural
+from stream_rpn.commands.outputs import resolve_outputs
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.results import Results, read
-from stream_rpn.sinks import make_header, resolve_outputs
+from stream_rpn.sinks import make_header
 from stream_rpn.sources import open_source
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import sys
 import threading
 import types
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,10 @@ from typing import Any
 import torch
 
 from stream_rpn import api, sinks
-from stream_rpn.commands.progress import Progress
+from stream_rpn.commands.outputs import Output, check_file, resolve_outputs
+from stream_rpn.commands.progress import Progress, complain, say
+from stream_rpn.commands.summary import describe
+from stream_rpn.compute import DTYPE_NAMES
 from stream_rpn.frame import Proposals, StreamRPNError
 from stream_rpn.multistream import LivePolicy, LiveStream, LiveStreams
 from stream_rpn.pipeline import Pipeline, Stream, parameters
@@ -28,7 +30,6 @@ from stream_rpn.statistics import StreamStatistics
 
 WHOLE, NOTHING, PARTLY = 0, 2, 3
 NO_FRAME = "no frame lies between --start and --end"
-_DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.serve_token and arguments.serve is None:
         raise StreamRPNError("--serve-token is for --serve, which is not given")
     serve = [] if arguments.serve is None else [f"serve:{arguments.serve}"]
-    outputs = sinks.resolve_outputs(
+    outputs = resolve_outputs(
         arguments.output + serve,
         uris,
         stems=[stem(uri) for uri in uris],
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         token=arguments.serve_token,
     )
     if arguments.json_summary is not None:
-        sinks.check_file(arguments.json_summary, uris, outputs, overwrite=arguments.overwrite)
+        check_file(arguments.json_summary, uris, outputs, overwrite=arguments.overwrite)
     selection = Selection(
         start=None if arguments.start is None else parse_time(arguments.start),
         end=None if arguments.end is None else parse_time(arguments.end),
@@ -127,7 +128,7 @@ class _Run:
         selection: Selection,
         policy: LivePolicy,
         uris: list[str],
-        outputs: list[sinks.Output],
+        outputs: list[Output],
         together: bool,
     ) -> None:
         self.arguments = arguments
@@ -415,7 +416,7 @@ class _Run:
     def _network(self) -> dict[str, Any]:
         return {
             "device": str(self.pipeline.device),
-            "dtype": _DTYPE_NAMES[self.pipeline.dtype],
+            "dtype": DTYPE_NAMES[self.pipeline.dtype],
             "batch": self.pipeline.batch,
             "model": self.pipeline.rpn.name,
         }
@@ -454,41 +455,6 @@ class _Run:
             Path(path).write_text(text, encoding="utf-8")
         except OSError as error:
             self._fail(f"cannot write {path!r}: {error.strerror}")
-
-
-def describe(summary: dict[str, Any]) -> str:
-    """Returns the summary of one source for people: two or three lines."""
-    stages = " · ".join(
-        f"{name} {stage['p50_ms']:.2f}" for name, stage in summary["stages"].items()
-    )
-    drops = sum(summary["drops"].values())
-    lost = f", {drops} lost" if drops else ""
-    if any(summary.get("age_ms", {}).values()):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in summary["drops"].items())
-        age = summary["age_ms"]
-        lost = (
-            f"\n  live: {summary['frames_in']} frames in, {drops} dropped"
-            f"{f' ({reasons})' if reasons else ''}, {summary['reconnects']} reconnects; age "
-            f"{age['p50']:.0f} ms, p95 {age['p95']:.0f}, p99 {age['p99']:.0f}"
-        )
-    return (
-        f"{summary['source']}: {summary['frames']} frames, {summary['fps']:.1f} frames/s "
-        f"({summary['elapsed_seconds']:.2f} s){lost}; {summary['model']} in {summary['dtype']} on "
-        f"{summary['device']}, decoder {summary['decoder']}\n"
-        f"  ms per frame: {stages}; slowest: {summary['slowest_stage']}\n"
-        f"  → {', '.join(summary['outputs']) or 'nowhere'}"
-    )
-
-
-def complain(sentence: str) -> None:
-    """Prints one sentence on standard error."""
-    say(f"stream-rpn: {sentence}")
-
-
-def say(text: str) -> None:
-    """Prints on standard error, if there is anybody to read it."""
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

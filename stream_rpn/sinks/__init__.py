@@ -1,13 +1,9 @@
-"""Where results go: `open_sink` chooses by name, `resolve_outputs` checks beforehand."""
+"""Where results go: a sink is chosen by the name of the output."""
 
 from __future__ import annotations
 
-import glob
 import os
 import stat
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from stream_rpn.frame import StreamRPNError
@@ -26,23 +22,21 @@ from stream_rpn.sinks.video import MatroskaSink, MP4Sink
 from stream_rpn.sinks.web.sink import PREFIX as WEB_PREFIX
 from stream_rpn.sinks.web.sink import WebSink
 from stream_rpn.sinks.zeromq import ZeroMQSink
-from stream_rpn.sources.address import is_device, is_url, local_path, masked, stem
 
 __all__ = [
     "SCHEMES",
     "SINKS",
-    "Output",
     "ReaderGone",
     "Sink",
     "SinkOptions",
     "WebSink",
-    "check_file",
+    "check_place",
+    "is_file",
     "make_header",
     "open_sink",
-    "resolve_outputs",
+    "sink_class_of",
 ]
 
-DEFAULT_OUTPUT = "{stem}.proposals.jsonl"
 
 # By the end of the name, the longest that fits; "-" and "null" are whole names.
 SINKS: dict[str, type[Sink]] = {
@@ -68,35 +62,6 @@ SCHEMES: dict[str, type[Sink]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One sink to open, and the sources whose results it receives.
-
-    Attributes:
-        name: the output with `{stem}` filled in.
-        sources: indices into the list of sources.
-        options: what to open it with.
-    """
-
-    name: str
-    sources: tuple[int, ...]
-    options: SinkOptions
-
-    @property
-    def needs_image(self) -> bool:
-        """Whether the pipeline must keep decoded frames for this output."""
-        return _sink_class(self.name).needs_image
-
-    @property
-    def opens_at_once(self) -> bool:
-        """Whether it is opened before there are results."""
-        return _sink_class(self.name).opens_at_once
-
-    def open(self) -> Sink:
-        """Opens the sink; the checks were done by `resolve_outputs`."""
-        return _sink_class(self.name)(self.name, self.options)
-
-
 def open_sink(
     spec: str,
     *,
@@ -118,104 +83,23 @@ def open_sink(
     Raises:
         StreamRPNError: for an unknown ending, an existing file, or a place that can't be written.
     """
-    sink_class = _sink_class(spec)
-    if _is_file(spec):
-        _check_place(spec, overwrite=overwrite, in_place=sink_class.writes_in_place)
+    sink_class = sink_class_of(spec)
+    if is_file(spec):
+        check_place(spec, overwrite=overwrite, in_place=sink_class.writes_in_place)
     return sink_class(spec, SinkOptions(draw, crops, multiple_sources))
 
 
-def resolve_outputs(
-    specs: Sequence[str],
-    sources: Sequence[str],
-    *,
-    stems: Sequence[str] | None = None,
-    overwrite: bool = False,
-    draw: int = 20,
-    crops: int = 10,
-    token: str = "",
-) -> list[Output]:
-    """Checks all outputs before anything is opened, and says which source goes where.
-
-    An output with `{stem}` in its name becomes one per source; stems of equal name are made unique
-    by a number. Without outputs, each source gets `NAME.proposals.jsonl` in the current directory.
-
-    Args:
-        specs: the outputs as the user named them.
-        sources: the sources as the user named them.
-        stems: a short name for each source; from its name where not given.
-        overwrite: whether existing files may be replaced.
-        draw: passed to the sinks.
-        crops: passed to the sinks.
-        token: passed to the sinks.
-
-    Raises:
-        StreamRPNError: for an output that exists, cannot be written, is a source, occurs twice, or
-            cannot hold several sources.
-    """
-    unique = _unique(stems if stems is not None else [stem(source) for source in sources])
-    everything = tuple(range(len(sources)))
-    outputs: list[Output] = []
-    for spec in specs or [DEFAULT_OUTPUT]:
-        if "{stem}" in spec:
-            options = SinkOptions(draw, crops, token=token)
-            outputs += [
-                Output(spec.replace("{stem}", unique_stem), (index,), options)
-                for index, unique_stem in enumerate(unique)
-            ]
-        else:
-            options = SinkOptions(draw, crops, len(sources) > 1, token)
-            outputs.append(Output(spec, everything, options))
-
-    taken: dict[str, str] = {}
-    for output in outputs:
-        name = output.name
-        sink_class = _sink_class(name)
-        if len(output.sources) > 1 and not sink_class.takes_several_sources:
-            raise StreamRPNError(
-                f"output {masked(name)!r} cannot hold the results of {len(sources)} sources; "
-                "put {stem} in its name for one file each"
-            )
-        if name == "null":
-            continue
-        if name == "-" and sys.stdout is None:
-            raise StreamRPNError("cannot write standard output: it is closed")
-        if _is_file(name):
-            _check_place(name, overwrite=overwrite, in_place=sink_class.writes_in_place)
-        place = os.path.realpath(name) if _is_file(name) else name
-        if place in taken:
-            raise StreamRPNError(
-                f"outputs {taken[place]!r} and {name!r} are the same"
-                if taken[place] != name
-                else f"output {masked(name)!r} is given twice"
-            )
-        taken[place] = name
-        if _is_file(name):
-            for source in sources:
-                _check_not_source(name, source)
-    return outputs
-
-
-def check_file(
-    name: str, sources: Sequence[str], outputs: Sequence[Output], *, overwrite: bool
-) -> None:
-    """Checks that a file can be written beside `outputs`, by the same rules.
-
-    Raises:
-        StreamRPNError: it exists, cannot be written, or is a source or one of the outputs.
-    """
-    _check_place(name, overwrite=overwrite, in_place=True)
-    place = os.path.realpath(name)
-    if any(place == os.path.realpath(o.name) for o in outputs if _is_file(o.name)):
-        raise StreamRPNError(f"{name!r} is given for two different outputs")
-    for source in sources:
-        _check_not_source(name, source)
-
-
-def _is_file(spec: str) -> bool:
+def is_file(spec: str) -> bool:
+    """Tells whether an output is a file or a directory by its name."""
     return spec not in ("-", "null") and not spec.startswith(tuple(SCHEMES))
 
 
-def _sink_class(spec: str) -> type[Sink]:
+def sink_class_of(spec: str) -> type[Sink]:
+    """Returns the class of sink that an output's name stands for.
+
+    Raises:
+        StreamRPNError: none has such a name.
+    """
     if spec in ("-", "null"):
         return SINKS[spec]
     for scheme, sink_class in SCHEMES.items():
@@ -233,7 +117,7 @@ def _sink_class(spec: str) -> type[Sink]:
     return SINKS[max(fitting, key=len)]
 
 
-def _check_place(name: str, *, overwrite: bool, in_place: bool) -> None:
+def check_place(name: str, *, overwrite: bool, in_place: bool) -> None:
     """Checks that something can be created or replaced under this name."""
     path = Path(name)
     parent = path.parent
@@ -262,30 +146,3 @@ def _check_place(name: str, *, overwrite: bool, in_place: bool) -> None:
             raise StreamRPNError(f"cannot write {name!r}: it is not a regular file")
     elif not overwrite:
         raise StreamRPNError(f"output {name!r} exists; --overwrite replaces it")
-
-
-def _check_not_source(name: str, source: str) -> None:
-    """Checks that an output is not a source, nor a file of a directory or glob that is one."""
-    if source == "-" or is_url(source) or is_device(source):
-        return
-    path = str(local_path(source))
-    files = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
-    if os.path.isdir(path):
-        # Results may lie beside images that are a source, annotated video not beside videos.
-        files += [str(p) for p in Path(path).iterdir() if p.suffix.lower() in (".mp4", ".mkv")]
-    place = os.path.realpath(name)
-    for file in files:
-        same = os.path.exists(place) and os.path.samefile(place, file)
-        if same or place == os.path.realpath(file):
-            raise StreamRPNError(f"output {name!r} is also a source")
-
-
-def _unique(stems: Sequence[str]) -> list[str]:
-    """Returns the stems, the second "a" as "a-2" and so on, so that no two are equal."""
-    unique: list[str] = []
-    for name in stems:
-        candidate, number = name, 2
-        while candidate in unique or (candidate != name and candidate in stems):
-            candidate, number = f"{name}-{number}", number + 1
-        unique.append(candidate)
-    return unique

@@ -1,0 +1,160 @@
+"""What `-o` names: which source goes where, checked before anything is opened."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stream_rpn.frame import StreamRPNError
+from stream_rpn.sinks import check_place, is_file, sink_class_of
+from stream_rpn.sinks.sink import Sink, SinkOptions
+from stream_rpn.sources.address import is_device, is_url, local_path, masked, stem
+
+DEFAULT_OUTPUT = "{stem}.proposals.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One sink to open, and the sources whose results it receives.
+
+    Attributes:
+        name: the output with `{stem}` filled in.
+        sources: indices into the list of sources.
+        options: what to open it with.
+    """
+
+    name: str
+    sources: tuple[int, ...]
+    options: SinkOptions
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether the pipeline must keep decoded frames for this output."""
+        return sink_class_of(self.name).needs_image
+
+    @property
+    def opens_at_once(self) -> bool:
+        """Whether it is opened before there are results."""
+        return sink_class_of(self.name).opens_at_once
+
+    def open(self) -> Sink:
+        """Opens the sink; the checks were done by `resolve_outputs`."""
+        return sink_class_of(self.name)(self.name, self.options)
+
+
+def resolve_outputs(
+    specs: Sequence[str],
+    sources: Sequence[str],
+    *,
+    stems: Sequence[str] | None = None,
+    overwrite: bool = False,
+    draw: int = 20,
+    crops: int = 10,
+    token: str = "",
+) -> list[Output]:
+    """Checks all outputs before anything is opened, and says which source goes where.
+
+    An output with `{stem}` in its name becomes one per source; stems of equal name are made unique
+    by a number. Without outputs, each source gets `NAME.proposals.jsonl` in the current directory.
+
+    Args:
+        specs: the outputs as the user named them.
+        sources: the sources as the user named them.
+        stems: a short name for each source; from its name where not given.
+        overwrite: whether existing files may be replaced.
+        draw: passed to the sinks.
+        crops: passed to the sinks.
+        token: passed to the sinks.
+
+    Raises:
+        StreamRPNError: for an output that exists, cannot be written, is a source, occurs twice, or
+            cannot hold several sources.
+    """
+    unique = _unique(stems if stems is not None else [stem(source) for source in sources])
+    everything = tuple(range(len(sources)))
+    outputs: list[Output] = []
+    for spec in specs or [DEFAULT_OUTPUT]:
+        if "{stem}" in spec:
+            options = SinkOptions(draw, crops, token=token)
+            outputs += [
+                Output(spec.replace("{stem}", unique_stem), (index,), options)
+                for index, unique_stem in enumerate(unique)
+            ]
+        else:
+            options = SinkOptions(draw, crops, len(sources) > 1, token)
+            outputs.append(Output(spec, everything, options))
+
+    taken: dict[str, str] = {}
+    for output in outputs:
+        name = output.name
+        sink_class = sink_class_of(name)
+        if len(output.sources) > 1 and not sink_class.takes_several_sources:
+            raise StreamRPNError(
+                f"output {masked(name)!r} cannot hold the results of {len(sources)} sources; "
+                "put {stem} in its name for one file each"
+            )
+        if name == "null":
+            continue
+        if name == "-" and sys.stdout is None:
+            raise StreamRPNError("cannot write standard output: it is closed")
+        if is_file(name):
+            check_place(name, overwrite=overwrite, in_place=sink_class.writes_in_place)
+        place = os.path.realpath(name) if is_file(name) else name
+        if place in taken:
+            raise StreamRPNError(
+                f"outputs {taken[place]!r} and {name!r} are the same"
+                if taken[place] != name
+                else f"output {masked(name)!r} is given twice"
+            )
+        taken[place] = name
+        if is_file(name):
+            for source in sources:
+                _check_not_source(name, source)
+    return outputs
+
+
+def check_file(
+    name: str, sources: Sequence[str], outputs: Sequence[Output], *, overwrite: bool
+) -> None:
+    """Checks that a file can be written beside `outputs`, by the same rules.
+
+    Raises:
+        StreamRPNError: it exists, cannot be written, or is a source or one of the outputs.
+    """
+    check_place(name, overwrite=overwrite, in_place=True)
+    place = os.path.realpath(name)
+    if any(place == os.path.realpath(o.name) for o in outputs if is_file(o.name)):
+        raise StreamRPNError(f"{name!r} is given for two different outputs")
+    for source in sources:
+        _check_not_source(name, source)
+
+
+def _check_not_source(name: str, source: str) -> None:
+    """Checks that an output is not a source, nor a file of a directory or glob that is one."""
+    if source == "-" or is_url(source) or is_device(source):
+        return
+    path = str(local_path(source))
+    files = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
+    if os.path.isdir(path):
+        # Results may lie beside images that are a source, annotated video not beside videos.
+        files += [str(p) for p in Path(path).iterdir() if p.suffix.lower() in (".mp4", ".mkv")]
+    place = os.path.realpath(name)
+    for file in files:
+        same = os.path.exists(place) and os.path.samefile(place, file)
+        if same or place == os.path.realpath(file):
+            raise StreamRPNError(f"output {name!r} is also a source")
+
+
+def _unique(stems: Sequence[str]) -> list[str]:
+    """Returns the stems, the second "a" as "a-2" and so on, so that no two are equal."""
+    unique: list[str] = []
+    for name in stems:
+        candidate, number = name, 2
+        while candidate in unique or (candidate != name and candidate in stems):
+            candidate, number = f"{name}-{number}", number + 1
+        unique.append(candidate)
+    return unique

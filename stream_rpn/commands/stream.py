@@ -1,0 +1,146 @@
+"""`stream-rpn SOURCE …`: its options; what they do is in `runner`."""
+
+from __future__ import annotations
+
+import argparse
+
+from stream_rpn import __version__
+from stream_rpn.commands import COMMANDS
+from stream_rpn.commands.arguments import add_model_arguments, natural, numbers, positive, rate
+
+EPILOG = """\
+subcommands:
+{commands}
+  (a file of such a name is given as ./NAME; `stream-rpn NAME --help` for each)
+
+sources:
+  video.mp4, a URL, a directory or quoted glob of videos or of images, - for a video on standard
+  input, synthetic:[WxH@FPS,N] for a clip with moving objects
+  live: webcam, webcam:N, /dev/videoN, screen:[DISPLAY], rtsp://, rtmp://, udp://, http(s)://
+  (MJPEG, HLS), a named pipe; with one of them, or --realtime, all sources run at a time
+
+outputs, by extension; several may be given:
+  .jsonl .jsonl.gz .parquet .coco.json .mot.txt .npz   data
+  .mp4 .mkv                                            annotated video
+  DIR/                                                 crops of the best boxes
+  -                                                    JSON lines on standard output
+  rtsp://… rtmp://… udp://…                            annotated video as a live stream
+  zmq:tcp://127.0.0.1:PORT                             messages to ZeroMQ subscribers
+  null                                                 nothing
+
+exit codes:
+  0 whole   2 nothing could be produced   3 results, but something failed or was damaged
+  130 after Ctrl-C   143 after SIGTERM   1 a bug in stream-rpn
+"""
+
+
+def stream_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `stream-rpn SOURCE …`."""
+    commands = "\n".join(f"  {name:<8} {summary}" for name, (_, summary) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="stream-rpn",
+        description="Video in, region proposals out.",
+        epilog=EPILOG.format(commands=commands),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # A script's shortened option would change its meaning when another option is added.
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"stream-rpn {__version__}")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="what to read, see below")
+    out = parser.add_argument_group("results")
+    out.add_argument(
+        "-o",
+        "--output",
+        action="append",
+        default=[],
+        metavar="OUT",
+        help="where to write; repeatable; {stem} stands for the source's name "
+        "(default: {stem}.proposals.jsonl)",
+    )
+    out.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    out.add_argument("--draw", type=natural, default=20, metavar="N", help="boxes drawn per frame")
+    out.add_argument("--crops", type=natural, default=10, metavar="N", help="crops per frame")
+    out.add_argument(
+        "--serve",
+        metavar="[HOST:]PORT",
+        help="watch in a browser, with a feed of results, /metrics and /healthz "
+        "(HOST: 127.0.0.1; any other needs --serve-token)",
+    )
+    out.add_argument(
+        "--serve-token",
+        default="",
+        metavar="TOKEN",
+        help="what clients of --serve must know; 'auto' makes one up",
+    )
+    out.add_argument("--json-summary", metavar="FILE", help="write the summary as JSON")
+    out.add_argument("--quiet", action="store_true", help="print errors only")
+    add_model_arguments(parser)
+    proposals = parser.add_argument_group("proposals")
+    proposals.add_argument(
+        "--top", type=positive, default=300, metavar="N", help="proposals per frame"
+    )
+    proposals.add_argument(
+        "--pre-nms", type=positive, metavar="N", help="candidates per level before NMS"
+    )
+    proposals.add_argument("--nms", type=float, metavar="T", help="IoU above which NMS suppresses")
+    proposals.add_argument("--score-thresh", type=float, metavar="T", help="least score kept")
+    proposals.add_argument(
+        "--min-size", type=float, metavar="PX", help="least side kept, in network pixels"
+    )
+    proposals.add_argument(
+        "--anchor-sizes",
+        type=numbers,
+        metavar="A,B,…",
+        help="other anchor sizes, as many as the model has per level or in all",
+    )
+    proposals.add_argument(
+        "--anchor-ratios",
+        type=numbers,
+        metavar="A,B,…",
+        help="other ratios height/width, as many as the model has",
+    )
+    frames = parser.add_argument_group("frames")
+    frames.add_argument("--start", metavar="T", help="from this time on (seconds or HH:MM:SS)")
+    frames.add_argument("--end", metavar="T", help="up to this time, exclusive")
+    frames.add_argument(
+        "--stride", type=positive, default=1, metavar="N", help="every N-th frame by index"
+    )
+    frames.add_argument("--fps", type=rate, metavar="F", help="at most F frames a second, by time")
+    frames.add_argument("--max-frames", type=positive, metavar="N", help="stop after N results")
+    frames.add_argument("--stream", type=natural, metavar="N", help="which video stream of a file")
+    frames.add_argument(
+        "--decoder", choices=("auto", "cpu", "nvdec"), default="auto", help="what decodes"
+    )
+    live = parser.add_argument_group("live sources")
+    live.add_argument(
+        "--max-age",
+        type=rate,
+        default=0.5,
+        metavar="S",
+        help="drop frames that wait longer than S seconds for the network (0.5)",
+    )
+    live.add_argument(
+        "--open-timeout",
+        type=rate,
+        default=30.0,
+        metavar="S",
+        help="give a source S seconds to send its first packet (30)",
+    )
+    live.add_argument(
+        "--read-timeout",
+        type=rate,
+        default=10.0,
+        metavar="S",
+        help="a connection is lost after S seconds without a packet (10)",
+    )
+    live.add_argument(
+        "--reconnect",
+        type=natural,
+        default=5,
+        metavar="N",
+        help="try N times in a row to get a lost connection back (5)",
+    )
+    live.add_argument(
+        "--realtime", action="store_true", help="play files at their own pace, as if live"
+    )
+    return parser
