@@ -54,6 +54,7 @@ from stream_rpn.kernels.preprocess import Source, preprocess
 from stream_rpn.kernels.propose import Candidates, level_sizes, propose
 from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.preprocess import InputSpec, color_matrix
+from stream_rpn.queues import prefetch
 from stream_rpn.timing import StageTimes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -405,14 +406,9 @@ def time_network(proof: Proof) -> None:
         )
         for run in ("first", "second"):
             times, start = StageTimes(), time.perf_counter()
-            queues = network.queues(made_up_frames(total, rows, columns), times, surfaces=False)
-            try:
-                count = sum(1 for _ in queues[-1])
-            finally:
-                for queue in queues:
-                    queue.stop()
-                for queue in reversed(queues):
-                    queue.close()
+            decoded = prefetch(made_up_frames(total, rows, columns), 2 * batch + 2, name="decode")
+            with network.queues(decoded, times) as queues:
+                count = sum(1 for _ in queues)
             proof.add(
                 "network",
                 name=f"{name} b{batch} {'one graph' if graphs else 'kernel by kernel'}, {run} run",

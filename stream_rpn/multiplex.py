@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stream_rpn.frame import Drop, Frame
-from stream_rpn.queues import POLL_SECONDS
+from stream_rpn.queues import POLL_SECONDS, Queue
 
 # How long closing waits for threads that decode.
 JOIN_SECONDS = 1.5
@@ -20,7 +20,7 @@ JOIN_SECONDS = 1.5
 MOST_WAITING = 32
 
 
-class Merge:
+class Merge(Queue):
     """Frames of several sources for one network: each decoded in a thread, the newest win.
 
     Iterating gives one frame after another, the sources taking turns; as long as a batch is not
@@ -190,8 +190,7 @@ class Merge:
     def __len__(self) -> int:
         return sum(len(lane.waiting) for lane in self.lanes)
 
-    def stop(self) -> None:
-        """Ends the iteration now, on both sides, without waiting for the threads."""
+    def stop(self) -> None:  # noqa: D102
         with self._changed:
             self._over = True
             # A source that has nothing to give sees by its lane that it need not wait any longer.

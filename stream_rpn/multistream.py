@@ -4,6 +4,10 @@
     source ──> decode ──┼─ newest frames win ──> batches ──> network ──> each source's sinks
     source ──> decode ──┘
 
+Beside the flow of one source in `pipeline` and not in its place: that one opens the source in the
+caller's thread, so that what it is stands before its first frame and what is wrong with it comes as
+an exception; and it takes NVDEC's surfaces, which must not wait in lanes, as there are few.
+
 Each source has its own threads and clock, is opened there, ends, fails and comes back on its own.
 """
 
@@ -13,14 +17,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from stream_rpn import sources
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.multiplex import Lane, Merge
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.preprocess import input_shape
+from stream_rpn.queues import Closing
 from stream_rpn.sources.live import LivePolicy, LiveSource
 from stream_rpn.sources.select import Selection
 from stream_rpn.statistics import StreamStatistics
@@ -152,7 +156,7 @@ class LiveStream(StreamStatistics):
         }
 
 
-class LiveStreams:
+class LiveStreams(Closing):
     """The proposals of several sources, as they come.
 
     Iterating yields results, `proposals.stream` says of which source, and `None` where for a
@@ -190,7 +194,7 @@ class LiveStreams:
         ]
         self._merge = Merge(
             [(stream.lane, stream.frames()) for stream in self.streams],
-            size=2 * pipeline.batch + 2,
+            size=pipeline.queue_size,
             batch=pipeline.batch,
             shape=partial(input_shape, spec=pipeline.rpn.input_spec),
             max_age=policy.max_age,
@@ -198,12 +202,12 @@ class LiveStreams:
             limit=selection.max_frames,
             stopped=stopped,
         )
-        self._queues = pipeline.network.queues(self._merge, self.times, surfaces=False)
+        self._queues = pipeline.network.queues(self._merge, self.times)
 
     def __iter__(self) -> Iterator[Proposals | None]:
         while True:
             try:
-                proposals = self._queues[-1].take(_TICK_SECONDS)
+                proposals = self._queues.take(_TICK_SECONDS)
             except StopIteration:
                 return
             if proposals is not None:
@@ -219,25 +223,9 @@ class LiveStreams:
 
         One that waits for an address that does not answer ends later, by itself.
         """
-        self._merge.stop()
-        for queue in self._queues:
-            queue.stop()
-        for queue in reversed(self._queues):
-            queue.close()
-        self._merge.close()
+        self._queues.close()
         for stream in self.streams:
             stream.finish()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def proposals_of(streams: LiveStreams) -> Iterator[Proposals]:

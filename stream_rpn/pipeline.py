@@ -1,4 +1,8 @@
-"""Source → decode → queue → batch → preprocess → backbone → head → propose → suppress → results."""
+"""The flow of one source: decode → queue → batches → network → queue → proposals.
+
+Nested generators, each a stage; a queue between two of them is a thread. `multistream` has the flow
+of several sources at a time.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,7 @@ import itertools
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -16,6 +19,7 @@ from stream_rpn.frame import Frame, Proposals
 from stream_rpn.network.eager import EagerNetwork
 from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.network.network import Network
+from stream_rpn.queues import Closing, prefetch
 from stream_rpn.rpn import RPN
 from stream_rpn.sources.select import Selection
 from stream_rpn.statistics import StreamStatistics
@@ -84,12 +88,17 @@ class Pipeline:
             )
         return Stream(self, source, selection, stop or threading.Event())
 
+    @property
+    def queue_size(self) -> int:
+        """Decoded frames of a source that wait at most: two batches, and the ends of two more."""
+        return 2 * self.batch + 2
+
     def propose(self, frames: Iterable[list[Frame]], times: StageTimes) -> Iterator[Proposals]:
         """Yields the proposals of batches of frames, in order."""
         return self.network.propose(frames, times)
 
 
-class Stream(StreamStatistics):
+class Stream(StreamStatistics, Closing):
     """The proposals of one source, frame by frame, while later frames are being decoded.
 
     Iterate once; `close` (or leaving the `with`) stops early and leaves no thread.
@@ -111,11 +120,13 @@ class Stream(StreamStatistics):
         frames: Iterable[Frame] = self.times.each("decode", source)
         frames = itertools.takewhile(lambda _: not stop.is_set(), frames)
         frames = itertools.islice(selection.frames(frames), selection.max_frames)
-        surfaces = source.info.decoder.endswith("(nvdec)")
-        self._queues = pipeline.network.queues(frames, self.times, surfaces=surfaces)
+        # Surfaces are never queued, as NVDEC has few: the thread that decodes them copies them.
+        if not source.on_gpu:
+            frames = prefetch(frames, pipeline.queue_size, name="decode")
+        self._queues = pipeline.network.queues(frames, self.times)
 
     def __iter__(self) -> Iterator[Proposals]:
-        for proposals in self._queues[-1]:
+        for proposals in self._queues:
             self.count(proposals)
             yield proposals
         assert self._source is not None
@@ -123,28 +134,13 @@ class Stream(StreamStatistics):
 
     @property
     def queued(self) -> int:  # noqa: D102
-        return len(self._queues[0])
+        return len(self._queues)
 
     def close(self) -> None:
         """Stops decoding, joins the threads and closes the source."""
-        # Stop them all first: a thread that waits for its neighbour would never see the end.
-        for queue in self._queues:
-            queue.stop()
-        for queue in reversed(self._queues):
-            queue.close()
+        self._queues.close()
         assert self._source is not None
         self._source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def parameters(rpn: RPN, selection: Selection) -> dict[str, Any]:

@@ -1,21 +1,20 @@
-"""Where the pipeline overlaps: bounded queues between threads, pinned slots on the way to a GPU.
+"""Where the pipeline overlaps: bounded queues between threads.
 
-The threads of the stages, pinned memory and CUDA streams are made in this file only (and the
-threads that read live packets in `packet_queue.py`; sinks that talk to a network have their own).
 Every stage is a generator that takes an iterator and yields; run one after another they are plain
-function nesting, and `prefetch` puts a thread and a bounded queue at a boundary.
+function nesting, and `prefetch` puts a thread and a bounded queue at a boundary. Threads are made
+here, in `multiplex` (one a source that runs beside others) and in `sources.packet_queue` (one a
+live connection) only; sinks that talk to a network have their own.
 """
 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Generic, Self, TypeVar
-
-import torch
+from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,7 +23,38 @@ R = TypeVar("R")
 POLL_SECONDS = 0.1
 
 
-class prefetch(Generic[T]):
+class Closing(ABC):
+    """Something with threads behind it, which end at `close`, or where a `with` block does."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends everything and waits for it; may be called twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Queue(Closing):
+    """What waits between two threads."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Returns how many items wait."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ends the iteration now, on both sides, without waiting for the thread."""
+
+
+class prefetch(Queue, Generic[T]):
     """Iterates over `upstream` in a thread of its own, at most `size` items ahead of the consumer.
 
     The order is kept and nothing is dropped: a full queue makes the thread wait. An exception of
@@ -102,8 +132,7 @@ class prefetch(Generic[T]):
     def __len__(self) -> int:
         return len(self._items)
 
-    def stop(self) -> None:
-        """Ends the iteration now, on both sides, without waiting for the thread."""
+    def stop(self) -> None:  # noqa: D102
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -114,16 +143,41 @@ class prefetch(Generic[T]):
         self._thread.join()
         self._items.clear()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+class Queues(Closing, Generic[T]):
+    """The queues of a flow as one: iterates over what leaves the last, and ends all of them.
+
+    Args:
+        last: gives the results.
+        before: what feeds it, in the direction of the flow; of these the queues are ended with it.
+    """
+
+    def __init__(self, *before: Iterable[Any], last: prefetch[T]) -> None:
+        self._last = last
+        self._all = [*(stage for stage in before if isinstance(stage, Queue)), last]
+
+    def __iter__(self) -> Iterator[T]:
+        return self._last
+
+    def take(self, timeout: float | None = None) -> T | None:
+        """Returns the next result, or None where none comes within `timeout` seconds.
+
+        Raises:
+            StopIteration: at the end.
+        """
+        return self._last.take(timeout)
+
+    def __len__(self) -> int:
+        """Returns how many items wait in the first queue."""
+        return len(self._all[0])
+
+    def close(self) -> None:
+        """Stops all threads and waits for them."""
+        # Stop them all first: a thread that waits for its neighbour would never see the end.
+        for queue in self._all:
+            queue.stop()
+        for queue in reversed(self._all):
+            queue.close()
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
@@ -162,6 +216,9 @@ _sharing = threading.Lock()
 
 
 def _share_cores(pool: ThreadPoolExecutor, workers: int) -> None:
+    # Not at the top: sources, which queue their packets here, do without torch.
+    import torch
+
     with _sharing:
         threads = torch.get_num_threads()
         all_here = threading.Barrier(workers)

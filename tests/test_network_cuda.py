@@ -72,14 +72,11 @@ def network(device, *, form=GPUNetwork, dtype=torch.float32, features=False, **o
 
 def run(made, given):
     times = StageTimes()
-    queues = made.queues(iter(given), times, surfaces=False)
+    queues = made.queues(iter(given), times)
     try:
-        return list(queues[-1]), times
+        return list(queues), times
     finally:
-        for queue in queues:
-            queue.stop()
-        for queue in reversed(queues):
-            queue.close()
+        queues.close()
 
 
 def assert_same(ours, theirs):
@@ -158,12 +155,9 @@ def test_two_sources_at_a_time_share_a_network(device):
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_leaving_early_ends_the_threads(device):
     before = threading.active_count()
-    queues = network(device).queues(iter(frames(200)), StageTimes(), surfaces=False)
-    assert next(queues[-1]).frame == 0
-    for queue in queues:
-        queue.stop()
-    for queue in reversed(queues):
-        queue.close()
+    queues = network(device).queues(iter(frames(200)), StageTimes())
+    assert next(iter(queues)).frame == 0
+    queues.close()
     assert threading.active_count() == before
 
 

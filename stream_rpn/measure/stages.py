@@ -26,6 +26,7 @@ from stream_rpn.measure.meter import Meter, Usage
 from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.network.network import Network
 from stream_rpn.pipeline import Pipeline, parameters
+from stream_rpn.queues import prefetch
 from stream_rpn.sources import Source, open_source
 from stream_rpn.sources.select import Selection
 from stream_rpn.timing import Histogram, StageTimes
@@ -220,10 +221,11 @@ def decode_alone(uri: str, pipeline: Pipeline, seconds: float, decoder: Decoder 
 def network_alone(pipeline: Pipeline, frames: list[Frame], seconds: float) -> Part:
     """Measures decoded frames → proposals, in the threads and queues of the product."""
     times, batch = StageTimes(), pipeline.batch
-    queues = pipeline.network.queues(_cycled(frames), times, surfaces=False)
+    ahead = prefetch(_cycled(frames), pipeline.queue_size, name="decode")
+    queues = pipeline.network.queues(ahead, times)
     started = time.perf_counter()
-    try:
-        results = queues[-1]
+    with queues:
+        results = iter(queues)
         for _ in range(2 * batch):
             next(results)
         warm_up = time.perf_counter() - started
@@ -232,11 +234,6 @@ def network_alone(pipeline: Pipeline, frames: list[Frame], seconds: float) -> Pa
             while count < 3 * batch or count % batch or meter.elapsed() < seconds:
                 next(results)
                 count += 1
-    finally:
-        for queue in queues:
-            queue.stop()
-        for queue in reversed(queues):
-            queue.close()
     per_frame = {
         name: percentiles(stage) for name, stage in times.stages.items() if name != "decode"
     }

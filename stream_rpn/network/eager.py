@@ -10,11 +10,10 @@ import torch
 
 from stream_rpn import preprocess
 from stream_rpn.frame import Frame, Proposals
-from stream_rpn.multiplex import Merge
 from stream_rpn.network.network import Network
 from stream_rpn.network.onednn import packed
 from stream_rpn.preprocess import input_shape
-from stream_rpn.queues import in_order, prefetch
+from stream_rpn.queues import Queues, in_order, prefetch
 from stream_rpn.timing import StageTimes
 
 # More batches at a time on a CPU would take more memory than they save time.
@@ -34,14 +33,13 @@ class EagerNetwork(Network):
             self._layers = packed(self.rpn)
 
     def queues(  # noqa: D102
-        self, frames: Iterable[Frame] | Merge, times: StageTimes, *, surfaces: bool
-    ) -> list[prefetch[Any]]:
-        decoded = self._decoded(frames)
-        grouped = batches(decoded[0] if decoded else frames, self.batch, self.rpn.input_spec)
+        self, frames: Iterable[Frame | None], times: StageTimes
+    ) -> Queues[Proposals]:
+        grouped = batches(frames, self.batch, self.rpn.input_spec)
         workers = min(torch.get_num_threads(), MAX_WORKERS) if self.device.type == "cpu" else 1
         computed = in_order(lambda batch: self._propose(batch, times), grouped, workers)
         proposals = prefetch(chain.from_iterable(computed), 2 * self.batch, name="propose")
-        return [*decoded, proposals]
+        return Queues(frames, last=proposals)
 
     def propose(  # noqa: D102
         self, frames: Iterable[list[Frame]], times: StageTimes

@@ -13,7 +13,6 @@ import torch
 
 from stream_rpn.frame import Frame, Proposals
 from stream_rpn.kernels.preprocess import preprocess as preprocess_planes
-from stream_rpn.multiplex import Merge
 from stream_rpn.network.graph import GraphCache
 from stream_rpn.network.network import Network, Output
 from stream_rpn.network.upload import (
@@ -27,7 +26,7 @@ from stream_rpn.network.upload import (
     on,
     upload,
 )
-from stream_rpn.queues import prefetch
+from stream_rpn.queues import Queues, prefetch
 from stream_rpn.timing import StageTimes
 
 
@@ -52,15 +51,13 @@ class GPUNetwork(Network):
         self._lock = threading.Lock()
 
     def queues(  # noqa: D102
-        self, frames: Iterable[Frame] | Merge, times: StageTimes, *, surfaces: bool
-    ) -> list[prefetch[Any]]:
-        # Surfaces are copied in the thread that decodes them, never queued.
-        decoded = [] if surfaces else self._decoded(frames)
+        self, frames: Iterable[Frame | None], times: StageTimes
+    ) -> Queues[Proposals]:
         slots = self._slots()
-        arriving = upload(decoded[0] if decoded else frames, slots, times, keep_images=self.images)
+        arriving = upload(frames, slots, times, keep_images=self.images)
         uploaded = prefetch(arriving, AHEAD, name="upload")
         proposals = prefetch(self._propose(uploaded, slots, times), 2 * self.batch, name="propose")
-        return [*decoded, uploaded, proposals]
+        return Queues(frames, uploaded, last=proposals)
 
     def propose(  # noqa: D102
         self, frames: Iterable[list[Frame]], times: StageTimes

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,7 @@ from torch import Tensor
 from stream_rpn import preprocess
 from stream_rpn.frame import Frame, Proposals
 from stream_rpn.kernels.proposals import ProposalBatch
-from stream_rpn.multiplex import Merge
-from stream_rpn.queues import prefetch
+from stream_rpn.queues import Queues
 from stream_rpn.rpn import RPN
 from stream_rpn.timing import StageTimes
 
@@ -73,26 +72,18 @@ class Network(ABC):
         self.images = images
 
     @abstractmethod
-    def queues(
-        self, frames: Iterable[Frame] | Merge, times: StageTimes, *, surfaces: bool
-    ) -> list[prefetch[Any]]:
-        """Starts the threads from `frames` to the last queue, which yields each frame's proposals.
+    def queues(self, frames: Iterable[Frame | None], times: StageTimes) -> Queues[Proposals]:
+        """Starts the threads behind `frames`; what they give are each frame's proposals, in order.
 
         Args:
-            frames: decoded frames; iterated over in the first thread. A `Merge` has threads and
-                queues of its own, so none is put behind it: there, frames would only grow old.
+            frames: decoded frames; `None` among them ends a batch before it is full. A queue is
+                ended with those behind it; anything else is iterated over in the first thread.
             times: gets how long each stage takes per frame.
-            surfaces: the frames lie on the GPU, in surfaces of which the decoder has few.
         """
 
     @abstractmethod
     def propose(self, frames: Iterable[list[Frame]], times: StageTimes) -> Iterator[Proposals]:
         """Yields the proposals of batches of frames, in order, without threads."""
-
-    def _decoded(self, frames: Iterable[Frame] | Merge) -> list[prefetch[Any]]:
-        if isinstance(frames, Merge):
-            return []
-        return [prefetch(frames, 2 * self.batch + 2, name="decode")]
 
     def _run(self, images: Tensor, image_sizes: Tensor, mark: Callable[[str], None]) -> Output:
         """Runs the network; `mark` is called with a stage's name after it."""

@@ -174,6 +174,7 @@ class FileSource(Source):
             first = next(frames, None)
             if first is not None and first.image.sw_format is not None:
                 self._container, self._frames, self.tally = container, frames, tally
+                self.on_gpu = True
                 return first, ""
             reason = f"the hardware does not decode this {_codec(stream)} stream"
         except Exception as error:

@@ -17,10 +17,12 @@ class Source(ABC):
     Attributes:
         info: what is known of the source.
         tally: counts of what it gave and lost so far.
+        on_gpu: True where frames are surfaces of NVDEC, of which there are few.
     """
 
     info: StreamInfo
     tally: Tally
+    on_gpu: bool = False
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
