@@ -146,14 +146,15 @@ class LiveStream(StreamStatistics):
             self._finished = True
             self.count_drops((*self.lane.carried, *self._source.trailing_drops))
 
-    def end(self) -> dict[str, Any]:  # noqa: D102
+    def live_totals(self) -> dict[str, Any]:  # noqa: D102
         return {
-            "source": self.name,
-            **super().end(),
             "frames_in": self.frames_in,
             "reconnects": self.reconnects,
             "age_ms": self.ages.percentiles(),
         }
+
+    def end(self) -> dict[str, Any]:  # noqa: D102
+        return {"source": self.name, **super().end(), **self.live_totals()}
 
 
 class LiveStreams(Closing):

@@ -88,6 +88,15 @@ class Pipeline:
             )
         return Stream(self, source, selection, stop or threading.Event())
 
+    def facts(self) -> dict[str, Any]:
+        """Returns what computes, as summaries tell it: device, dtype, batch and model."""
+        return {
+            "device": str(self.device),
+            "dtype": compute.DTYPE_NAMES[self.dtype],
+            "batch": self.batch,
+            "model": self.rpn.name,
+        }
+
     @property
     def queue_size(self) -> int:
         """Decoded frames of a source that wait at most: two batches, and the ends of two more."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stream_rpn import sources
 from stream_rpn.frame import Drop, Proposals, StreamInfo
 from stream_rpn.timing import Histogram, StageTimes
+
+if TYPE_CHECKING:
+    from stream_rpn.sources.source import Source
 
 
 class StreamStatistics:
@@ -31,7 +33,7 @@ class StreamStatistics:
         self.num_results = 0
         self.elapsed_seconds = 0.0
         self.drops: dict[str, int] = {}
-        self._source: sources.Source | None = None
+        self._source: Source | None = None
         self._started = time.perf_counter()
 
     def count(self, proposals: Proposals) -> None:
@@ -78,6 +80,10 @@ class StreamStatistics:
     def fps(self) -> float:
         """Results per second, from the start of decoding to the last result."""
         return self.num_results / self.elapsed_seconds if self.elapsed_seconds else 0.0
+
+    def live_totals(self) -> dict[str, Any]:
+        """Returns what is told of sources that run beside others; nothing for one alone."""
+        return {}
 
     def end(self) -> dict[str, Any]:
         """Returns the totals that close a result file."""

@@ -13,7 +13,7 @@ import torch
 
 from stream_rpn import api, cli
 from stream_rpn.frame import StreamRPNError
-from stream_rpn.measure import command, meter, peers, stages
+from stream_rpn.measure import meter, peers, stages
 from stream_rpn.measure.meter import Meter, Usage
 from stream_rpn.measure.stages import BatchReport, Looped, Part
 from stream_rpn.network.gpu import GPUNetwork
@@ -197,7 +197,7 @@ class TestCommand:
     def test_table_json_and_picture(self, clip, tmp_path, capsys, monkeypatch):
         # One peer is enough here: each has its own test.
         few = peers.peers
-        monkeypatch.setattr(command.peers, "peers", lambda *args, **kw: few(*args, **kw)[:1])
+        monkeypatch.setattr(peers, "peers", lambda *args, **kw: few(*args, **kw)[:1])
         files = [str(tmp_path / "b.json"), str(tmp_path / "b.png")]
         arguments = ["--batch", "1,2", "--compare", "--json", files[0], "--png", files[1]]
         assert self.bench(clip, *arguments) == 0

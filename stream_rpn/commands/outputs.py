@@ -5,13 +5,15 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from stream_rpn.frame import StreamRPNError
+from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks import check_place, is_file, sink_class_of
-from stream_rpn.sinks.sink import Sink, SinkOptions
+from stream_rpn.sinks.sink import ReaderGone, Sink, SinkOptions
 from stream_rpn.sources.address import is_device, is_url, local_path, masked, stem
 
 DEFAULT_OUTPUT = "{stem}.proposals.jsonl"
@@ -44,6 +46,90 @@ class Output:
     def open(self) -> Sink:
         """Opens the sink; the checks were done by `resolve_outputs`."""
         return sink_class_of(self.name)(self.name, self.options)
+
+
+class OutputInUse:
+    """An output in the course of a run: pending, then open, then closed, or given up.
+
+    What fails is told in a sentence and gives up this output alone; the others go on. One that was
+    given up is not opened again for a later source: that would wipe what it holds.
+
+    Args:
+        output: what to open once there are results.
+        fail: told what went wrong.
+
+    Attributes:
+        begun: whether it has had results.
+        given_up: whether nothing more is to be written to it.
+    """
+
+    def __init__(self, output: Output, fail: Callable[[str], None]) -> None:
+        self.name, self.sources = output.name, output.sources
+        self.opens_at_once = output.opens_at_once
+        self.begun = self.given_up = False
+        self._output = output
+        self._fail = fail
+        self._sink: Sink | None = None
+
+    def open(self) -> Sink:
+        """Opens the sink.
+
+        Raises:
+            StreamRPNError: it cannot be opened.
+        """
+        self._sink = self._output.open()
+        return self._sink
+
+    def begin(
+        self, header: dict[str, Any], info: StreamInfo, status: Callable[[], dict[str, Any]]
+    ) -> None:
+        """Begins the results of a source; opens the sink with the first one."""
+        with self._guarded():
+            sink = self._sink or self.open()
+            sink.watch(status)
+            sink.begin(header, info)
+            self.begun = True
+
+    def write(self, proposals: Proposals) -> None:
+        """Writes the proposals of one frame."""
+        if self._sink is not None:
+            with self._guarded():
+                self._sink.write(proposals)
+
+    def end(self, totals: dict[str, Any]) -> None:
+        """Ends the results of a source."""
+        if self._sink is not None:
+            with self._guarded():
+                self._sink.end(totals)
+
+    def close(self) -> None:
+        """Finishes the output, if it is open."""
+        if self._sink is not None:
+            with self._guarded():
+                self._sink.close()
+            self._sink = None
+
+    def abort(self) -> None:
+        """Leaves what is readable of the output, if it is open."""
+        if self._sink is not None:
+            self._sink.abort()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Gives the output up where the block fails."""
+        try:
+            yield
+        except ReaderGone:
+            self._give_up()
+        except StreamRPNError as error:
+            self._fail(str(error))
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self.given_up = True
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.abort()
 
 
 def resolve_outputs(

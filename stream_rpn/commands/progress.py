@@ -10,15 +10,14 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import torch
-
-from stream_rpn.frame import StreamInfo
-from stream_rpn.sources.select import Selection
-from stream_rpn.statistics import StreamStatistics
-
 if TYPE_CHECKING:
+    import torch
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
+
+    from stream_rpn.frame import StreamInfo
+    from stream_rpn.sources.select import Selection
+    from stream_rpn.statistics import StreamStatistics
 
 PLAIN_SECONDS = 10.0
 _REFRESH_SECONDS = 0.1

@@ -7,7 +7,6 @@ import json
 import signal
 import threading
 import types
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -16,14 +15,14 @@ from typing import Any
 
 import torch
 
-from stream_rpn import api, sinks
-from stream_rpn.commands.outputs import Output, check_file, resolve_outputs
+from stream_rpn import api
+from stream_rpn.commands.outputs import Output, OutputInUse, check_file, resolve_outputs
 from stream_rpn.commands.progress import Progress, complain, say
-from stream_rpn.commands.summary import describe
-from stream_rpn.compute import DTYPE_NAMES
+from stream_rpn.commands.summary import describe, run_summary, source_summary
 from stream_rpn.frame import Proposals, StreamRPNError
 from stream_rpn.multistream import LivePolicy, LiveStream, LiveStreams
 from stream_rpn.pipeline import Pipeline, Stream, parameters
+from stream_rpn.sinks import WebSink, make_header
 from stream_rpn.sources import expand, is_live, masked, parse_time, stem
 from stream_rpn.sources.select import Selection
 from stream_rpn.statistics import StreamStatistics
@@ -119,7 +118,7 @@ def _policy(arguments: argparse.Namespace) -> LivePolicy:
 
 
 class _Run:
-    """The state of one run over all its sources."""
+    """One run over all its sources: feeds the outputs, and counts what failed."""
 
     def __init__(
         self,
@@ -131,23 +130,20 @@ class _Run:
         outputs: list[Output],
         together: bool,
     ) -> None:
-        self.arguments = arguments
+        self.quiet: bool = arguments.quiet
+        self.token: str = arguments.serve_token
+        self.json_summary: str | None = arguments.json_summary
         self.pipeline = pipeline
         self.selection = selection
         self.policy = policy
         self.uris = uris
-        self.outputs = outputs
+        self.together = together
+        self.outputs = [OutputInUse(output, self._fail) for output in outputs]
         self.stop = threading.Event()
         self.signal: int | None = None
         self.failures: list[str] = []
         self.num_results = 0
-        # By position in `outputs`. One that was given up is not opened again for a later source:
-        # that would wipe what it holds.
-        self.open_sinks: dict[int, sinks.Sink] = {}
-        self.begun: set[int] = set()
-        self.given_up: set[int] = set()
         self.summaries: list[dict[str, Any]] = []
-        self.together = together
 
     def run(self) -> int:
         before = {
@@ -161,32 +157,22 @@ class _Run:
                 self._run_together()
             else:
                 self._run_in_turn()
-            for position in list(self.open_sinks):
-                self._finish(position)
+            for output in self.outputs:
+                output.close()
         except BaseException:
-            for sink in self.open_sinks.values():
-                sink.abort()
+            for output in self.outputs:
+                output.abort()
             raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if self.arguments.json_summary is not None:
-            self._write_json_summary(self.arguments.json_summary)
+        if self.json_summary is not None:
+            self._write_json_summary(self.json_summary)
         if self.signal is not None:
             return 128 + self.signal
         if self.failures:
             return PARTLY if self.num_results else NOTHING
         return WHOLE
-
-    def _open_at_once(self) -> None:
-        """Opens what clients come to; if that fails, nothing else is begun."""
-        for position, output in enumerate(self.outputs):
-            if output.opens_at_once:
-                sink = self.open_sinks[position] = output.open()
-                if isinstance(sink, sinks.WebSink) and not (
-                    self.arguments.quiet and self.arguments.serve_token != "auto"
-                ):
-                    say(f"watch at {sink.url}")
 
     def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
         if self.signal is not None:
@@ -194,19 +180,59 @@ class _Run:
         self.signal = number
         self.stop.set()
 
-    def _outputs_of(self, index: int) -> list[int]:
-        """Returns the positions of the outputs of a source that have not been given up."""
-        return [
-            position
-            for position, output in enumerate(self.outputs)
-            if index in output.sources and position not in self.given_up
-        ]
+    def _open_at_once(self) -> None:
+        """Opens what clients come to; if that fails, nothing else is begun."""
+        for output in self.outputs:
+            if output.opens_at_once:
+                sink = output.open()
+                if isinstance(sink, WebSink) and not (self.quiet and self.token != "auto"):
+                    say(f"watch at {sink.url}")
+
+    def _outputs_of(self, index: int) -> list[OutputInUse]:
+        """Returns the outputs that still want the results of a source."""
+        return [o for o in self.outputs if index in o.sources and not o.given_up]
 
     def _run_in_turn(self) -> None:
         for index, uri in enumerate(self.uris):
             mine = self._outputs_of(index)
             if mine and not self.stop.is_set():
                 self._run_source(uri, mine)
+
+    def _run_source(self, uri: str, mine: list[OutputInUse]) -> None:
+        """Streams one source into its outputs."""
+        try:
+            stream = self.pipeline.open(uri, self.selection, stop=self.stop)
+        except StreamRPNError as error:
+            self._fail(str(error))
+            return
+        progress = Progress(self.selection, self.pipeline.device, quiet=self.quiet)
+        with stream, progress:
+            try:
+                self._feed(stream, mine, progress)
+            except StreamRPNError as error:
+                self._fail(f"{masked(uri)}: {error}")
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._fail_for_memory(masked(uri))
+            stream.close()
+            self._finish_source(stream, mine)
+
+    def _feed(self, stream: Stream, mine: list[OutputInUse], progress: Progress) -> None:
+        """Passes results to the outputs while one of them takes them.
+
+        They begin with the first result: a source that fails before it leaves no file behind.
+        """
+        results = iter(stream)
+        first = next(results, None)
+        if first is None and not self.stop.is_set():
+            raise StreamRPNError(NO_FRAME)
+        self._begin(stream, mine)
+        for proposals in chain([first] if first is not None else [], results):
+            if all(output.given_up for output in mine):
+                break
+            self._write(stream, mine, proposals)
+            progress.show([stream])
 
     def _run_together(self) -> None:
         """Streams all sources at a time; each ends its own outputs when it ends."""
@@ -218,9 +244,9 @@ class _Run:
             stop=self.stop,
             notice=complain,
         )
-        progress = Progress(self.selection, self.pipeline.device, quiet=self.arguments.quiet)
+        progress = Progress(self.selection, self.pipeline.device, quiet=self.quiet)
         running = list(streams.streams)
-        begun: set[int] = set()
+        begun: set[LiveStream] = set()
         with streams, progress:
             try:
                 for proposals in streams:
@@ -238,21 +264,19 @@ class _Run:
             for stream in running:
                 self._end_live(stream, begun)
 
-    def _take(self, streams: LiveStreams, proposals: Proposals, begun: set[int]) -> None:
+    def _take(self, streams: LiveStreams, proposals: Proposals, begun: set[LiveStream]) -> None:
         stream = streams.streams[proposals.stream]
         mine = self._outputs_of(stream.index)
         if not mine:
             streams.end(stream)
             return
-        if stream.index not in begun:
-            begun.add(stream.index)
+        if stream not in begun:
+            begun.add(stream)
             self._begin(stream, mine)
-        self.num_results += 1
-        with stream.times.measure("sinks"):
-            self._write(mine, proposals)
+        self._write(stream, mine, proposals)
         stream.written(proposals)
 
-    def _end_live(self, stream: LiveStream, begun: set[int]) -> None:
+    def _end_live(self, stream: LiveStream, begun: set[LiveStream]) -> None:
         stream.finish()
         error = stream.failure
         if error is not None and not isinstance(error, StreamRPNError):
@@ -264,115 +288,41 @@ class _Run:
         if not stream.opened:
             return
         mine = self._outputs_of(stream.index)
-        if mine and stream.index not in begun:
+        if mine and stream not in begun:
             self._begin(stream, mine)
         self._finish_source(stream, mine)
 
-    def _run_source(self, uri: str, mine: list[int]) -> None:
-        """Streams one source into the outputs at the positions `mine`."""
-        try:
-            stream = self.pipeline.open(uri, self.selection, stop=self.stop)
-        except StreamRPNError as error:
-            self._fail(str(error))
-            return
-        progress = Progress(self.selection, self.pipeline.device, quiet=self.arguments.quiet)
-        with stream, progress:
-            try:
-                self._feed(stream, mine, progress)
-            except StreamRPNError as error:
-                self._fail(f"{masked(uri)}: {error}")
-            except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                self._fail_for_memory(masked(uri))
-            stream.close()
-            self._finish_source(stream, mine)
-
-    def _finish_source(self, stream: StreamStatistics, mine: list[int]) -> None:
-        if not self.given_up.issuperset(mine):
-            self._report_damage(stream)
-        for position in mine:
-            if position in self.open_sinks:
-                with self._guarded(position):
-                    self.open_sinks[position].end(stream.end())
-                if len(self.outputs[position].sources) == 1:
-                    self._finish(position)
-        summary = self._summary(stream, mine)
-        self.summaries.append(summary)
-        if not self.arguments.quiet and (self.num_results or not self.failures):
-            say(describe(summary))
-
-    def _fail_for_memory(self, name: str) -> None:
-        self._fail(
-            f"{name}: the memory of {self.pipeline.device} is full; use a smaller --batch or --size"
-        )
-
-    def _feed(self, stream: Stream, mine: list[int], progress: Progress) -> None:
-        """Passes results to the sinks while one of them takes them.
-
-        They begin with the first result: a source that fails before it leaves no file behind.
-        """
-        results = iter(stream)
-        first = next(results, None)
-        if first is None and not self.stop.is_set():
-            raise StreamRPNError(NO_FRAME)
-        self._begin(stream, mine)
-        for proposals in chain([first] if first is not None else [], results):
-            if self.given_up.issuperset(mine):
-                break
-            self.num_results += 1
-            with stream.times.measure("sinks"):
-                self._write(mine, proposals)
-            progress.show([stream])
-
-    def _begin(self, stream: StreamStatistics, mine: list[int]) -> None:
-        header = sinks.make_header(
+    def _begin(self, stream: StreamStatistics, mine: list[OutputInUse]) -> None:
+        header = make_header(
             stream.info,
             model=self.pipeline.rpn.name,
             parameters=parameters(self.pipeline.rpn, self.selection),
         )
-        for position in mine:
-            with self._guarded(position):
-                if position not in self.open_sinks:
-                    self.open_sinks[position] = self.outputs[position].open()
-                self.open_sinks[position].watch(
-                    lambda: {**self._summary(stream, mine), "queued": stream.queued}
-                )
-                self.open_sinks[position].begin(header, stream.info)
-                self.begun.add(position)
+        for output in mine:
+            output.begin(header, stream.info, lambda: self._status(stream, mine))
 
-    def _write(self, mine: list[int], proposals: Proposals) -> None:
-        for position in mine:
-            if position in self.open_sinks:
-                with self._guarded(position):
-                    self.open_sinks[position].write(proposals)
+    def _status(self, stream: StreamStatistics, mine: list[OutputInUse]) -> dict[str, Any]:
+        return {**self._summary(stream, mine), "queued": stream.queued}
 
-    @contextmanager
-    def _guarded(self, position: int) -> Iterator[None]:
-        """Gives up an output that fails in the block; the others go on."""
-        try:
-            yield
-        except sinks.ReaderGone:
-            self._give_up(position)
-        except StreamRPNError as error:
-            self._fail(str(error))
-            self._give_up(position)
+    def _write(
+        self, stream: StreamStatistics, mine: list[OutputInUse], proposals: Proposals
+    ) -> None:
+        self.num_results += 1
+        with stream.times.measure("sinks"):
+            for output in mine:
+                output.write(proposals)
 
-    def _give_up(self, position: int) -> None:
-        self.given_up.add(position)
-        sink = self.open_sinks.pop(position, None)
-        if sink is not None:
-            sink.abort()
-
-    def _finish(self, position: int) -> None:
-        if position in self.open_sinks:
-            with self._guarded(position):
-                self.open_sinks[position].close()
-            self.open_sinks.pop(position, None)
-
-    def _fail(self, sentence: str) -> None:
-        self.failures.append(sentence)
-        complain(sentence)
+    def _finish_source(self, stream: StreamStatistics, mine: list[OutputInUse]) -> None:
+        if not all(output.given_up for output in mine):
+            self._report_damage(stream)
+        for output in mine:
+            output.end(stream.end())
+            if len(output.sources) == 1:
+                output.close()
+        summary = self._summary(stream, mine)
+        self.summaries.append(summary)
+        if not self.quiet and (self.num_results or not self.failures):
+            say(describe(summary))
 
     def _report_damage(self, stream: StreamStatistics) -> None:
         # On the way to a live source packets are lost as a matter of course.
@@ -386,75 +336,38 @@ class _Run:
             uri = stream.info.source
             self._fail(f"{uri}: the video is damaged ({counts}); every frame that decodes was used")
 
-    def _summary(self, stream: StreamStatistics, mine: list[int]) -> dict[str, Any]:
-        times = stream.stage_times
-        live = (
-            {
-                "frames_in": stream.frames_in,
-                "reconnects": stream.reconnects,
-                "age_ms": stream.ages.percentiles(),
-            }
-            if isinstance(stream, LiveStream)
-            else {}
+    def _fail(self, sentence: str) -> None:
+        self.failures.append(sentence)
+        complain(sentence)
+
+    def _fail_for_memory(self, name: str) -> None:
+        self._fail(
+            f"{name}: the memory of {self.pipeline.device} is full; use a smaller --batch or --size"
         )
-        return {
-            "source": stream.info.source,
-            "frames": stream.num_results,
-            "fps": round(stream.fps, 2),
-            "elapsed_seconds": round(stream.elapsed_seconds, 3),
-            "decoder": stream.info.decoder,
-            **self._network(),
-            "stages": times.summary(),
-            "slowest_stage": times.slowest(),
-            **live,
-            "drops": dict(stream.drops),
-            "damaged_packets": stream.damaged_packets,
-            "corrupt_frames": stream.corrupt_frames,
-            "outputs": self._names(mine),
-        }
 
-    def _network(self) -> dict[str, Any]:
-        return {
-            "device": str(self.pipeline.device),
-            "dtype": DTYPE_NAMES[self.pipeline.dtype],
-            "batch": self.pipeline.batch,
-            "model": self.pipeline.rpn.name,
-        }
-
-    def _names(self, positions: Iterable[int]) -> list[str]:
-        there = self.begun - self.given_up
-        return [masked(self.outputs[position].name) for position in positions if position in there]
-
-    def _json_summary(self) -> dict[str, Any]:
-        """Returns the summary of the one source, or the totals of several with each one's own."""
-        if len(self.summaries) == len(self.uris) == 1:
-            return {**self.summaries[0], "failures": self.failures}
-        frames = sum(s["frames"] for s in self.summaries)
-        # One after another, or all at a time.
-        each = [s["elapsed_seconds"] for s in self.summaries]
-        seconds = max(each, default=0.0) if self.together else sum(each)
-        drops: Counter[str] = Counter()
-        for summary in self.summaries:
-            drops.update(summary["drops"])
-        return {
-            "frames": frames,
-            "fps": round(frames / seconds, 2) if seconds else 0.0,
-            "elapsed_seconds": round(seconds, 3),
-            **self._network(),
-            "drops": drops,
-            "damaged_packets": sum(s["damaged_packets"] for s in self.summaries),
-            "corrupt_frames": sum(s["corrupt_frames"] for s in self.summaries),
-            "outputs": self._names(range(len(self.outputs))),
-            "failures": self.failures,
-            "sources": self.summaries,
-        }
+    def _summary(self, stream: StreamStatistics, mine: list[OutputInUse]) -> dict[str, Any]:
+        return source_summary(stream, self.pipeline.facts(), _names(mine))
 
     def _write_json_summary(self, path: str) -> None:
-        text = json.dumps(self._json_summary(), indent=2) + "\n"
+        if len(self.summaries) == len(self.uris) == 1:
+            summary = {**self.summaries[0], "failures": self.failures}
+        else:
+            summary = run_summary(
+                self.summaries,
+                self.pipeline.facts(),
+                _names(self.outputs),
+                self.failures,
+                together=self.together,
+            )
         try:
-            Path(path).write_text(text, encoding="utf-8")
+            Path(path).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             self._fail(f"cannot write {path!r}: {error.strerror}")
+
+
+def _names(outputs: Iterable[OutputInUse]) -> list[str]:
+    """Returns the names of the outputs that have results and keep them."""
+    return [masked(output.name) for output in outputs if output.begun and not output.given_up]
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -2,7 +2,77 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stream_rpn.statistics import StreamStatistics
+
+
+def source_summary(
+    stream: StreamStatistics, network: Mapping[str, Any], outputs: Sequence[str]
+) -> dict[str, Any]:
+    """Returns what is to be said of one source, so far or at its end.
+
+    Args:
+        stream: what was counted and timed.
+        network: `Pipeline.facts`.
+        outputs: names of the outputs that have its results.
+    """
+    times = stream.stage_times
+    return {
+        "source": stream.info.source,
+        "frames": stream.num_results,
+        "fps": round(stream.fps, 2),
+        "elapsed_seconds": round(stream.elapsed_seconds, 3),
+        "decoder": stream.info.decoder,
+        **network,
+        "stages": times.summary(),
+        "slowest_stage": times.slowest(),
+        **stream.live_totals(),
+        "drops": dict(stream.drops),
+        "damaged_packets": stream.damaged_packets,
+        "corrupt_frames": stream.corrupt_frames,
+        "outputs": list(outputs),
+    }
+
+
+def run_summary(
+    sources: Sequence[dict[str, Any]],
+    network: Mapping[str, Any],
+    outputs: Sequence[str],
+    failures: Sequence[str],
+    *,
+    together: bool,
+) -> dict[str, Any]:
+    """Returns the totals of several sources with the summary of each.
+
+    Args:
+        sources: `source_summary` of each.
+        network: `Pipeline.facts`.
+        outputs: names of all outputs that have results.
+        failures: a sentence for each thing that went wrong.
+        together: the sources ran at the same time, not one after another.
+    """
+    frames = sum(source["frames"] for source in sources)
+    each = [source["elapsed_seconds"] for source in sources]
+    seconds = max(each, default=0.0) if together else sum(each)
+    drops: Counter[str] = Counter()
+    for source in sources:
+        drops.update(source["drops"])
+    return {
+        "frames": frames,
+        "fps": round(frames / seconds, 2) if seconds else 0.0,
+        "elapsed_seconds": round(seconds, 3),
+        **network,
+        "drops": drops,
+        "damaged_packets": sum(source["damaged_packets"] for source in sources),
+        "corrupt_frames": sum(source["corrupt_frames"] for source in sources),
+        "outputs": list(outputs),
+        "failures": list(failures),
+        "sources": list(sources),
+    }
 
 
 def describe(summary: dict[str, Any]) -> str:
