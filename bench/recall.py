@@ -13,7 +13,8 @@ from bench import report
 from stream_rpn import api
 from stream_rpn.evaluation.coco import CocoDataset
 from stream_rpn.evaluation.files import read_mot
-from stream_rpn.evaluation.recall import Recall, by_image, propose_dataset
+from stream_rpn.evaluation.propose import propose_dataset
+from stream_rpn.evaluation.recall import Recall, by_image
 from stream_rpn.pipeline import Pipeline
 
 VIDEOS = ("tud-campus", "pets09-s2l1-part1")

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from stream_rpn import api, cli
+from stream_rpn.commands import bench as command
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.measure import meter, peers, stages
 from stream_rpn.measure.meter import Meter, Usage

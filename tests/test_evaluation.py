@@ -12,7 +12,8 @@ from stream_rpn.evaluation import recall as evaluation
 from stream_rpn.evaluation.coco import CocoDataset
 from stream_rpn.evaluation.curves import draw_curves
 from stream_rpn.evaluation.files import read_mot, read_predictions
-from stream_rpn.evaluation.recall import LIMITS, Recall, by_image, evaluate, match, propose_dataset
+from stream_rpn.evaluation.propose import propose_dataset
+from stream_rpn.evaluation.recall import LIMITS, Recall, by_image, evaluate, match
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.models.checkpoint import load_model
 from tests.synthetic_coco import write_dataset

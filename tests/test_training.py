@@ -17,7 +17,8 @@ from stream_rpn import models
 from stream_rpn.anchors import grid, inside, scale_major
 from stream_rpn.cli import main
 from stream_rpn.evaluation.coco import CocoDataset
-from stream_rpn.evaluation.recall import Recall, by_image, propose_dataset
+from stream_rpn.evaluation.propose import propose_dataset
+from stream_rpn.evaluation.recall import Recall, by_image
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.kernels import boxes as box_ops
 from stream_rpn.models.checkpoint import load_model, save_weights

@@ -4,33 +4,61 @@ from __future__ import annotations
 
 import argparse
 import math
+from typing import Any
 
 
 def add_model_arguments(
     parser: argparse.ArgumentParser,
     *,
+    several: bool = False,
     batch: str | None = "auto",
     batch_help: str = "frames per call, or auto",
 ) -> None:
-    """Adds the arguments that say which model runs, and where."""
+    """Adds the options that say which model runs, and where.
+
+    Args:
+        parser: gets them as a group.
+        several: `--model` may be given more than once; and frames are not batched.
+        batch: the default of `--batch`.
+        batch_help: what is said of `--batch`.
+    """
     from stream_rpn.models import DEFAULT_MODEL
 
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        metavar="NAME|FILE",
-        help=f"a model of `stream-rpn models` or a checkpoint file (default: {DEFAULT_MODEL})",
-    )
+    help_text = f"a model of `stream-rpn models` or a checkpoint file (default: {DEFAULT_MODEL})"
+    if several:
+        model.add_argument(
+            "--model",
+            action="append",
+            default=[],
+            metavar="NAME|FILE",
+            help=f"{help_text}; repeatable",
+        )
+    else:
+        model.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME|FILE", help=help_text)
     model.add_argument(
         "--weights", metavar="FILE", help="a checkpoint, or 'random' to measure speed only"
     )
     model.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     model.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    model.add_argument("--batch", default=batch, metavar="N", help=batch_help)
+    if not several:
+        model.add_argument("--batch", default=batch, metavar="N", help=batch_help)
     model.add_argument(
         "--size", type=positive, metavar="PX", help="shorter side of the network's input"
     )
+
+
+def add_proposal_arguments(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Adds the options that say which proposals are kept: those named, or all."""
+    group = parser.add_argument_group("proposals")
+    for name in names or _PROPOSAL_OPTIONS:
+        group.add_argument(f"--{name}", **_PROPOSAL_OPTIONS[name])
+
+
+def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the keywords of `stream_rpn.load` that a command's options stand for."""
+    names = ["weights", "size", *(name.replace("-", "_") for name in _PROPOSAL_OPTIONS)]
+    return {name: getattr(arguments, name) for name in names if name in arguments}
 
 
 def positive(text: str) -> int:
@@ -67,3 +95,23 @@ def numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(
             f"must be numbers separated by commas, got '{text}'"
         ) from None
+
+
+# By name, as `ArgumentParser.add_argument` takes them; `stream_rpn.load` has a keyword for each.
+_PROPOSAL_OPTIONS: dict[str, dict[str, Any]] = {
+    "top": {"type": positive, "default": 300, "metavar": "N", "help": "proposals per frame"},
+    "pre-nms": {"type": positive, "metavar": "N", "help": "candidates per level before NMS"},
+    "nms": {"type": float, "metavar": "T", "help": "IoU above which NMS suppresses"},
+    "score-thresh": {"type": float, "metavar": "T", "help": "least score kept"},
+    "min-size": {"type": float, "metavar": "PX", "help": "least side kept, in network pixels"},
+    "anchor-sizes": {
+        "type": numbers,
+        "metavar": "A,B,…",
+        "help": "other anchor sizes, as many as the model has per level or in all",
+    },
+    "anchor-ratios": {
+        "type": numbers,
+        "metavar": "A,B,…",
+        "help": "other ratios height/width, as many as the model has",
+    },
+}

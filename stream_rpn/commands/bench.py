@@ -11,27 +11,24 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.table import Table
 
-from stream_rpn import api
-from stream_rpn.commands.arguments import add_model_arguments, positive
+from stream_rpn.commands.arguments import (
+    add_model_arguments,
+    add_proposal_arguments,
+    load_options,
+)
 from stream_rpn.commands.outputs import check_file
 from stream_rpn.commands.tables import print_table
-from stream_rpn.compute import choose_batch
-from stream_rpn.frame import StreamInfo, StreamRPNError
-from stream_rpn.measure import peers, stages
-from stream_rpn.measure.machine import describe_machine, machine
+from stream_rpn.frame import StreamRPNError
 from stream_rpn.measure.plot import draw, new_figure
-from stream_rpn.measure.stages import BatchReport, Part
-from stream_rpn.pipeline import Pipeline
 from stream_rpn.queues import prefetch
-from stream_rpn.sources import expand, open_source
-from stream_rpn.sources.synthetic import SyntheticVideo
+
+if TYPE_CHECKING:
+    from stream_rpn.measure.stages import BatchReport, Part
 
 SOURCE = "synthetic:1920x1080@30,90"
 BATCHES = "1,8,32"
@@ -51,9 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         batch_help=f"frames per call, several to compare: N,N,… (default: those of {BATCHES} that "
         "are quick)",
     )
-    parser.add_argument(
-        "--top", type=positive, default=api.DEFAULT_TOP, metavar="N", help="proposals per frame"
-    )
+    add_proposal_arguments(parser, "top")
     parser.add_argument(
         "--decoder", choices=("auto", "cpu", "nvdec"), default="auto", help="what decodes"
     )
@@ -86,10 +81,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise StreamRPNError(f"--seconds must be a number above 0, got {arguments.seconds}.")
     if arguments.png is not None:
         new_figure(1, 1)  # says now, not after a minute, that matplotlib is missing
+    from stream_rpn.measure.machine import describe_machine, machine
+    from stream_rpn.measure.run import Bench
+
     facts = machine()
     print(describe_machine(facts), flush=True)
     with tempfile.TemporaryDirectory(prefix="stream-rpn-bench-") as folder:
-        bench = _Bench(arguments, Path(folder))
+        batches = arguments.batch or BATCHES
+        bench = Bench(arguments, load_options(arguments), batches, Path(folder))
         print(bench.describe(), flush=True)
         # In a thread, as the product's network runs in one: where other programs want the cores,
         # OpenMP's barriers cost the main thread several times what they cost another.
@@ -115,138 +114,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.png is not None:
         draw(report, arguments.png)
     return 0
-
-
-class _Bench:
-    """One run of the command, and what it found."""
-
-    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
-        self.arguments = arguments
-        self.path, self.info = _local(arguments.source, folder)
-        self.out = folder / "proposals.jsonl"
-        self.batches = _batches(arguments.batch or BATCHES)
-        self.pipeline = self._pipeline(self.batches[0])
-        self.reports: list[BatchReport] = []
-        self.compared: list[dict[str, Any]] = []
-        self.left_out: list[str] = []
-
-    def _pipeline(self, batch: int) -> Pipeline:
-        given = self.arguments
-        rpn = api.load(given.model, given.weights, size=given.size, top=given.top)
-        return Pipeline(rpn, device=given.device, dtype=given.dtype, batch=batch)
-
-    @property
-    def best(self) -> BatchReport:
-        """The batch size that gives the most frames a second."""
-        return max(self.reports, key=lambda report: report.whole.fps)
-
-    def others(self) -> float:
-        """Returns the share of the cores that other processes took, at its worst."""
-        shares = [report.whole.usage.others_utilisation or 0.0 for report in self.reports]
-        return max(shares, default=0.0)
-
-    def describe(self) -> str:
-        """Returns what is measured, in one line."""
-        info, pipeline = self.info, self.pipeline
-        return (
-            f"{self.arguments.source}: {info.width}x{info.height} {info.codec}; "
-            f"{pipeline.rpn.name} in {_dtype(pipeline)} on {pipeline.device}; "
-            f"{self.arguments.seconds:g} s a number"
-        )
-
-    def measure(self) -> Iterator[str]:
-        """Measures each batch size, then the peers; yields a line of progress for each number.
-
-        Ctrl-C waits for the number that is being measured.
-        """
-        seconds, decoder = self.arguments.seconds, self.arguments.decoder
-        frames = stages.sample(self.path)
-        decode = stages.decode_alone(self.path, self.pipeline, seconds, decoder)
-        yield f"decode alone: {decode.fps:.1f} frames/s"
-        for batch in self.batches:
-            if self.reports and self.arguments.batch is None:
-                predicted = batch / self.reports[-1].network.fps
-                if predicted > seconds:
-                    self.left_out.append(
-                        f"Batch {batch} is left out, as one would take {predicted:.0f} s; "
-                        f"--batch {batch} measures it."
-                    )
-                    yield self.left_out[-1]
-                    continue
-            if batch != self.pipeline.batch:
-                self.pipeline = self._pipeline(batch)
-            unqueued, proposals = stages.network_unqueued(self.pipeline, frames, seconds)
-            yield f"batch {batch}, one by one: {unqueued.fps:.1f} frames/s"
-            network = stages.network_alone(self.pipeline, frames, seconds)
-            yield f"batch {batch}, network alone: {network.fps:.1f} frames/s"
-            sink = stages.sink_alone(self.pipeline, self.path, proposals, self.out)
-            whole = stages.whole(self.pipeline, self.path, self.out, seconds, decoder)
-            self.reports.append(BatchReport(batch, decode, network, unqueued, sink, whole))
-            yield f"batch {batch}, the whole: {whole.fps:.1f} frames/s"
-        if self.arguments.compare:
-            yield from self._compare()
-
-    def _compare(self) -> Iterator[str]:
-        given = self.arguments
-        if self.best.batch != self.pipeline.batch:
-            self.pipeline = self._pipeline(self.best.batch)
-        # Measured once more, so that both sides have the machine as it is in the same minute.
-        ours = stages.whole(self.pipeline, self.path, self.out, given.seconds, given.decoder)
-        self.compared.append({"name": "stream-rpn", "fps": round(ours.fps, 3), "ratio": 1.0})
-        for peer in peers.peers(self.pipeline, given.model, given.weights, size=given.size):
-            row = peers.measure_peer(peer, self.path, self.out, given.seconds)
-            if "fps" in row:
-                row["ratio"] = round(ours.fps / row["fps"], 3)
-            self.compared.append(row)
-            yield f"{row['name']}: {row.get('skipped') or '{:.1f} frames/s'.format(row['fps'])}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns everything that was found."""
-        pipeline = self.pipeline
-        return {
-            "source": self.arguments.source,
-            "width": self.info.width,
-            "height": self.info.height,
-            "codec": self.info.codec,
-            "model": pipeline.rpn.name,
-            "trained": pipeline.rpn.trained,
-            "device": str(pipeline.device),
-            "dtype": _dtype(pipeline),
-            "seconds_per_number": self.arguments.seconds,
-            "bottleneck": self.best.bottleneck(),
-            "left_out": self.left_out,
-            "batches": [report.to_json() for report in self.reports],
-            "compared": self.compared,
-        }
-
-
-def _local(source: str, folder: Path) -> tuple[str, StreamInfo]:
-    """Returns the file to measure, which a synthetic clip is encoded to first, and what it is."""
-    path = source
-    if source.startswith("synthetic:"):
-        path = str(folder / "clip.mp4")
-        with SyntheticVideo.parse(source).encoded() as encoded:
-            Path(path).write_bytes(encoded.read())
-    elif source == "-":
-        raise StreamRPNError("Standard input can be read only once; give bench a file.")
-    else:
-        files = expand([source])
-        if len(files) > 1:
-            raise StreamRPNError(f"{source} holds {len(files)} videos; give bench one of them.")
-        path = files[0]
-    with open_source(path, decoder="cpu") as opened:
-        if opened.info.live:
-            raise StreamRPNError(f"{source} comes at its own pace; give bench a file.")
-        return path, opened.info
-
-
-def _batches(text: str) -> list[int]:
-    sizes = [choose_batch(part, torch.device("cpu")) for part in text.split(",")]
-    return list(dict.fromkeys(sizes))
-
-
-def _dtype(pipeline: Pipeline) -> str:
-    return str(pipeline.dtype).removeprefix("torch.")
 
 
 def _stage_table(reports: list[BatchReport]) -> Table:

@@ -11,12 +11,9 @@ from collections.abc import Iterator
 from importlib import metadata, resources
 from pathlib import Path
 
-import av
-import torch
-from av.codec.hwaccel import hwdevices_available
 from rich.table import Table
 
-from stream_rpn import __version__, compute, models
+from stream_rpn import __version__, models
 from stream_rpn.commands.tables import print_table
 
 _PACKAGES = ("torch", "torchvision", "triton", "av", "numpy", "pyarrow", "supervision")
@@ -39,6 +36,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def report() -> Iterator[tuple[str, str]]:
     """Yields pairs of what is looked at and what was found."""
+    import av
+    import torch
+    from av.codec.hwaccel import hwdevices_available
+
+    from stream_rpn import compute
+
     yield "stream-rpn", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
     for package in _PACKAGES:
         try:
@@ -68,6 +71,8 @@ def report() -> Iterator[tuple[str, str]]:
 
 
 def _gpus() -> Iterator[tuple[str, str]]:
+    import torch
+
     if not torch.cuda.is_available():
         build = torch.version.cuda or torch.version.hip
         reason = f"torch is built for {build} but sees no device" if build else "torch's CPU build"
@@ -88,6 +93,8 @@ def _driver() -> str:
 
 
 def _nvdec() -> str:
+    import torch
+
     try:
         ctypes.CDLL("libnvcuvid.so.1")
     except OSError:
@@ -98,6 +105,8 @@ def _nvdec() -> str:
 
 
 def _kernels() -> str:
+    import torch
+
     if importlib.util.find_spec("triton") is None:
         return "not used: triton is not installed; the PyTorch form runs"
     if not torch.cuda.is_available():
@@ -106,6 +115,8 @@ def _kernels() -> str:
 
 
 def _weights() -> str:
+    import torch
+
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     found = []
     for name, entry in models.MODELS.items():
@@ -123,6 +134,8 @@ def _weights() -> str:
 
 
 def _choices() -> Iterator[tuple[str, str]]:
+    from stream_rpn import compute
+
     device = compute.choose_device()
     yield (
         "--device auto",

@@ -8,14 +8,18 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from stream_rpn import api, compute, sinks
+from stream_rpn.commands.arguments import (
+    add_model_arguments,
+    add_proposal_arguments,
+    load_options,
+)
 from stream_rpn.commands.outputs import resolve_outputs
 from stream_rpn.evaluation.coco import CocoDataset
 from stream_rpn.evaluation.curves import draw_curves
@@ -26,14 +30,16 @@ from stream_rpn.evaluation.recall import (
     LIMITS,
     Recall,
     by_image,
-    propose_dataset,
 )
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.models import DEFAULT_MODEL
-from stream_rpn.pipeline import Pipeline, Stream, parameters
 from stream_rpn.results import make_header
-from stream_rpn.rpn import RPN
 from stream_rpn.sources.select import Selection
+
+if TYPE_CHECKING:
+    from stream_rpn.pipeline import Stream
+    from stream_rpn.rpn import RPN
+    from stream_rpn.sinks.sink import Sink
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,23 +57,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR[,TAR…]",
         help="folders and tar files of images, separated by commas; with MOT, the video",
     )
-    what = parser.add_argument_group("what is measured; several stand side by side")
-    what.add_argument(
-        "--model", action="append", default=[], metavar="NAME|FILE", help="a model; repeatable"
-    )
-    what.add_argument(
+    add_model_arguments(parser, several=True)
+    add_proposal_arguments(parser, "pre-nms", "nms")
+    saved = parser.add_argument_group("saved proposals, beside models or alone")
+    saved.add_argument(
         "--results",
         action="append",
         default=[],
         metavar="FILE",
-        help="saved proposals: COCO results, detectron2 proposals (.pkl) or ours; repeatable",
+        help="COCO results, detectron2 proposals (.pkl) or ours; repeatable",
     )
-    what.add_argument("--weights", metavar="FILE", help="a checkpoint for the model")
-    what.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
-    what.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    what.add_argument("--size", type=int, metavar="PX", help="shorter side of the network's input")
-    what.add_argument("--pre-nms", type=int, metavar="N", help="candidates per level before NMS")
-    what.add_argument("--nms", type=float, metavar="T", help="IoU above which NMS suppresses")
     out = parser.add_argument_group("results")
     out.add_argument(
         "-o",
@@ -151,16 +150,12 @@ class _Data:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
 
-    def propose(self, name: str, outputs: list[sinks.Sink]) -> Iterator[Proposals]:
+    def propose(self, name: str, outputs: list[Sink]) -> Iterator[Proposals]:
         """Yields a model's proposals, up to the largest limit a frame, and writes them."""
-        rpn = api.load(
-            name,
-            self.arguments.weights,
-            size=self.arguments.size,
-            top=max(LIMITS),
-            pre_nms=self.arguments.pre_nms,
-            nms=self.arguments.nms,
-        )
+        from stream_rpn import api
+        from stream_rpn.pipeline import parameters
+
+        rpn = api.load(name, top=max(LIMITS), **load_options(self.arguments))
         info, results = self._open(rpn)
         header = make_header(info, model=rpn.name, parameters=parameters(rpn, Selection()))
         for output in outputs:
@@ -197,6 +192,11 @@ class _Images(_Data):
         self.scale = f"shorter side {int(np.median(sides)) if sides else 0} (median)"
 
     def _open(self, rpn: RPN) -> tuple[StreamInfo, Iterable[Proposals]]:
+        import torch
+
+        from stream_rpn import compute
+        from stream_rpn.evaluation.propose import propose_dataset
+
         device = compute.choose_device(self.arguments.device)
         dtype = compute.choose_dtype(self.arguments.dtype, device)
         rpn.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -219,6 +219,8 @@ class _Video(_Data):
         self.scale = f"{width}x{height}"
 
     def _open(self, rpn: RPN) -> tuple[StreamInfo, Iterable[Proposals]]:
+        from stream_rpn.pipeline import Pipeline
+
         pipeline = Pipeline(rpn, device=self.arguments.device, dtype=self.arguments.dtype)
         stream = pipeline.open(self.arguments.images)
         return stream.info, _closing(stream)

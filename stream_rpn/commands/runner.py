@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from stream_rpn import api
+from stream_rpn.commands.arguments import load_options
 from stream_rpn.commands.outputs import Output, OutputInUse, check_file, resolve_outputs
 from stream_rpn.commands.progress import Progress, complain, say
 from stream_rpn.commands.summary import describe, run_summary, source_summary
@@ -69,18 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         decoder=arguments.decoder,
     )
     with _one_thread():
-        rpn = api.load(
-            arguments.model,
-            arguments.weights,
-            size=arguments.size,
-            top=arguments.top,
-            pre_nms=arguments.pre_nms,
-            nms=arguments.nms,
-            score_thresh=arguments.score_thresh,
-            min_size=arguments.min_size,
-            anchor_sizes=arguments.anchor_sizes,
-            anchor_ratios=arguments.anchor_ratios,
-        )
+        rpn = api.load(arguments.model, **load_options(arguments))
         pipeline = Pipeline(
             rpn,
             device=arguments.device,

@@ -6,7 +6,13 @@ import argparse
 
 from stream_rpn import __version__
 from stream_rpn.commands import COMMANDS
-from stream_rpn.commands.arguments import add_model_arguments, natural, numbers, positive, rate
+from stream_rpn.commands.arguments import (
+    add_model_arguments,
+    add_proposal_arguments,
+    natural,
+    positive,
+    rate,
+)
 
 EPILOG = """\
 subcommands:
@@ -75,30 +81,7 @@ def stream_parser() -> argparse.ArgumentParser:
     out.add_argument("--json-summary", metavar="FILE", help="write the summary as JSON")
     out.add_argument("--quiet", action="store_true", help="print errors only")
     add_model_arguments(parser)
-    proposals = parser.add_argument_group("proposals")
-    proposals.add_argument(
-        "--top", type=positive, default=300, metavar="N", help="proposals per frame"
-    )
-    proposals.add_argument(
-        "--pre-nms", type=positive, metavar="N", help="candidates per level before NMS"
-    )
-    proposals.add_argument("--nms", type=float, metavar="T", help="IoU above which NMS suppresses")
-    proposals.add_argument("--score-thresh", type=float, metavar="T", help="least score kept")
-    proposals.add_argument(
-        "--min-size", type=float, metavar="PX", help="least side kept, in network pixels"
-    )
-    proposals.add_argument(
-        "--anchor-sizes",
-        type=numbers,
-        metavar="A,B,…",
-        help="other anchor sizes, as many as the model has per level or in all",
-    )
-    proposals.add_argument(
-        "--anchor-ratios",
-        type=numbers,
-        metavar="A,B,…",
-        help="other ratios height/width, as many as the model has",
-    )
+    add_proposal_arguments(parser)
     frames = parser.add_argument_group("frames")
     frames.add_argument("--start", metavar="T", help="from this time on (seconds or HH:MM:SS)")
     frames.add_argument("--end", metavar="T", help="up to this time, exclusive")

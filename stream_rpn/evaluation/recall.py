@@ -9,17 +9,15 @@ leave. Crowd regions are no objects.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stream_rpn.frame import Proposals
-from stream_rpn.rpn import RPN, propose_image
 
 if TYPE_CHECKING:
-    from stream_rpn.evaluation.coco import CocoDataset
+    pass
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 LIMITS = (10, 100, 300, 1000)
@@ -141,27 +139,6 @@ def evaluate(
 ) -> dict[str, float]:
     """Returns `Recall(predictions, ground_truth, limits).summary()`."""
     return Recall(predictions, ground_truth, limits).summary()
-
-
-def propose_dataset(
-    rpn: RPN, dataset: CocoDataset, *, limit: int | None = None
-) -> Iterator[Proposals]:
-    """Yields the proposals of annotated images, in pixels of the images.
-
-    Args:
-        rpn: the network; runs on its own device in its own dtype.
-        dataset: the images.
-        limit: only the first so many.
-    """
-    for index in range(len(dataset) if limit is None else min(limit, len(dataset))):
-        sample = dataset[index]
-        yield replace(
-            propose_image(rpn, sample.image),
-            frame=index,
-            image_id=sample.image_id,
-            name=sample.name,
-            source=str(dataset.path),
-        )
 
 
 def by_image(results: Iterable[Proposals]) -> dict[int, np.ndarray]:

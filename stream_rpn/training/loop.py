@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from stream_rpn import anchors as anchor_ops
 from stream_rpn import models
 from stream_rpn.evaluation.coco import CocoDataset, Sample
-from stream_rpn.evaluation.recall import LIMITS, Recall, by_image, propose_dataset
+from stream_rpn.evaluation.propose import propose_dataset
+from stream_rpn.evaluation.recall import LIMITS, Recall, by_image
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.models.checkpoint import save_weights
 from stream_rpn.rpn import RPN
