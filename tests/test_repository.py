@@ -43,6 +43,31 @@ def test_the_readmes_links_lead_somewhere():
     assert missing == []
 
 
+def test_the_map_shows_rooms_that_are_there():
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    rooms = text[text.index("## The rooms") : text.index("## Where to add")]
+    named = re.findall(r"`([\w/.]+(?:/|\.py))`", rooms)
+    assert len(named) > 20
+    places = [ROOT, ROOT / "stream_rpn"]
+    missing = [name for name in named if not any((place / name).exists() for place in places)]
+    assert [name for name in missing if name != "web/"] == []
+    folders = {init.parent.name for init in (ROOT / "stream_rpn").glob("*/__init__.py")}
+    unnamed = {name for name in folders if f"{name}/`" not in rooms}
+    assert unnamed == set()
+
+
+def test_modules_fit_a_reader():
+    """Kernels may be longer: they are read line by line beside their reference."""
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for folder in ("stream_rpn", "bench")
+        for path in (ROOT / folder).rglob("*.py")
+        if "kernels" not in path.parts
+    }
+    assert len(lengths) > 50
+    assert {name: length for name, length in lengths.items() if length > 450} == {}
+
+
 def test_only_the_triton_files_import_triton_at_the_top():
     offenders = [
         path.name
