@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stream_rpn.api import load, propose, stream
-    from stream_rpn.frame import Drop, Frame, Proposals, StreamInfo, StreamRPNError
+    from stream_rpn.frame import (
+        Drop,
+        DropKind,
+        DropReason,
+        Frame,
+        Proposals,
+        StreamInfo,
+        StreamRPNError,
+    )
     from stream_rpn.fusion import fuse, unfuse
     from stream_rpn.pipeline import Pipeline, Stream
     from stream_rpn.results import read
@@ -33,11 +41,15 @@ _EXPORTS = {
     "Proposals": "frame",
     "StreamInfo": "frame",
     "Drop": "frame",
+    "DropKind": "frame",
+    "DropReason": "frame",
     "StreamRPNError": "frame",
 }
 
 __all__ = [
     "Drop",
+    "DropKind",
+    "DropReason",
     "Frame",
     "Pipeline",
     "Proposals",

@@ -23,7 +23,7 @@ from av.video.format import VideoFormat
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from stream_rpn.frame import Color, Drop, Frame, StreamRPNError
+from stream_rpn.frame import Color, Drop, DropReason, Frame, StreamRPNError
 
 KEPT_FORMATS = frozenset({"yuv420p", "yuvj420p", "nv12", "yuv420p10le", "p010le"})
 """Pixel formats that frames keep; all others become yuv420p."""
@@ -83,7 +83,7 @@ class Tally:
     corrupt_frames: int = 0
     _pending: list[Drop] = field(default_factory=list)
 
-    def lose(self, reason: str, count: int = 1, first_pts: int | None = None) -> None:
+    def lose(self, reason: DropReason, count: int = 1, first_pts: int | None = None) -> None:
         """Records a loss; losses in a row for one reason become one."""
         self.damaged_packets += count
         if self._pending and self._pending[-1].reason == reason:
@@ -91,7 +91,7 @@ class Tally:
             count, first_pts = last.count + count, last.first_pts
         self._pending.append(Drop(reason, count, first_pts))
 
-    def skip(self, reason: str, count: int, first_pts: int | None) -> None:
+    def skip(self, reason: DropReason, count: int, first_pts: int | None) -> None:
         """Records packets that were left out although nothing was wrong with them."""
         self._pending.append(Drop(reason, count, first_pts))
 
@@ -150,7 +150,7 @@ class Decoder:
             try:
                 images = self._stream.codec_context.decode(packet)
             except av.error.FFmpegError:
-                self._tally.lose("damaged packet", 1, self._in_flight[0])
+                self._tally.lose(DropReason.DAMAGED_PACKET, 1, self._in_flight[0])
                 continue
             for image in images:
                 yield self._frame(image)
@@ -159,7 +159,7 @@ class Decoder:
         except av.error.FFmpegError:
             images = []
             if self._reopen is None:
-                self._tally.lose("damaged packet")
+                self._tally.lose(DropReason.DAMAGED_PACKET)
         for image in images:
             yield self._frame(image)
         yield from self._tail()
@@ -169,7 +169,7 @@ class Decoder:
             return
         missing = len(self._stream.index_entries) - self._packets_read
         if "mp4" in self._container.format.name and missing > 0:
-            self._tally.lose("missing packet", missing)
+            self._tally.lose(DropReason.MISSING_PACKET, missing)
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
         packets = self._given or self._container.demux(self._stream)
@@ -180,7 +180,7 @@ class Decoder:
                 return
             except av.error.FFmpegError:
                 self._packets_read += 1
-                self._tally.lose("damaged packet")
+                self._tally.lose(DropReason.DAMAGED_PACKET)
                 return
             # PyAV's last packet is empty and has no time. Any empty one would end the decoding.
             self._packets_read += packet.size > 0 or packet.dts is not None
@@ -212,7 +212,7 @@ class Decoder:
                     images = stream.codec_context.decode(packet if packet.size else None)
                 except av.error.FFmpegError:
                     if packet.pts in unreported:
-                        tally.lose("damaged packet", 1, packet.pts)
+                        tally.lose(DropReason.DAMAGED_PACKET, 1, packet.pts)
                     continue
                 for image in images:
                     if image.pts is not None and image.pts > last_pts:

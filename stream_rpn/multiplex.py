@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stream_rpn.frame import Drop, Frame
+from stream_rpn.frame import Drop, DropReason, Frame
 from stream_rpn.queues import POLL_SECONDS, Queue
 
 # How long closing waits for threads that decode.
@@ -124,7 +124,7 @@ class Merge(Queue):
         overload = time.monotonic() - self._idle_at > self._max_age / 2
         room = self._batch if overload else max(self._batch, MOST_WAITING)
         if sum(len(lane.waiting) for lane in live) >= room + len(self.lanes):
-            max(live, key=lambda lane: len(lane.waiting)).drop("queue full")
+            max(live, key=lambda lane: len(lane.waiting)).drop(DropReason.QUEUE_FULL)
 
     def __iter__(self) -> Iterator[Frame | None]:
         return self
@@ -156,7 +156,7 @@ class Merge(Queue):
         for index in ((self._turn + offset) % count for offset in range(count)):
             waiting = self.lanes[index].waiting
             while waiting and _older(waiting[0], now - self._max_age):
-                self.lanes[index].drop("stale")
+                self.lanes[index].drop(DropReason.STALE)
             if waiting:
                 ready[index] = self._shape(waiting[0])
         if not ready:
@@ -185,7 +185,7 @@ class Merge(Queue):
     def _end(self, lane: Lane) -> None:
         lane.closed = True
         while lane.waiting:
-            lane.drop("not wanted")
+            lane.drop(DropReason.NOT_WANTED)
 
     def __len__(self) -> int:
         return sum(len(lane.waiting) for lane in self.lanes)
@@ -236,7 +236,7 @@ class Lane:
         """Whether nothing can come any more."""
         return (self.finished or self.closed) and not self.waiting
 
-    def drop(self, reason: str) -> None:
+    def drop(self, reason: DropReason) -> None:
         """Drops the oldest frame and tells the next one."""
         frame = self.waiting.popleft()
         drops = (*frame.drops, Drop(reason, 1, frame.pts))

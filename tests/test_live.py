@@ -834,6 +834,17 @@ class TestScenarios:
         assert results.complete
         assert len(list(read("synthetic.parquet"))) == 90
 
+    def test_frames_that_nobody_wanted_are_no_damage(self, capsys):
+        clip, camera = "synthetic:64x48@30,90", "lavfi:testsrc=size=64x48:rate=30"
+        code, summary = run(clip, camera, "-o", "null", "--max-frames", "3")
+        assert code == 0
+        assert summary["failures"] == []
+        by_name = {s["source"]: s for s in summary["sources"]}
+        assert set(by_name[clip]["drops"]) == {"not wanted"}
+        assert all(adds_up(s) for s in summary["sources"])
+        told = capsys.readouterr().err
+        assert not any(word in told for word in ("damaged", "lost", "not wanted"))
+
     def test_network_cameras_of_jpeg_pictures(self):
         port = free_port(socket.SOCK_STREAM)
         with sender("mjpeg", str(port), "160x96@25"):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import stream_rpn
-from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.frame import Drop, DropKind, DropReason, Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks import make_header, open_sink
 
 INFO = StreamInfo("clips/a.mp4", "a", 192, 108, fps=25.0)
@@ -172,3 +172,23 @@ def test_gzip_files_are_what_gunzip_reads(tmp_path):
     path = written(tmp_path / "x.jsonl.gz", random_records())
     plain = written(tmp_path / "x.jsonl", random_records())
     assert gzip.decompress(path.read_bytes()) == plain.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet", "x.npz"])
+def test_reasons_that_are_not_known_here_are_read_as_they_stand(tmp_path, name):
+    records = random_records()[1:2]
+    records[0].drops = (Drop("struck by lightning", 1, 7), Drop("stale", 2, None))
+    (again,) = stream_rpn.read(written(tmp_path / name, records))
+    assert again.drops == records[0].drops
+    assert [str(drop.reason) for drop in again.drops] == ["struck by lightning", "stale"]
+    assert again.drops[1].reason.kind is DropKind.POLICY
+
+
+def test_reasons_say_what_they_are():
+    assert {kind: [str(r) for r in DropReason if r.kind is kind] for kind in DropKind} == {
+        DropKind.DAMAGE: ["damaged packet", "missing packet", "damaged image", "connection lost"],
+        DropKind.POLICY: ["decoder", "queue full", "stale"],
+        DropKind.WISH: ["not wanted"],
+    }
+    # As strings they stand in summaries and in the labels of metrics.
+    assert f"{DropReason.STALE}" == json.dumps({DropReason.STALE: 1})[2:7] == "stale"

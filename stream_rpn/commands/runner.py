@@ -20,7 +20,7 @@ from stream_rpn.commands.arguments import load_options
 from stream_rpn.commands.outputs import Output, OutputInUse, check_file, resolve_outputs
 from stream_rpn.commands.progress import Progress, complain, say
 from stream_rpn.commands.summary import describe, run_summary, source_summary
-from stream_rpn.frame import Proposals, StreamRPNError
+from stream_rpn.frame import DropKind, DropReason, Proposals, StreamRPNError
 from stream_rpn.multistream import LivePolicy, LiveStream, LiveStreams
 from stream_rpn.pipeline import Pipeline, Stream, parameters
 from stream_rpn.sinks import WebSink, make_header
@@ -318,7 +318,11 @@ class _Run:
         # On the way to a live source packets are lost as a matter of course.
         if stream.info.live:
             return
-        lost = dict(stream.drops)
+        lost = {
+            reason: count
+            for reason, count in stream.drops.items()
+            if DropReason(reason).kind is DropKind.DAMAGE
+        }
         if stream.corrupt_frames:
             lost["frame with errors in its picture"] = stream.corrupt_frames
         if lost:

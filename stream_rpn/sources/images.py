@@ -14,7 +14,7 @@ import av
 import av.error
 
 from stream_rpn.decode import PlaneConverter, Tally, display_rotation, displayed_size
-from stream_rpn.frame import Frame, StreamInfo, StreamRPNError
+from stream_rpn.frame import DropReason, Frame, StreamInfo, StreamRPNError
 from stream_rpn.sources.source import Source
 
 Image = Path | tuple[str, bytes]
@@ -81,7 +81,7 @@ class ImagesSource(Source):
             name, data = (item.name, item) if isinstance(item, Path) else item
             image = self._decode(data)
             if image is None:
-                tally.lose("damaged image")
+                tally.lose(DropReason.DAMAGED_IMAGE)
                 continue
             tally.frames_decoded += 1
             rotation = display_rotation(image)

@@ -20,7 +20,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from stream_rpn.decode import Tally
-from stream_rpn.frame import Drop, Frame, StreamRPNError
+from stream_rpn.frame import Drop, DropReason, Frame, StreamRPNError
 from stream_rpn.queues import POLL_SECONDS
 from stream_rpn.sources.address import is_device, is_pipe, is_streaming, is_url, local_path, masked
 from stream_rpn.sources.file import FileSource, Reception
@@ -259,7 +259,7 @@ class LiveSource(Source):
         if frame.arrived is not None and last is not None and last.arrived is not None:
             gap = frame.arrived - last.arrived
             if first:
-                lost = Drop("connection lost", 0, None, seconds=round(gap, 3))
+                lost = Drop(DropReason.CONNECTION_LOST, 0, None, seconds=round(gap, 3))
                 frame.drops = (*frame.drops, lost)
             if frame.pts_seconds is not None and last.pts_seconds is not None:
                 step = frame.pts_seconds + self._offset - last.pts_seconds

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
+from stream_rpn.frame import DropReason
 from stream_rpn.queues import POLL_SECONDS
 
 _JOIN_SECONDS = 1.0
@@ -43,7 +44,7 @@ class PacketQueue:
         timeout: tuple[float | None, float | None],
         intra_only: bool,
         stopped: Callable[[], bool],
-        skip: Callable[[str, int, int | None], None],
+        skip: Callable[[DropReason, int, int | None], None],
         release: Callable[[], None],
     ) -> None:
         self.error: Exception | None = None
@@ -142,7 +143,7 @@ class PacketQueue:
     def _tell(self) -> None:
         count, self._left_out = self._left_out, 0
         if count:
-            self._skip("decoder", count, self._first_left_out)
+            self._skip(DropReason.DECODER, count, self._first_left_out)
 
     def close(self) -> bool:
         """Ends the reading; returns False where the thread is still waiting for a packet."""
