@@ -182,7 +182,7 @@ class Frame:
         name: the file name, for image sources.
         arrived: `time.monotonic()` at which the last packet of a live frame came; None for files,
             whose frames are never dropped.
-        stream: which of the sources that run together.
+        source_index: which of the sources that run together, from 0.
     """
 
     index: int
@@ -197,7 +197,7 @@ class Frame:
     image_id: int | None = None
     name: str | None = None
     arrived: float | None = None
-    stream: int = 0
+    source_index: int = 0
 
 
 @dataclass(slots=True)
@@ -226,7 +226,7 @@ class Proposals:
         rotation: degrees clockwise that `image` must be turned by to be as displayed.
         color: how the planes of `image` encode colour.
         arrived: `time.monotonic()` at which a live frame's last packet came; None for files.
-        stream: which of the sources that run together, from 0.
+        source_index: which of the sources that run together, from 0.
         unix_seconds: the same moment as `arrived`, by the machine's calendar.
     """
 
@@ -251,7 +251,7 @@ class Proposals:
     rotation: int = 0
     color: Color | None = None
     arrived: float | None = None
-    stream: int = 0
+    source_index: int = 0
     unix_seconds: float | None = None
 
     @property

@@ -78,7 +78,7 @@ class Merge(Queue):
         iterator = iter(frames)
         try:
             for frame in iterator:
-                frame.stream = index
+                frame.source_index = index
                 if not self._offer(lane, frame):
                     break
                 del frame

@@ -160,7 +160,7 @@ class LiveStream(StreamStatistics):
 class LiveStreams(Closing):
     """The proposals of several sources, as they come.
 
-    Iterating yields results, `proposals.stream` says of which source, and `None` where for a
+    Iterating yields results, `proposals.source_index` says of which source, and `None` where for a
     moment there is none; it ends when all sources have. `close` (or leaving the `with`) ends it
     early. Whatever fails, fails in its own stream: see `LiveStream.failure`.
 
@@ -212,7 +212,7 @@ class LiveStreams(Closing):
             except StopIteration:
                 return
             if proposals is not None:
-                self.streams[proposals.stream].count(proposals)
+                self.streams[proposals.source_index].count(proposals)
             yield proposals
 
     def end(self, stream: LiveStream) -> None:

@@ -132,7 +132,7 @@ class TestFormForGPUsOnTheCPU:
         uris = [f"lavfi:testsrc=size={size}:rate=20:duration=1" for size in ("64x48", "96x48")]
         with LiveStreams(made, uris, Selection(), LivePolicy(max_age=30)) as streams:
             results = [proposals for proposals in streams if proposals is not None]
-        assert {p.stream: p.width for p in results} == {0: 64, 1: 96}
+        assert {p.source_index: p.width for p in results} == {0: 64, 1: 96}
         for stream in streams.streams:
             assert stream.failure is None
             assert stream.num_results + sum(stream.drops.values()) == stream.frames_in == 20

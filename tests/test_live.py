@@ -150,7 +150,7 @@ class TestMerge:
         )
         assert eventually(lambda: frames.lanes[0].finished and frames.lanes[2].finished)
         given = [next(frames) for _ in range(6)]
-        assert [(f.stream, f.index) for f in given] == [
+        assert [(f.source_index, f.index) for f in given] == [
             (0, 0), (2, 0), (0, 1), (2, 1), (0, 2), (2, 2)
         ]  # fmt: skip
         forever.set()

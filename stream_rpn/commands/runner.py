@@ -255,7 +255,7 @@ class _Run:
                 self._end_live(stream, begun)
 
     def _take(self, streams: LiveStreams, proposals: Proposals, begun: set[LiveStream]) -> None:
-        stream = streams.streams[proposals.stream]
+        stream = streams.streams[proposals.source_index]
         mine = self._outputs_of(stream.index)
         if not mine:
             streams.end(stream)

@@ -136,7 +136,7 @@ class Network(ABC):
                     rotation=frame.rotation,
                     color=frame.color,
                     arrived=frame.arrived,
-                    stream=frame.stream,
+                    source_index=frame.source_index,
                 )
             )
         return results
