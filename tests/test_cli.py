@@ -209,6 +209,14 @@ class TestResults:
         assert lines("out.jsonl")[-1]["end"]["frames"] == 3
 
 
+@pytest.mark.parametrize("option", ["--video-stream", "--stream"])
+def test_a_video_stream_is_chosen_by_two_names(option, capsys):
+    Path("a.mp4").write_bytes(clip("synthetic:64x48@30,3"))
+    assert stream_rpn("a.mp4", "-o", "null", option, "0") == 0
+    assert stream_rpn("a.mp4", "-o", "null", option, "1") == 2
+    assert "has no video stream 1" in capsys.readouterr().err
+
+
 class TestRefusals:
     """One sentence that names the culprit, exit code 2, nothing written."""
 

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         stride=arguments.stride,
         fps=arguments.fps,
         max_frames=arguments.max_frames,
-        video_stream=arguments.stream,
+        video_stream=arguments.video_stream,
         decoder=arguments.decoder,
     )
     with _one_thread():

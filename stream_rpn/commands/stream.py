@@ -90,7 +90,13 @@ def stream_parser() -> argparse.ArgumentParser:
     )
     frames.add_argument("--fps", type=rate, metavar="F", help="at most F frames a second, by time")
     frames.add_argument("--max-frames", type=positive, metavar="N", help="stop after N results")
-    frames.add_argument("--stream", type=natural, metavar="N", help="which video stream of a file")
+    frames.add_argument(
+        "--video-stream",
+        "--stream",
+        type=natural,
+        metavar="N",
+        help="which video stream of a file, from 0",
+    )
     frames.add_argument(
         "--decoder", choices=("auto", "cpu", "nvdec"), default="auto", help="what decodes"
     )
