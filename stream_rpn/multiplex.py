@@ -20,7 +20,7 @@ JOIN_SECONDS = 1.5
 MOST_WAITING = 32
 
 
-class Merge(Queue):
+class Multiplexer(Queue):
     """Frames of several sources for one network: each decoded in a thread, the newest win.
 
     Iterating gives one frame after another, the sources taking turns; as long as a batch is not
@@ -106,7 +106,7 @@ class Merge(Queue):
                 return False
             lane.frames += 1
             if lane.carried:
-                frame.drops, lane.carried = joined(lane.carried + frame.drops), ()
+                frame.drops, lane.carried = merge_drops(lane.carried + frame.drops), ()
             lane.waiting.append(frame)
             if frame.arrived is not None:
                 self._make_room()
@@ -211,7 +211,7 @@ class Merge(Queue):
 
 @dataclass
 class Lane:
-    """The frames of one source in a `Merge`.
+    """The frames of one source in a `Multiplexer`.
 
     Attributes:
         waiting: frames that wait for their turn, the oldest first.
@@ -241,12 +241,12 @@ class Lane:
         frame = self.waiting.popleft()
         drops = (*frame.drops, Drop(reason, 1, frame.pts))
         if self.waiting:
-            self.waiting[0].drops = joined(drops + self.waiting[0].drops)
+            self.waiting[0].drops = merge_drops(drops + self.waiting[0].drops)
         else:
-            self.carried = joined(drops)
+            self.carried = merge_drops(drops)
 
 
-def joined(drops: Iterable[Drop]) -> tuple[Drop, ...]:
+def merge_drops(drops: Iterable[Drop]) -> tuple[Drop, ...]:
     """Returns one record for each reason; lost connections stay one by one."""
     result: dict[Any, Drop] = {}
     for drop in drops:

@@ -21,7 +21,7 @@ from typing import Any
 
 from stream_rpn import sources
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
-from stream_rpn.multiplex import Lane, Merge
+from stream_rpn.multiplex import Lane, Multiplexer
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.preprocess import input_shape
 from stream_rpn.queues import Closing
@@ -193,7 +193,7 @@ class LiveStreams(Closing):
             LiveStream(i, uri, selection, policy, self.times, stopped, notice)
             for i, uri in enumerate(uris)
         ]
-        self._merge = Merge(
+        self._merge = Multiplexer(
             [(stream.lane, stream.frames()) for stream in self.streams],
             size=pipeline.queue_size,
             batch=pipeline.batch,

@@ -18,7 +18,7 @@ from bench.senders import free_port, sender
 from stream_rpn import multistream, read, stream
 from stream_rpn.cli import main
 from stream_rpn.frame import Color, Drop, Frame, StreamRPNError
-from stream_rpn.multiplex import Lane, Merge
+from stream_rpn.multiplex import Lane, Multiplexer
 from stream_rpn.network import eager
 from stream_rpn.network.eager import batches
 from stream_rpn.preprocess import InputSpec
@@ -52,7 +52,7 @@ def frame(index: int, *, live: bool = True, size: tuple[int, int] = (64, 48)) ->
     return Frame(index, index, None, *size, 0, COLOR, image=None, arrived=arrived)
 
 
-def merge(*upstreams, **options) -> Merge:
+def multiplexer(*upstreams, **options) -> Multiplexer:
     settings = {
         "size": 3,
         "batch": 1,
@@ -61,7 +61,7 @@ def merge(*upstreams, **options) -> Merge:
         "batch_wait": 0.02,
         "stopped": lambda: False,
     }
-    return Merge([(Lane(), frames) for frames in upstreams], **(settings | options))
+    return Multiplexer([(Lane(), frames) for frames in upstreams], **(settings | options))
 
 
 def losses(drops) -> dict[str, int]:
@@ -71,14 +71,14 @@ def losses(drops) -> dict[str, int]:
     return counts
 
 
-class TestMerge:
+class TestMultiplexer:
     def test_files_wait_and_keep_their_order(self):
-        frames = merge(frame(i, live=False) for i in range(50))
+        frames = multiplexer(frame(i, live=False) for i in range(50))
         assert [f.index for f in frames] == list(range(50))
         frames.close()
 
     def test_the_newest_live_frames_win_and_the_next_one_tells(self):
-        frames = merge([frame(i) for i in range(20)], batch=3)
+        frames = multiplexer([frame(i) for i in range(20)], batch=3)
         assert eventually(lambda: frames.lanes[0].finished)
         given = list(frames)
         assert [f.index for f in given] == [17, 18, 19]
@@ -94,7 +94,7 @@ class TestMerge:
             sent.wait(20)
             yield from (frame(i) for i in range(20))
 
-        frames = merge(camera())
+        frames = multiplexer(camera())
 
         def consume():
             for each in frames:
@@ -110,7 +110,7 @@ class TestMerge:
         frames.close()
 
     def test_many_sources_share_the_room_and_each_has_a_place(self):
-        frames = merge(*([frame(i) for i in range(9)] for _ in range(4)), batch=3)
+        frames = multiplexer(*([frame(i) for i in range(9)] for _ in range(4)), batch=3)
         assert eventually(lambda: all(lane.finished for lane in frames.lanes))
         waiting = [len(lane.waiting) for lane in frames.lanes]
         assert sum(waiting) == 3 + 4 - 1
@@ -119,7 +119,7 @@ class TestMerge:
         frames.close()
 
     def test_old_frames_are_dropped_when_their_turn_comes(self):
-        frames = merge([frame(i) for i in range(3)], max_age=0.05, batch=3)
+        frames = multiplexer([frame(i) for i in range(3)], max_age=0.05, batch=3)
         assert eventually(lambda: frames.lanes[0].finished)
         time.sleep(0.1)
         assert list(frames) == []
@@ -130,7 +130,7 @@ class TestMerge:
         given = [frame(i) for i in range(6)]
         given[0].drops = (Drop("decoder", 2, -2), Drop("connection lost", 0, None, 1.5))
         given[3].drops = (Drop("decoder", 4, 2), Drop("connection lost", 0, None, 2.5))
-        frames = merge(given, batch=3)
+        frames = multiplexer(given, batch=3)
         assert eventually(lambda: frames.lanes[0].finished)
         first = next(frames)
         assert first.index == 3
@@ -145,7 +145,7 @@ class TestMerge:
             forever.wait(20)
             yield from ()
 
-        frames = merge(
+        frames = multiplexer(
             [frame(i) for i in range(3)], stalled(), [frame(i) for i in range(3)], batch=9
         )
         assert eventually(lambda: frames.lanes[0].finished and frames.lanes[2].finished)
@@ -160,7 +160,7 @@ class TestMerge:
     def test_a_batch_is_of_one_shape_as_long_as_it_can(self):
         wide = [frame(i, live=False, size=(96, 48)) for i in range(4)]
         small = [frame(i, live=False) for i in range(4)]
-        frames = merge(small, wide, size=9, batch=2)
+        frames = multiplexer(small, wide, size=9, batch=2)
         assert eventually(lambda: all(lane.finished for lane in frames.lanes))
         widths = [f.width for f in frames if f is not None]
         assert widths[0::2] == widths[1::2]
@@ -175,7 +175,7 @@ class TestMerge:
             more.wait(20)
             yield frame(1)
 
-        frames = merge(slow(), batch=4)
+        frames = multiplexer(slow(), batch=4)
         groups = batches(frames, 4, InputSpec(min_size=64, max_size=128))
         assert [f.index for f in next(groups)] == [0]
         more.set()
@@ -187,7 +187,7 @@ class TestMerge:
             yield frame(0)
             raise StreamRPNError("the cable is out")
 
-        frames = merge(broken(), (frame(i, live=False) for i in range(9)))
+        frames = multiplexer(broken(), (frame(i, live=False) for i in range(9)))
         assert len(list(frames)) == 10
         assert str(frames.lanes[0].error) == "the cable is out"
         assert frames.lanes[1].error is None
@@ -200,7 +200,7 @@ class TestMerge:
             yield from (frame(0), frame(1))
             stop.wait(20)
 
-        frames = merge(endless(), stopped=stop.is_set, batch=2)
+        frames = multiplexer(endless(), stopped=stop.is_set, batch=2)
         assert eventually(lambda: len(frames) == 2)
         stop.set()
         assert [f.index for f in frames] == [0, 1]
@@ -215,13 +215,13 @@ class TestMerge:
                 time.sleep(0.01)
             yield from ()
 
-        frames = merge(stalled())
+        frames = multiplexer(stalled())
         begun.set()
         frames.close()
         assert eventually(lambda: frames.lanes[0].finished)
 
     def test_what_waits_at_the_end_is_counted(self):
-        frames = merge(frame(i) for i in range(2))
+        frames = multiplexer(frame(i) for i in range(2))
         assert eventually(lambda: frames.lanes[0].finished)
         frames.close()
         assert losses(frames.lanes[0].carried) == {"queue full": 1, "not wanted": 1}
@@ -233,7 +233,7 @@ class TestMerge:
                 time.sleep(0.002)
                 yield frame(index, live=is_live)
 
-        frames = merge(upstream(), limit=5)
+        frames = multiplexer(upstream(), limit=5)
         given = []
         for each in frames:
             given.append(each)

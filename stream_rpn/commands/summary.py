@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from stream_rpn.frame import DropKind, DropReason
+
 if TYPE_CHECKING:
     from stream_rpn.statistics import StreamStatistics
 
@@ -75,26 +77,22 @@ def run_summary(
     }
 
 
-from stream_rpn.frame import DropKind, DropReason
-
-
 def describe(summary: dict[str, Any]) -> str:
     """Returns the summary of one source for people: two or three lines."""
     stages = " · ".join(
         f"{name} {stage['p50_ms']:.2f}" for name, stage in summary["stages"].items()
     )
-    drops = {
-        reason: count
-        for reason, count in summary["drops"].items()
-        if DropReason(reason).kind is not DropKind.WISH
-    }
-    num_lost = sum(drops.values())
-    lost = f", {num_lost} lost" if drops else ""
+    drops = summary["drops"]
+    num_lost = sum(
+        count for reason, count in drops.items() if DropReason(reason).kind is not DropKind.WISH
+    )
+    lost = f", {num_lost} lost" if num_lost else ""
     if any(summary.get("age_ms", {}).values()):
+        # All of them: with the results they add up to the frames that came.
         reasons = ", ".join(f"{count} {reason}" for reason, count in drops.items())
         age = summary["age_ms"]
         lost = (
-            f"\n  live: {summary['frames_in']} frames in, {num_lost} dropped"
+            f"\n  live: {summary['frames_in']} frames in, {sum(drops.values())} dropped"
             f"{f' ({reasons})' if reasons else ''}, {summary['reconnects']} reconnects; age "
             f"{age['p50']:.0f} ms, p95 {age['p95']:.0f}, p99 {age['p99']:.0f}"
         )
