@@ -51,7 +51,8 @@ from stream_rpn.frame import Color, Frame
 from stream_rpn.kernels import dispatch
 from stream_rpn.kernels.nms import nms
 from stream_rpn.kernels.preprocess import Source, preprocess
-from stream_rpn.kernels.propose import Candidates, level_sizes, propose
+from stream_rpn.kernels.proposals import Candidates, level_sizes
+from stream_rpn.kernels.propose import propose
 from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.preprocess import InputSpec, color_matrix
 from stream_rpn.queues import prefetch

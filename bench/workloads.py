@@ -32,8 +32,7 @@ from stream_rpn import anchors as anchor_ops
 from stream_rpn.kernels import boxes as box_ops
 from stream_rpn.kernels.generate import generate_proposals
 from stream_rpn.kernels.nms_reference import nms_reference
-from stream_rpn.kernels.proposals import ProposalBatch
-from stream_rpn.kernels.propose import level_sizes
+from stream_rpn.kernels.proposals import ProposalBatch, level_sizes
 from stream_rpn.kernels.propose_reference import propose_reference
 
 

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stream_rpn.kernels.nms import check_suppression, nms
+from stream_rpn.kernels.nms import nms
 from stream_rpn.kernels.nms_reference import nms_in_order
-from stream_rpn.kernels.proposals import ProposalBatch
-from stream_rpn.kernels.propose import (
+from stream_rpn.kernels.proposals import ProposalBatch, level_sizes
+from stream_rpn.kernels.propose import propose
+from stream_rpn.kernels.propose_reference import decode_selected, in_a_row, select
+from stream_rpn.kernels.validation import (
     check_finite,
     check_heads,
     check_selection,
-    level_sizes,
-    propose,
+    check_suppression,
 )
-from stream_rpn.kernels.propose_reference import decode_selected, in_a_row, select
 
 
 def generate_proposals(

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from stream_rpn.kernels.dispatch import fused_or_reference, opaque_op
 from stream_rpn.kernels.nms_reference import nms_reference
-from stream_rpn.kernels.proposals import ProposalBatch
-from stream_rpn.kernels.propose import Candidates
+from stream_rpn.kernels.proposals import Candidates, ProposalBatch
+from stream_rpn.kernels.validation import check_suppression
 
 
 @torch.no_grad()
@@ -71,18 +71,6 @@ def nms(
     return ProposalBatch(
         *_nms_op(boxes, logits, anchors, list(level_sizes), float(nms_thresh), post_nms_top_n)
     )
-
-
-def check_suppression(nms_thresh: float, post_nms_top_n: int) -> None:
-    """Raises ValueError or TypeError where one of these arguments of `nms` does not fit."""
-    if isinstance(nms_thresh, bool) or not isinstance(nms_thresh, int | float):
-        raise TypeError(f"nms_thresh must be a number, got {nms_thresh!r}")
-    if not 0 < nms_thresh <= 1:
-        raise ValueError(f"nms_thresh must be in (0, 1], got {nms_thresh}")
-    if isinstance(post_nms_top_n, bool) or not isinstance(post_nms_top_n, int):
-        raise TypeError(f"post_nms_top_n must be an int, got {post_nms_top_n!r}")
-    if post_nms_top_n < 1:
-        raise ValueError(f"post_nms_top_n must be at least 1, got {post_nms_top_n}")
 
 
 @opaque_op("nms")

@@ -4,7 +4,7 @@ import torch
 from hypothesis import strategies as st
 
 from stream_rpn import anchors
-from stream_rpn.kernels.propose import Candidates
+from stream_rpn.kernels.proposals import Candidates
 
 # The maps of a 1080p frame after torchvision's resize and padding to 768×1344: 257,796 anchors.
 FPN_SIZES = ((192, 336), (96, 168), (48, 84), (24, 42), (12, 21))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from stream_rpn.kernels.boxes import iou
 from stream_rpn.kernels.nms import nms
-from stream_rpn.kernels.propose import Candidates
+from stream_rpn.kernels.proposals import Candidates
 from tests.proposal_cases import candidates, from_boxes
 
 

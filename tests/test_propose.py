@@ -13,7 +13,8 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from stream_rpn import anchors as anchor_ops
 from stream_rpn.kernels.generate import best_of_all_levels, generate_proposals
 from stream_rpn.kernels.nms import nms
-from stream_rpn.kernels.propose import level_sizes, propose
+from stream_rpn.kernels.proposals import level_sizes
+from stream_rpn.kernels.propose import propose
 from stream_rpn.kernels.propose_reference import select
 from tests.proposal_cases import DTYPES, FPN_SIZES, head_outputs, problems
 
