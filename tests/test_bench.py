@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import compare, gpu_proof, kernels, pipeline, readme, report, scaling
+from bench import (
+    compare,
+    gpu_frames,
+    gpu_kernels,
+    gpu_proof,
+    gpu_record,
+    kernels,
+    pipeline,
+    readme,
+    report,
+    scaling,
+)
 from bench.workloads import (
     CASES,
     SMALL,
@@ -258,11 +269,16 @@ class TestReadme:
 class TestGPUProof:
     @pytest.fixture
     def proof(self, tmp_path):
-        return gpu_proof.Proof(tmp_path / "proof.json", torch.device("cpu"))
+        return gpu_record.Proof(tmp_path / "proof.json", torch.device("cpu"))
 
     @pytest.mark.parametrize(
         "section",
-        [gpu_proof.compare, gpu_proof.one_graph, gpu_proof.time_preprocess, gpu_proof.time_network],
+        [
+            gpu_kernels.compare,
+            gpu_kernels.one_graph,
+            gpu_frames.time_preprocess,
+            gpu_frames.time_network,
+        ],
         ids=lambda section: section.__name__,
     )
     def test_sections_run_without_a_gpu(self, proof, section):

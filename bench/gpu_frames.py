@@ -1,0 +1,193 @@
+"""Frames in the GPU proof: preprocessing, the network and whole pipelines."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Iterator
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.gpu_record import PREDICTED_US, Proof
+from stream_rpn.frame import Color, Frame
+from stream_rpn.kernels.preprocess import Source, preprocess
+from stream_rpn.network.gpu import GPUNetwork
+from stream_rpn.preprocess import InputSpec, color_matrix
+from stream_rpn.queues import prefetch
+from stream_rpn.timing import StageTimes
+
+
+def time_preprocess(proof: Proof) -> None:
+    """Times planes → network input, against copy bandwidth."""
+    formats = (
+        (("small", 120, 214),) if proof.dry else (("1080p", 1080, 1920), ("2160p", 2160, 3840))
+    )
+    height, width = (96, 160) if proof.dry else (768, 1344)
+    resized = (93, 160) if proof.dry else (749, 1333)
+    dtype = torch.bfloat16
+    wrong = 0
+    for name, rows, columns in formats:
+        for batch in (1, 2) if proof.dry else (1, 8):
+            data, table, matrix = packed(batch, rows, columns, resized, proof.device)
+            spec = InputSpec(800, 1333)
+            mean = torch.tensor(spec.mean, device=proof.device)
+            std = torch.tensor(spec.std, device=proof.device)
+            layout = torch.channels_last
+            out_bytes = batch * 3 * height * width * 2
+            count = proof.timer.num_sets(data.nbytes + out_bytes)
+            outs = [
+                torch.empty(
+                    (batch, 3, height, width),
+                    dtype=dtype,
+                    device=proof.device,
+                    memory_format=layout,
+                )
+                for _ in range(count)
+            ]
+            datas = [data.roll(16 * i) for i in range(count)]
+            row = proof.timer.graphs(
+                [
+                    partial(preprocess, planes, table, matrix, mean, std, out)
+                    for planes, out in zip(datas, outs, strict=True)
+                ]
+            )
+            expected = torch.empty((batch, 3, height, width), dtype=dtype)
+            preprocess(data.cpu(), table.cpu(), matrix.cpu(), mean.cpu(), std.cpu(), expected)
+            preprocess(datas[0], table, matrix, mean, std, outs[0])
+            difference = float((outs[0].cpu().float() - expected.float()).abs().max())
+            moved = data.nbytes + out_bytes
+            wrong += not difference < 0.04
+            proof.add(
+                "preprocess",
+                name=f"{name} NV12 → {height}×{width} bf16 b{batch}",
+                us=round(row["median_ms"] * 1e3, 1),
+                p10_us=round(row["p10_ms"] * 1e3, 1),
+                p90_us=round(row["p90_ms"] * 1e3, 1),
+                predicted_us=PREDICTED_US.get((f"preprocess {name}", batch)),
+                mbytes=round(moved / 1e6, 2),
+                of_copy=proof.share(moved, row["median_ms"]),
+                largest_difference=round(difference, 4),
+                verdict="equal" if difference < 0.04 else "WRONG",
+                runs=row["runs"],
+            )
+    if wrong:
+        raise AssertionError(f"{wrong} inputs differ")
+
+
+def time_network(proof: Proof) -> None:
+    """Times upload → graph → download of whole batches, on frames made in memory: no decoder."""
+    from stream_rpn import models
+
+    name = "mobilenet_v3_large_320_fpn" if proof.dry else "resnet50_fpn"
+    batch, rows, columns = (2, 120, 214) if proof.dry else (8, 1080, 1920)
+    dtype = torch.float32 if proof.dry else torch.bfloat16
+    rpn = models.find(name).build()
+    rpn.to(proof.device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    total = 6 if proof.dry else 400
+    for graphs in (False, True):
+        network = GPUNetwork(
+            rpn, proof.device, dtype, batch, graphs=graphs, features=False, images=False
+        )
+        for run in ("first", "second"):
+            times, start = StageTimes(), time.perf_counter()
+            decoded = prefetch(made_up_frames(total, rows, columns), 2 * batch + 2, name="decode")
+            with network.queues(decoded, times) as queues:
+                count = sum(1 for _ in queues)
+            proof.add(
+                "network",
+                name=f"{name} b{batch} {'one graph' if graphs else 'kernel by kernel'}, {run} run",
+                frames=count,
+                frames_per_second=round(count / (time.perf_counter() - start), 1),
+                stages={k: v["p50_ms"] for k, v in times.summary().items()},
+            )
+    if not proof.dry and not network._graphs._graphs:
+        raise AssertionError("no graph was captured")
+
+
+def run_pipeline(proof: Proof) -> None:
+    """Runs whole pipelines over encoded video, on the CPU's decoder and on NVDEC."""
+    if importlib.util.find_spec("av") is None:
+        proof.add("pipeline", name="all", note="skipped: PyAV is not installed")
+        return
+    from stream_rpn.api import load
+    from stream_rpn.frame import StreamRPNError
+    from stream_rpn.pipeline import Pipeline
+    from stream_rpn.sources.select import Selection
+
+    clip = "synthetic:160x120@25,6" if proof.dry else "synthetic:1920x1080@25,300"
+    model = "tiny" if proof.dry else "resnet50_fpn"
+    made = Pipeline(load(model, "random"), device=str(proof.device), batch=2 if proof.dry else 8)
+    selections = [Selection(decoder="cpu"), Selection(decoder="nvdec")]
+    for selection in selections[: 1 if proof.dry else 2]:
+        try:
+            with made.open(clip, selection) as stream:
+                count = sum(1 for _ in stream)
+        except StreamRPNError as error:
+            proof.add("pipeline", name=f"{model}, {selection.decoder}", note=str(error))
+            continue
+        proof.add(
+            "pipeline",
+            name=f"{model}, {stream.info.decoder}",
+            frames=count,
+            frames_per_second=round(stream.fps, 1),
+            stages={k: v["p50_ms"] for k, v in stream.times.summary().items()},
+        )
+
+
+def packed(
+    batch: int, rows: int, columns: int, resized: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns data, table and matrix of a batch of random NV12 frames."""
+    luma, chroma = rows * columns, rows // 2 * columns
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randint(0, 256, (batch * (luma + chroma),), dtype=torch.uint8, generator=generator)
+    table = [
+        Source(
+            first,
+            first + luma,
+            first + luma + 1,
+            columns,
+            columns,
+            2,
+            1,
+            rows,
+            columns,
+            0,
+            *resized,
+        )
+        for first in range(0, len(data), luma + chroma)
+    ]
+    matrix = color_matrix("bt709", full_range=False).expand(batch, 3, 4)
+    return data.to(device), torch.tensor(table, device=device), matrix.contiguous().to(device)
+
+
+class _Plane(np.ndarray):
+    """Memory that looks like a plane of PyAV's."""
+
+    @property
+    def line_size(self) -> int:
+        """Bytes from one row to the next."""
+        return self.strides[0]
+
+
+def made_up_frames(count: int, height: int, width: int) -> Iterator[Frame]:
+    """Yields NV12 frames that no decoder made: what preprocessing reads of one, and no more."""
+    generator = torch.Generator().manual_seed(0)
+    planes = [
+        torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).numpy().view(_Plane)
+        for shape in ((height, width), (height // 2, width))
+    ]
+    image = SimpleNamespace(
+        planes=planes,
+        format=SimpleNamespace(name="nv12"),
+        sw_format=None,
+        height=height,
+        width=width,
+    )
+    color = Color("bt709", full_range=False, tagged=True)
+    for index in range(count):
+        yield Frame(index, index, index / 25, width, height, 0, color, image)  # type: ignore[arg-type]
