@@ -899,7 +899,7 @@ class TestScenarios:
         assert len(summary["failures"]) == 1
 
     def test_an_output_that_fails_stops_its_source_only(self, monkeypatch, capsys):
-        from stream_rpn.sinks import JSONLinesSink
+        from stream_rpn.sinks.jsonl import JSONLinesSink
 
         write = JSONLinesSink._write
 

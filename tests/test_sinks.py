@@ -13,7 +13,9 @@ import pytest
 import stream_rpn
 from stream_rpn.commands.outputs import resolve_outputs
 from stream_rpn.frame import Color, Drop, Proposals, StreamInfo, StreamRPNError
-from stream_rpn.sinks import SINKS, ReaderGone, make_header, open_sink
+from stream_rpn.sinks import ReaderGone, make_header, open_sink
+from stream_rpn.sinks.jsonl import GzipJSONLinesSink
+from stream_rpn.sinks.parquet import ParquetSink
 
 COLOR = Color("bt709", full_range=False, tagged=True)
 INFO = StreamInfo("clips/a.mp4", "a", 96, 64, fps=25.0, color=COLOR)
@@ -204,7 +206,7 @@ class TestOtherData:
 
     def test_parquet_directory_is_read_by_arrow(self, tmp_path, monkeypatch):
         dataset = pytest.importorskip("pyarrow.dataset")
-        monkeypatch.setattr(SINKS[".parquet"], "PART_FRAMES", 2)
+        monkeypatch.setattr(ParquetSink, "PART_FRAMES", 2)
         records = [make_proposals(0, [BOX, BOX]), make_proposals(1, []), make_proposals(2)]
         write_all(tmp_path / "x.parquet", records)
         assert sorted(path.name for path in (tmp_path / "x.parquet").iterdir()) == [
@@ -445,9 +447,9 @@ class TestPlaces:
 
     def test_longest_ending_decides(self, tmp_path):
         (output,) = resolve_outputs([f"{tmp_path}/x.JSONL.GZ"], ["v.mp4"])
-        assert type(output.open()) is SINKS[".jsonl.gz"]
+        assert type(output.open()) is GzipJSONLinesSink
         (output,) = resolve_outputs([f"{tmp_path}/x.parquet/"], ["v.mp4"])
-        assert type(output.open()) is SINKS[".parquet"]
+        assert type(output.open()) is ParquetSink
 
     def test_output_must_not_be_a_source(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -512,8 +514,8 @@ WRITER = """
 import sys
 sys.path[:0] = [{tests!r}]
 from test_sinks import INFO, make_header, make_proposals, open_sink
-from stream_rpn.sinks import SINKS
-SINKS[".parquet"].PART_FRAMES = 50
+from stream_rpn.sinks.parquet import ParquetSink
+ParquetSink.PART_FRAMES = 50
 sink = open_sink(sys.argv[1])
 sink.begin(make_header(INFO, model="tiny"), INFO)
 for index in range(200):
@@ -567,7 +569,7 @@ def small_disk(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ALL_NAMES)
 def test_full_disk(small_disk, monkeypatch, name):
-    monkeypatch.setattr(SINKS[".parquet"], "PART_FRAMES", 20)
+    monkeypatch.setattr(ParquetSink, "PART_FRAMES", 20)
     for path in small_disk.iterdir():
         subprocess.run(["rm", "-r", str(path)], check=True)
     rng = np.random.default_rng(0)

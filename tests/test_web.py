@@ -22,9 +22,10 @@ import pytest
 
 from stream_rpn import cli
 from stream_rpn.frame import Color, Drop, Proposals, StreamInfo, StreamRPNError
-from stream_rpn.sinks import SinkOptions, WebSink, jpeg, make_header
+from stream_rpn.sinks import SinkOptions, jpeg, make_header
 from stream_rpn.sinks.canvas import COLORSPACES
 from stream_rpn.sinks.web import server as web_server
+from stream_rpn.sinks.web.sink import WebSink
 from tests.browser import Browser, until
 
 ROOT = Path(__file__).resolve().parents[1]

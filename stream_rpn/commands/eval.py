@@ -33,7 +33,7 @@ from stream_rpn.evaluation.recall import (
 )
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.models import DEFAULT_MODEL
-from stream_rpn.results import make_header
+from stream_rpn.sinks.record import make_header
 from stream_rpn.sources.select import Selection
 
 if TYPE_CHECKING:

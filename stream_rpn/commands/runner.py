@@ -23,7 +23,8 @@ from stream_rpn.commands.summary import describe, run_summary, source_summary
 from stream_rpn.frame import DropKind, DropReason, Proposals, StreamRPNError
 from stream_rpn.multistream import LivePolicy, LiveStream, LiveStreams
 from stream_rpn.pipeline import Pipeline, Stream, parameters
-from stream_rpn.sinks import WebSink, make_header
+from stream_rpn.sinks import make_header
+from stream_rpn.sinks.web.sink import WebSink
 from stream_rpn.sources import expand, is_live, masked, parse_time, stem
 from stream_rpn.sources.select import Selection
 from stream_rpn.statistics import StreamStatistics

@@ -1,65 +1,87 @@
-"""Where results go: a sink is chosen by the name of the output."""
+"""Where results go, and where they are read from: formats by the name of a file.
+
+Nothing here imports a sink or a reader before it is used: results are read without torch and PyAV.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
+from importlib import import_module
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from stream_rpn.frame import StreamRPNError
-from stream_rpn.results import make_header
-from stream_rpn.sinks import stream, zeromq
-from stream_rpn.sinks.coco import COCOSink
-from stream_rpn.sinks.crops import CropsSink
-from stream_rpn.sinks.jsonl import GzipJSONLinesSink, JSONLinesSink
-from stream_rpn.sinks.mot import MOTSink
-from stream_rpn.sinks.npz import NPZSink
-from stream_rpn.sinks.null import NullSink
-from stream_rpn.sinks.parquet import ParquetSink
+from stream_rpn.sinks.record import make_header
 from stream_rpn.sinks.sink import ReaderGone, Sink, SinkOptions
-from stream_rpn.sinks.stream import StreamSink
-from stream_rpn.sinks.video import MatroskaSink, MP4Sink
-from stream_rpn.sinks.web.sink import PREFIX as WEB_PREFIX
-from stream_rpn.sinks.web.sink import WebSink
-from stream_rpn.sinks.zeromq import ZeroMQSink
 
 __all__ = [
+    "READABLE",
     "SCHEMES",
     "SINKS",
     "ReaderGone",
     "Sink",
     "SinkOptions",
-    "WebSink",
     "check_place",
     "is_file",
+    "load_member",
     "make_header",
     "open_sink",
     "sink_class_of",
 ]
 
 
+class Format(NamedTuple):
+    """Who writes and who reads a format, as "module:name" within this package.
+
+    Attributes:
+        sink: the class of its sink.
+        reader: the function that reads it, see `record.Reader`; "" for what is not read back.
+        source_names: a function that returns the names of all sources in a file without reading
+            its results; "" where the first step of a reader knows them.
+    """
+
+    sink: str
+    reader: str = ""
+    source_names: str = ""
+
+
+_PARQUET = Format("parquet:ParquetSink", "parquet:read_parquet")
+
 # By the end of the name, the longest that fits; "-" and "null" are whole names.
-SINKS: dict[str, type[Sink]] = {
-    "-": JSONLinesSink,
-    "null": NullSink,
-    ".jsonl": JSONLinesSink,
-    ".jsonl.gz": GzipJSONLinesSink,
-    ".parquet": ParquetSink,
-    ".parquet/": ParquetSink,
-    ".coco.json": COCOSink,
-    ".mot.txt": MOTSink,
-    ".npz": NPZSink,
-    ".mp4": MP4Sink,
-    ".mkv": MatroskaSink,
-    "/": CropsSink,
+SINKS: dict[str, Format] = {
+    "-": Format("jsonl:JSONLinesSink"),
+    "null": Format("null:NullSink"),
+    ".jsonl": Format("jsonl:JSONLinesSink", "jsonl:read_json_lines", "jsonl:source_names"),
+    ".jsonl.gz": Format("jsonl:GzipJSONLinesSink", "jsonl:read_json_lines", "jsonl:source_names"),
+    ".parquet": _PARQUET,
+    ".parquet/": _PARQUET._replace(reader=""),
+    ".npz": Format("npz:NPZSink", "npz:read_npz"),
+    ".coco.json": Format("coco:COCOSink", "coco:read_coco"),
+    ".mot.txt": Format("mot:MOTSink", "mot:read_mot_detections"),
+    ".mp4": Format("video:MP4Sink"),
+    ".mkv": Format("video:MatroskaSink"),
+    "/": Format("crops:CropsSink"),
 }
 
+READABLE = {ending: form for ending, form in SINKS.items() if form.reader}
+
 # By the beginning of the name: what is no file.
-SCHEMES: dict[str, type[Sink]] = {
-    WEB_PREFIX: WebSink,
-    zeromq.PREFIX: ZeroMQSink,
-    **{f"{scheme}://": StreamSink for scheme in stream.FORMATS},
+SCHEMES: dict[str, str] = {
+    "serve:": "web.sink:WebSink",
+    "zmq:": "zeromq:ZeroMQSink",
+    "rtsp://": "stream:StreamSink",
+    "rtsps://": "stream:StreamSink",
+    "rtmp://": "stream:StreamSink",
+    "rtmps://": "stream:StreamSink",
+    "udp://": "stream:StreamSink",
 }
+
+
+def load_member(name: str) -> Any:
+    """Returns the class or function that "module:name" within this package stands for."""
+    module, _, member = name.partition(":")
+    return getattr(import_module(f"stream_rpn.sinks.{module}"), member)
 
 
 def open_sink(
@@ -101,10 +123,10 @@ def sink_class_of(spec: str) -> type[Sink]:
         StreamRPNError: none has such a name.
     """
     if spec in ("-", "null"):
-        return SINKS[spec]
-    for scheme, sink_class in SCHEMES.items():
+        return _loaded(SINKS[spec].sink)
+    for scheme, sink in SCHEMES.items():
         if spec.startswith(scheme):
-            return sink_class
+            return _loaded(sink)
     endings = [ending for ending in SINKS if ending not in ("-", "null")]
     fitting = [ending for ending in endings if spec.lower().endswith(ending)]
     if not fitting:
@@ -114,7 +136,12 @@ def sink_class_of(spec: str) -> type[Sink]:
             f"known are {', '.join(endings)}, '-', 'null' and what begins with "
             f"{', '.join(SCHEMES)}{hint}"
         )
-    return SINKS[max(fitting, key=len)]
+    return _loaded(SINKS[max(fitting, key=len)].sink)
+
+
+def _loaded(sink: str) -> type[Sink]:
+    sink_class: type[Sink] = load_member(sink)
+    return sink_class
 
 
 def check_place(name: str, *, overwrite: bool, in_place: bool) -> None:

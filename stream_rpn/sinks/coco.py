@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 
-from stream_rpn.frame import Proposals
+from stream_rpn.frame import Proposals, StreamRPNError
+from stream_rpn.sinks.record import Contents, saved_proposals
 from stream_rpn.sinks.sink import WholeFileSink
 
 
@@ -35,3 +41,18 @@ class COCOSink(WholeFileSink):
     def _close(self) -> None:
         self._file.write(b"[]\n" if self._separator == b"[\n" else b"\n]\n")
         super()._close()
+
+
+def read_coco(path: Path, contents: Contents) -> Iterator[Proposals]:
+    """Yields the images of COCO results that have boxes; `frame` is the id of the image."""
+    try:
+        results = json.loads(path.read_bytes())
+        for image_id, group in itertools.groupby(results, key=lambda item: item["image_id"]):
+            items = list(group)
+            boxes = np.array([item["bbox"] for item in items], dtype=np.float64)
+            boxes[:, 2:] += boxes[:, :2]
+            scores = [item["score"] for item in items]
+            yield saved_proposals(image_id, boxes, scores, image_id=image_id)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise StreamRPNError(f"{str(path)!r} holds no COCO detection results") from error
+    contents.complete = True

@@ -11,11 +11,14 @@ import stat
 import sys
 import time
 import zlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from stream_rpn.frame import Proposals, StreamInfo
+from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.sinks.record import Contents, saved_proposals
 from stream_rpn.sinks.sink import Sink, SinkOptions
 
 _NUMBER = np.frombuffer(b"[00000.00],", np.uint8)
@@ -203,3 +206,74 @@ def _format_boxes(boxes: np.ndarray) -> bytes:
     for place in (1, 2, 3, 4):
         kept[..., place] = hundredths >= 10 ** (7 - place)  # no leading zeros
     return text[kept].tobytes()[:-1]
+
+
+def read_json_lines(path: Path, contents: Contents) -> Iterator[Proposals]:
+    """Yields the frames of a file of JSON lines, gzipped or not."""
+    headers: dict[str | None, dict[str, Any]] = {}
+    with _lines(path) as lines:
+        for number, line in enumerate(lines, 1):
+            # Only the last line can lack its end: the writer was killed there.
+            if not line.endswith(b"\n"):
+                break
+            try:
+                record = json.loads(line)
+                if "stream_rpn" in record:
+                    # Lines carry their source only where a file holds several.
+                    headers[record["source"]] = headers[None] = record
+                    contents.headers.append(record)
+                elif "end" in record:
+                    contents.ends.append(record["end"])
+                else:
+                    yield _from_record(record, headers[record.get("source")])
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise StreamRPNError(
+                    f"{str(path)!r}, line {number}: not a line of stream-rpn results"
+                ) from error
+    contents.complete = bool(contents.headers) and len(contents.headers) == len(contents.ends)
+
+
+def source_names(path: Path) -> list[str]:
+    """Returns the names of all sources in a file of JSON lines, in order, by their headers."""
+    with _lines(path) as lines:
+        # Headers are recognised by their first key, as parsing every line would take long.
+        return [json.loads(line)["source"] for line in lines if line.startswith(b'{"stream_rpn"')]
+
+
+@contextlib.contextmanager
+def _lines(path: Path) -> Iterator[Iterator[bytes]]:
+    with open(path, "rb") as file:
+        yield _inflated_lines(file) if path.suffix.lower() == ".gz" else file
+
+
+def _inflated_lines(file: io.BufferedReader) -> Iterator[bytes]:
+    """Yields the lines of a gzip file up to where it was cut off; the last one may lack its end."""
+    inflate = zlib.decompressobj(wbits=31)
+    rest = b""
+    while chunk := file.read(1 << 16):
+        try:
+            lines = (rest + inflate.decompress(chunk)).splitlines(keepends=True)
+        except zlib.error as error:
+            raise StreamRPNError(f"{file.name!r} is not a gzip file, or is damaged") from error
+        rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
+        yield from lines
+    if rest:
+        yield rest
+
+
+def _from_record(record: dict[str, Any], header: dict[str, Any]) -> Proposals:
+    return saved_proposals(
+        record["frame"],
+        record["boxes"],
+        record["scores"],
+        record["levels"],
+        pts=record["pts"],
+        pts_seconds=record["pts_seconds"],
+        unix_seconds=record.get("unix_seconds"),
+        width=record.get("width", header["width"]),
+        height=record.get("height", header["height"]),
+        image_id=record.get("image_id"),
+        name=record.get("name"),
+        drops=tuple(Drop(**drop) for drop in record.get("drops", ())),
+        source=header["source"],
+    )

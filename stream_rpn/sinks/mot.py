@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
 import numpy as np
 
-from stream_rpn.frame import Proposals
+from stream_rpn.frame import Proposals, StreamRPNError
+from stream_rpn.sinks.record import Contents, saved_proposals
 from stream_rpn.sinks.sink import WholeFileSink
 
 
@@ -20,3 +25,28 @@ class MOTSink(WholeFileSink):
         rows = np.column_stack([boxes[:, :2] + 1, boxes[:, 2:] - boxes[:, :2], proposals.scores])
         line = f"{proposals.frame + 1},-1,%.2f,%.2f,%.2f,%.2f,%.6g,-1,-1,-1\n"
         self._file.write((line * len(rows) % tuple(rows.ravel().tolist())).encode())
+
+
+def read_mot_detections(path: Path, contents: Contents) -> Iterator[Proposals]:
+    """Yields the frames of MOTChallenge detections that have boxes."""
+    with open(path) as file:
+        for frame, group in itertools.groupby(_rows(path, file), key=lambda row: row[0]):
+            rows = np.array(list(group))
+            boxes = rows[:, 2:6].copy()
+            boxes[:, :2] -= 1
+            boxes[:, 2:] += boxes[:, :2]
+            yield saved_proposals(int(frame) - 1, boxes, rows[:, 6])
+    contents.complete = True
+
+
+def _rows(path: Path, lines: Iterable[str]) -> Iterator[list[float]]:
+    for number, line in enumerate(lines, 1):
+        try:
+            row = [float(field) for field in line.split(",")]
+        except ValueError:
+            row = []
+        if len(row) < 7:
+            raise StreamRPNError(
+                f"{str(path)!r}, line {number}: not a line of MOTChallenge detections"
+            )
+        yield row

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stream_rpn.frame import Proposals, StreamInfo
+from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.sinks.record import Contents, saved_proposals
 from stream_rpn.sinks.sink import Sink, WholeFile
 
 NO_PTS = np.iinfo(np.int64).min
@@ -116,3 +119,37 @@ class NPZSink(Sink):
 
     def _append(self, name: str, value: Any) -> None:
         self._files[name].write(np.ascontiguousarray(value, dtype=COLUMNS[name][0]).tobytes())
+
+
+def read_npz(path: Path, contents: Contents) -> Iterator[Proposals]:
+    """Yields the frames of an archive."""
+    try:
+        archive = np.load(path)
+        about = json.loads(str(archive["about"]))
+        columns = {name: archive[name] for name in archive.files if name != "about"}
+    except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise StreamRPNError(f"{str(path)!r} is not an archive of stream-rpn results") from error
+    contents.headers = [about["header"]]
+    offsets = columns["offsets"]
+    for index, frame in enumerate(columns["frame"].tolist()):
+        rows = slice(offsets[index], offsets[index + 1])
+        pts, seconds, image_id = (
+            columns[name][index].item() for name in ("pts", "pts_seconds", "image_id")
+        )
+        yield saved_proposals(
+            frame,
+            columns["boxes"][rows],
+            columns["scores"][rows],
+            columns["levels"][rows],
+            columns["anchors"][rows],
+            pts=None if pts == NO_PTS else pts,
+            pts_seconds=None if math.isnan(seconds) else seconds,
+            width=int(columns["width"][index]),
+            height=int(columns["height"][index]),
+            image_id=None if image_id == -1 else image_id,
+            name=about["names"].get(str(index)),
+            drops=tuple(Drop(*drop) for drop in about["drops"].get(str(index), ())),
+            source=about["header"].get("source", ""),
+        )
+    contents.ends = [about["end"]] if about["end"] is not None else []
+    contents.complete = bool(contents.ends)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
+from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.sinks.record import Contents, saved_proposals
 from stream_rpn.sinks.sink import Sink, SinkOptions, WholeFile
 
 HEADER_FILE = "_header.json"  # readers of Parquet directories pass over names with an underscore
@@ -158,3 +160,45 @@ class ParquetSink(Sink):
     def _write_about(self) -> None:
         text = json.dumps(self._about, indent=1)
         WholeFile(str(self._directory / HEADER_FILE)).write(text.encode())
+
+
+def read_parquet(path: Path, contents: Contents) -> Iterator[Proposals]:
+    """Yields the frames of a directory of part files, or of one file."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise StreamRPNError(
+            f"reading {str(path)!r} needs pyarrow; `pip install 'stream-rpn[parquet]'` provides it"
+        ) from error
+    parts = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
+    about_file = path / HEADER_FILE
+    if path.is_dir() and not about_file.exists():
+        raise StreamRPNError(f"{str(path)!r} is not a directory of stream-rpn results")
+    if about_file.exists():
+        about = json.loads(about_file.read_text())
+        contents.headers, contents.ends = about["headers"], about["ends"]
+    for part in parts:
+        try:
+            file = pyarrow.parquet.ParquetFile(part)
+            for batch in file.iter_batches(batch_size=256):
+                yield from _from_batch(batch)
+        except (pyarrow.ArrowException, KeyError) as error:
+            raise StreamRPNError(
+                f"{str(part)!r} is not a Parquet file of stream-rpn results"
+            ) from error
+    contents.complete = bool(contents.headers) and len(contents.headers) == len(contents.ends)
+
+
+def _from_batch(batch: Any) -> Iterator[Proposals]:
+    """Yields the rows of a record batch, their arrays without a detour over Python numbers."""
+    arrays = ("boxes", "scores", "levels", "anchors")
+    rows = batch.select([name for name in batch.schema.names if name not in arrays]).to_pylist()
+    lists = {name: batch.column(batch.schema.names.index(name)) for name in arrays}
+    for index, row in enumerate(rows):
+        boxes, scores, levels, anchors = (
+            (values.flatten() if name == "boxes" else values).to_numpy(zero_copy_only=False)
+            for name, values in ((name, lists[name][index].values) for name in arrays)
+        )
+        drops = tuple(Drop(**drop) for drop in row.pop("drops") or ())
+        yield saved_proposals(row.pop("frame"), boxes, scores, levels, anchors, drops=drops, **row)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
-
-import av.error
 
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sources.address import masked
@@ -101,7 +100,7 @@ class Sink:
 
         Never raises for reasons of the system, as something else has failed already.
         """
-        with contextlib.suppress(OSError, av.error.FFmpegError):
+        with contextlib.suppress(*_failures_of_the_system()):
             self._abort()
 
     def _source_of(self, proposals: Proposals) -> str:
@@ -132,7 +131,7 @@ class Sink:
             yield
         except BrokenPipeError as error:
             raise ReaderGone(self.name) from error
-        except (OSError, av.error.FFmpegError) as error:
+        except _failures_of_the_system() as error:
             what = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or error
             name = "standard output" if self.name == "-" else repr(masked(self.name))
             raise StreamRPNError(f"cannot write {name}: {what}") from error
@@ -150,6 +149,12 @@ class Sink:
             self.close()
         else:
             self.abort()
+
+
+def _failures_of_the_system() -> tuple[Any, ...]:
+    """Returns the exceptions of files: Python's, and FFmpeg's where it has been imported."""
+    av_error = sys.modules.get("av.error")
+    return (OSError, av_error.FFmpegError) if av_error else (OSError,)
 
 
 class WholeFile:
