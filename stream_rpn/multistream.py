@@ -27,6 +27,7 @@ from stream_rpn.preprocess import input_shape
 from stream_rpn.queues import Closing
 from stream_rpn.sources.live import LivePolicy, LiveSource
 from stream_rpn.sources.select import Selection
+from stream_rpn.sources.source import Source
 from stream_rpn.statistics import StreamStatistics
 from stream_rpn.timing import StageTimes
 
@@ -82,7 +83,7 @@ class LiveStream(StreamStatistics):
         finally:
             source.close()
 
-    def _open(self) -> sources.Source:
+    def _open(self) -> Source:
         video_stream = self._selection.video_stream
         if self._selection.decoder == "nvdec":
             # Frames of several sources wait together, and its surfaces are few.
@@ -102,7 +103,7 @@ class LiveStream(StreamStatistics):
             times=self.times,
         )
 
-    def _decoded(self, source: sources.Source) -> Iterator[Frame]:
+    def _decoded(self, source: Source) -> Iterator[Frame]:
         frames: Iterator[Frame] = iter(source)
         if not isinstance(source, LiveSource):
             frames = self.times.each("decode", frames)

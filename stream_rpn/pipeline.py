@@ -22,6 +22,7 @@ from stream_rpn.network.network import Network
 from stream_rpn.queues import Closing, prefetch
 from stream_rpn.rpn import RPN
 from stream_rpn.sources.select import Selection
+from stream_rpn.sources.source import Source
 from stream_rpn.statistics import StreamStatistics
 from stream_rpn.timing import StageTimes
 
@@ -63,7 +64,7 @@ class Pipeline:
 
     def open(
         self,
-        source: str | sources.Source,
+        source: str | Source,
         selection: Selection | None = None,
         *,
         stop: threading.Event | None = None,
@@ -119,7 +120,7 @@ class Stream(StreamStatistics, Closing):
     def __init__(
         self,
         pipeline: Pipeline,
-        source: sources.Source,
+        source: Source,
         selection: Selection,
         stop: threading.Event,
     ) -> None:

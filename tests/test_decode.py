@@ -10,7 +10,8 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from stream_rpn.decode import KEPT_FORMATS, PlaneConverter
 from stream_rpn.frame import Drop, Frame, StreamRPNError
-from stream_rpn.sources import Source, open_source
+from stream_rpn.sources import open_source
+from stream_rpn.sources.source import Source
 
 RED, GREEN, BLUE, WHITE = (220, 40, 40), (40, 200, 50), (50, 40, 210), (235, 235, 235)
 

@@ -23,7 +23,9 @@ from PIL import Image
 
 from stream_rpn.decode import KEPT_FORMATS
 from stream_rpn.frame import Color, Drop, Frame, StreamRPNError
-from stream_rpn.sources import expand, images_source, open_source, parse_time, select
+from stream_rpn.sources import expand, open_source
+from stream_rpn.sources.images import images_source
+from stream_rpn.sources.select import parse_time, select
 from stream_rpn.sources.synthetic import SyntheticVideo
 
 

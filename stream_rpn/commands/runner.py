@@ -25,8 +25,8 @@ from stream_rpn.multistream import LivePolicy, LiveStream, LiveStreams
 from stream_rpn.pipeline import Pipeline, Stream, parameters
 from stream_rpn.sinks import make_header
 from stream_rpn.sinks.web.sink import WebSink
-from stream_rpn.sources import expand, is_live, masked, parse_time, stem
-from stream_rpn.sources.select import Selection
+from stream_rpn.sources import expand, is_live, masked, stem
+from stream_rpn.sources.select import Selection, parse_time
 from stream_rpn.statistics import StreamStatistics
 
 WHOLE, NOTHING, PARTLY = 0, 2, 3

@@ -27,8 +27,9 @@ from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.network.network import Network
 from stream_rpn.pipeline import Pipeline, parameters
 from stream_rpn.queues import prefetch
-from stream_rpn.sources import Source, open_source
+from stream_rpn.sources import open_source
 from stream_rpn.sources.select import Selection
+from stream_rpn.sources.source import Source
 from stream_rpn.timing import Histogram, StageTimes
 
 Decoder = Literal["auto", "cpu", "nvdec"]

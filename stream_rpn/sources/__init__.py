@@ -1,13 +1,17 @@
-"""What can be opened: video files, URLs, cameras, pipes, still images, synthetic video."""
+"""What can be opened: video files, URLs, cameras, pipes, still images, synthetic video.
+
+Nothing here imports PyAV or torch before a source is opened.
+"""
 
 from __future__ import annotations
 
 import glob
 import os
 import urllib.parse
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.sources import address
@@ -20,24 +24,15 @@ from stream_rpn.sources.address import (
     masked,
     scheme,
 )
-from stream_rpn.sources.file import FileSource
-from stream_rpn.sources.images import Image, ImagesSource
-from stream_rpn.sources.select import parse_time, select
-from stream_rpn.sources.source import Source
-from stream_rpn.sources.synthetic import SyntheticVideo
 
-__all__ = [
-    "Source",
-    "expand",
-    "holds_images",
-    "images_source",
-    "is_live",
-    "masked",
-    "open_source",
-    "parse_time",
-    "select",
-    "stem",
-]
+if TYPE_CHECKING:
+    from stream_rpn.sources.source import Source
+
+__all__ = ["OPENERS", "expand", "holds_images", "is_live", "masked", "open_source", "stem"]
+
+# By the beginning of the name, "module:function" within this package; it takes the name and the
+# keywords of `open_source`. What begins otherwise is a file, a URL, a device, or still images.
+OPENERS = {"synthetic:": "synthetic:open_synthetic"}
 
 _VIDEOS = {
     ".3gp", ".asf", ".avi", ".flv", ".gif", ".h264", ".264", ".h265", ".265", ".hevc",
@@ -60,11 +55,11 @@ def expand(uris: Sequence[str]) -> list[str]:
     """
     sources = []
     for uri in uris:
-        members = _members(uri)
-        if members is None or members[0].suffix.lower() in _IMAGES:
+        files = members_of(uri)
+        if files is None or files[0].suffix.lower() in _IMAGES:
             sources.append(uri)
         else:
-            sources.extend(map(str, members))
+            sources.extend(map(str, files))
     return sources
 
 
@@ -89,35 +84,16 @@ def open_source(
     Raises:
         StreamRPNError: it cannot be opened, holds no video, or not by the decoder asked for.
     """
-    if uri.startswith("synthetic:"):
-        video = SyntheticVideo.parse(uri)
-        return FileSource(
-            uri,
-            video.encoded(),
-            decoder=decoder,
-            threads=threads,
-            device=device,
-            num_frames=video.num_frames,
-        )
-    members = _members(uri)
-    if members is None and not is_url(uri) and local_path(uri).suffix.lower() in _IMAGES:
-        members = [local_path(uri)]
-    if members is None:
-        return FileSource(
-            uri, decoder=decoder, video_stream=video_stream, threads=threads, device=device
-        )
-    if members[0].suffix.lower() not in _IMAGES:
-        raise StreamRPNError(f"{uri} holds several videos; open them one by one")
-    if decoder == "nvdec":
-        raise StreamRPNError(
-            f"{uri} cannot be decoded by NVDEC: still images are decoded on the CPU"
-        )
-    return ImagesSource(
-        uri,
-        ((member, None) for member in members),
-        stem=stem(uri),
-        num_frames=len(members),
+    opener = next((o for prefix, o in OPENERS.items() if uri.startswith(prefix)), "")
+    if not opener:
+        opener = "images:open_images" if holds_images(uri) else "file:FileSource"
+        if opener == "file:FileSource" and members_of(uri) is not None:
+            raise StreamRPNError(f"{uri} holds several videos; open them one by one")
+    module, _, function = opener.partition(":")
+    source: Source = getattr(import_module(f"stream_rpn.sources.{module}"), function)(
+        uri, decoder=decoder, video_stream=video_stream, threads=threads, device=device
     )
+    return source
 
 
 def is_live(uri: str) -> bool:
@@ -134,34 +110,20 @@ def is_live(uri: str) -> bool:
 
 def holds_images(uri: str) -> bool:
     """Tells whether `uri`, as `expand` names it, stands for still images."""
-    members = _members(uri)
-    first = members[0] if members else local_path(uri)
+    files = members_of(uri)
+    first = files[0] if files else local_path(uri)
     return not is_url(uri) and first.suffix.lower() in _IMAGES
 
 
 def stem(uri: str) -> str:
     """Returns a short name for output files: of a file, or of the folder that holds the images."""
-    members = _members(uri)
-    return address.stem(uri) if members is None else members[0].resolve().parent.name or "images"
+    files = members_of(uri)
+    return address.stem(uri) if files is None else files[0].resolve().parent.name or "images"
 
 
-def images_source(
-    items: Iterable[tuple[Image, int | None]], *, uri: str = "images", stem: str = "images"
-) -> Source:
-    """Opens images that carry the ids of an annotation file.
-
-    Args:
-        items: (image, id): the image is a path, or the name and bytes of one. Read one at a time.
-        uri: what results call the source.
-        stem: short name for output files.
-    """
-    num_frames = len(items) if isinstance(items, Sized) else None
-    return ImagesSource(uri, items, stem=stem, num_frames=num_frames)
-
-
-def _members(uri: str) -> list[Path] | None:
+def members_of(uri: str) -> list[Path] | None:
     """Returns the files of a directory or pattern: all videos or all images; None for the rest."""
-    if uri == "-" or uri.startswith("synthetic:") or is_url(uri) or is_device(uri):
+    if uri == "-" or uri.startswith(tuple(OPENERS)) or is_url(uri) or is_device(uri):
         return None
     if not uri:
         raise StreamRPNError("a source is an empty name; name a video")

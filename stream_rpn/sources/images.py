@@ -7,7 +7,7 @@ only the turn is undone: PyAV 18.1 raises on reading the matrix of an image with
 from __future__ import annotations
 
 import io
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sized
 from pathlib import Path
 
 import av
@@ -15,6 +15,8 @@ import av.error
 
 from stream_rpn.decode import PlaneConverter, Tally, display_rotation, displayed_size
 from stream_rpn.frame import DropReason, Frame, StreamInfo, StreamRPNError
+from stream_rpn.sources import members_of, stem
+from stream_rpn.sources.address import local_path
 from stream_rpn.sources.source import Source
 
 Image = Path | tuple[str, bytes]
@@ -121,3 +123,36 @@ class ImagesSource(Source):
     def close(self) -> None:  # noqa: D102
         self._first = None
         self._frames.close()
+
+
+def open_images(
+    uri: str,
+    *,
+    decoder: str = "auto",
+    video_stream: int | None = None,
+    threads: int = 0,
+    device: str | None = None,
+) -> Source:
+    """Opens an image, or the images of a directory or pattern; see `sources.open_source`."""
+    if decoder == "nvdec":
+        raise StreamRPNError(
+            f"{uri} cannot be decoded by NVDEC: still images are decoded on the CPU"
+        )
+    files = members_of(uri) or [local_path(uri)]
+    return ImagesSource(
+        uri, ((file, None) for file in files), stem=stem(uri), num_frames=len(files)
+    )
+
+
+def images_source(
+    items: Iterable[tuple[Image, int | None]], *, uri: str = "images", stem: str = "images"
+) -> Source:
+    """Opens images that carry the ids of an annotation file.
+
+    Args:
+        items: (image, id): the image is a path, or the name and bytes of one. Read one at a time.
+        uri: what results call the source.
+        stem: short name for output files.
+    """
+    num_frames = len(items) if isinstance(items, Sized) else None
+    return ImagesSource(uri, items, stem=stem, num_frames=num_frames)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from stream_rpn.decode import Tally
 from stream_rpn.frame import Drop, Frame, StreamInfo
+
+if TYPE_CHECKING:
+    from stream_rpn.decode import Tally
 
 
 class Source(ABC):

@@ -18,6 +18,8 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.sources.file import FileSource
+from stream_rpn.sources.source import Source
 
 _SPEC = re.compile(r"synthetic:(?:(\d+)x(\d+))?(?:@(\d+(?:\.\d+)?(?:/\d+)?))?(?:,(\d+))?")
 
@@ -225,3 +227,23 @@ class _EncodedVideo(io.RawIOBase):
             self._ended = True
             self._container.close()
         super().close()
+
+
+def open_synthetic(
+    uri: str,
+    *,
+    decoder: str = "auto",
+    video_stream: int | None = None,
+    threads: int = 0,
+    device: str | None = None,
+) -> Source:
+    """Opens a clip that is made as it is read; see `sources.open_source`."""
+    video = SyntheticVideo.parse(uri)
+    return FileSource(
+        uri,
+        video.encoded(),
+        decoder=decoder,
+        threads=threads,
+        device=device,
+        num_frames=video.num_frames,
+    )
