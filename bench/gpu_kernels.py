@@ -14,7 +14,6 @@ from bench.workloads import (
     CASES,
     SMALL,
     WORKLOADS,
-    Heads,
     Workload,
     compiled,
     detectron2_style,
@@ -24,7 +23,8 @@ from bench.workloads import (
     torchvision_rpn,
 )
 from stream_rpn.kernels.nms import nms
-from stream_rpn.kernels.propose import Candidates, level_sizes, propose
+from stream_rpn.kernels.proposals import HeadOutputs
+from stream_rpn.kernels.propose import propose
 
 
 def compare(proof: Proof) -> None:
@@ -74,7 +74,7 @@ def time_stage(proof: Proof) -> None:
     workloads, batches = (SMALL, (2, 1)) if proof.dry else (WORKLOADS, (8, 1, 32))
     for workload in workloads:
         torch.compiler.reset()
-        theirs: dict[str, Callable[[Heads], Any]] = {
+        theirs: dict[str, Callable[[HeadOutputs], Any]] = {
             "torchvision eager": torchvision_rpn(workload, proof.device),
             "detectron2-style": partial(detectron2_style, workload),
             "reference, compiled": compiled(workload),
@@ -89,7 +89,7 @@ def time_stage(proof: Proof) -> None:
             found = ours(workload, one)
             name = f"{workload.name} b{batch}"
             stage = proof.timer.graphs([partial(ours, workload, heads) for heads in sets])
-            slots = sum(level_sizes(one.objectness, one.base_anchors, workload.pre_nms_top_n))
+            slots = sum(one.level_sizes(workload.pre_nms_top_n))
             kept = batch * workload.post_nms_top_n * 28
             item = one.objectness[0].element_size()
             moved = {
@@ -174,20 +174,18 @@ def one_graph(proof: Proof) -> None:
     )
 
 
-def _parts(workload: Workload, sets: list[Heads]) -> dict[str, list[Callable[[], Any]]]:
-    options = workload.options()
-    selection = {name: options[name] for name in ("pre_nms_top_n", "score_thresh", "min_size")}
-    sizes = level_sizes(sets[0].objectness, sets[0].base_anchors, workload.pre_nms_top_n)
-    candidates: list[Candidates] = [propose(*heads, **selection) for heads in sets]
-    rest = {"nms_thresh": options["nms_thresh"], "post_nms_top_n": options["post_nms_top_n"]}
+def _parts(workload: Workload, sets: list[HeadOutputs]) -> dict[str, list[Callable[[], Any]]]:
+    sizes = sets[0].level_sizes(workload.pre_nms_top_n)
     return {
         "stage": [],
-        "propose": [partial(propose, *heads, **selection) for heads in sets],
-        "nms": [partial(nms, found, sizes, **rest) for found in candidates],
+        "propose": [partial(propose, heads, workload.spec) for heads in sets],
+        "nms": [
+            partial(nms, propose(heads, workload.spec), sizes, workload.spec) for heads in sets
+        ],
     }
 
 
-def _agreement(found: Any, theirs: Any, heads: Heads) -> float:
+def _agreement(found: Any, theirs: Any, heads: HeadOutputs) -> float:
     """Returns the share of our boxes that the other found, too, within a hundredth of a pixel."""
     images = len(heads.image_sizes)
     if isinstance(theirs, tuple):

@@ -26,7 +26,6 @@ from bench.gpu_timer import Timer
 from bench.workloads import (
     SMALL,
     WORKLOADS,
-    Heads,
     Workload,
     detectron2_style,
     head_outputs,
@@ -35,8 +34,9 @@ from bench.workloads import (
     reference,
     torchvision_rpn,
 )
+from stream_rpn.kernels.proposals import HeadOutputs
 
-Peer = Callable[[Heads], list[Tensor]]
+Peer = Callable[[HeadOutputs], list[Tensor]]
 
 
 def peers_of(workload: Workload, device: torch.device, *, compiled: bool) -> dict[str, Peer]:

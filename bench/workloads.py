@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torchvision
@@ -32,7 +32,7 @@ from stream_rpn import anchors as anchor_ops
 from stream_rpn.kernels import boxes as box_ops
 from stream_rpn.kernels.generate import generate_proposals
 from stream_rpn.kernels.nms_reference import nms_reference
-from stream_rpn.kernels.proposals import ProposalBatch, level_sizes
+from stream_rpn.kernels.proposals import HeadOutputs, ProposalBatch, ProposalSpec
 from stream_rpn.kernels.propose_reference import propose_reference
 
 
@@ -69,15 +69,10 @@ class Workload:
         height, width = self.image_size
         return [(height // h, width // w) for h, w in self.grids]
 
-    def options(self) -> dict[str, Any]:
-        """Returns the keyword arguments of `generate_proposals`."""
-        return {
-            "pre_nms_top_n": self.pre_nms_top_n,
-            "post_nms_top_n": self.post_nms_top_n,
-            "nms_thresh": 0.7,
-            "score_thresh": 0.0,
-            "min_size": 1e-3,
-        }
+    @property
+    def spec(self) -> ProposalSpec:
+        """The limits."""
+        return ProposalSpec(self.pre_nms_top_n, self.post_nms_top_n, min_size=1e-3)
 
 
 _FPN_GRIDS = ((192, 336), (96, 168), (48, 84), (24, 42), (12, 21))
@@ -95,35 +90,6 @@ SMALL = (
 )
 
 
-class Heads(NamedTuple):
-    """Head outputs of a batch with what is needed to make proposals of them."""
-
-    objectness: list[Tensor]
-    deltas: list[Tensor]
-    base_anchors: list[Tensor]
-    strides: list[tuple[int, int]]
-    image_sizes: Tensor
-
-    def to(self, device: torch.device | str) -> Heads:
-        """Returns them on another device."""
-        return Heads(
-            [t.to(device) for t in self.objectness],
-            [t.to(device) for t in self.deltas],
-            [t.to(device) for t in self.base_anchors],
-            self.strides,
-            self.image_sizes.to(device),
-        )
-
-    def image(self, index: int) -> Heads:
-        """Returns one image's."""
-        rows = slice(index, index + 1)
-        return self._replace(
-            objectness=[t[rows] for t in self.objectness],
-            deltas=[t[rows] for t in self.deltas],
-            image_sizes=self.image_sizes[rows],
-        )
-
-
 # What a head's logits may look like; "objects" is what is timed.
 CASES = ("objects", "noise", "equal", "coarse", "not-finite", "huge-deltas")
 
@@ -136,7 +102,7 @@ def head_outputs(
     *,
     seed: int = 0,
     case: str = "objects",
-) -> Heads:
+) -> HeadOutputs:
     """Returns random head outputs.
 
     "objects" has what trained heads give: logits far below zero, and bumps around some places where
@@ -167,22 +133,23 @@ def head_outputs(
         deltas.append(offsets.to(device, dtype))
         bases.append(anchor_ops.ratio_major(sizes, (0.5, 1.0, 2.0)).to(device))
     sizes_of_images = torch.tensor([workload.inside] * batch, device=device)
-    return Heads(objectness, deltas, bases, workload.strides, sizes_of_images)
+    return HeadOutputs(objectness, deltas, bases, workload.strides, sizes_of_images)
 
 
-def ours(workload: Workload, heads: Heads) -> ProposalBatch:
+def ours(workload: Workload, heads: HeadOutputs) -> ProposalBatch:
     """Returns what the library gives: the kernels on a GPU, the references elsewhere."""
-    return generate_proposals(*heads, **workload.options())
+    return generate_proposals(heads, workload.spec)
 
 
-def reference(workload: Workload, heads: Heads, select: Any = propose_reference) -> ProposalBatch:
+def reference(
+    workload: Workload, heads: HeadOutputs, select: Any = propose_reference
+) -> ProposalBatch:
     """Returns the references' result, on whatever device the inputs are."""
-    boxes, logits, anchors = select(*heads, workload.pre_nms_top_n, 0.0, 1e-3)
-    sizes = level_sizes(heads.objectness, heads.base_anchors, workload.pre_nms_top_n)
-    return nms_reference(boxes, logits, anchors, sizes, 0.7, workload.post_nms_top_n)
+    sizes = heads.level_sizes(workload.pre_nms_top_n)
+    return nms_reference(select(heads, workload.spec), sizes, workload.spec)
 
 
-def compiled(workload: Workload) -> Callable[[Heads], ProposalBatch]:
+def compiled(workload: Workload) -> Callable[[HeadOutputs], ProposalBatch]:
     """Returns the reference with its first half under torch.compile."""
     select = torch.compile(propose_reference, dynamic=False)
     return functools.partial(reference, workload, select=select)
@@ -199,7 +166,7 @@ class _GivenHead(nn.Module):
 
 def torchvision_rpn(
     workload: Workload, device: torch.device, *, compiled: bool = False
-) -> Callable[[Heads], list[Tensor]]:
+) -> Callable[[HeadOutputs], list[Tensor]]:
     """Returns torchvision's own proposal stage for the workload, under torch.compile if wanted."""
     counts = {"pre_nms_top_n": workload.pre_nms_top_n, "post_nms_top_n": workload.post_nms_top_n}
     ratios = ((0.5, 1.0, 2.0),) * len(workload.sizes)
@@ -216,7 +183,7 @@ def torchvision_rpn(
     ).eval()
     stage = torch.compile(rpn) if compiled else rpn
 
-    def run(heads: Heads) -> list[Tensor]:
+    def run(heads: HeadOutputs) -> list[Tensor]:
         head.outputs = heads.objectness, heads.deltas
         batch = len(heads.image_sizes)
         pixels = torch.empty(1, device=device).expand(batch, 3, *workload.image_size)
@@ -228,7 +195,7 @@ def torchvision_rpn(
     return run
 
 
-def detectron2_style(workload: Workload, heads: Heads) -> list[Tensor]:
+def detectron2_style(workload: Workload, heads: HeadOutputs) -> list[Tensor]:
     """Returns each image's boxes as detectron2 finds them: decode everything, then select."""
     logits, boxes, levels = [], [], []
     batch = len(heads.image_sizes)
@@ -258,7 +225,7 @@ def detectron2_style(workload: Workload, heads: Heads) -> list[Tensor]:
     return results
 
 
-def mmdetection_style(workload: Workload, heads: Heads) -> list[Tensor]:
+def mmdetection_style(workload: Workload, heads: HeadOutputs) -> list[Tensor]:
     """Returns each image's boxes as mmdetection finds them: sort probabilities, then decode."""
     results = []
     for image in range(len(heads.image_sizes)):

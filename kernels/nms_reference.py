@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stream_rpn.kernels import boxes as box_ops
-from stream_rpn.kernels.proposals import ProposalBatch
+from stream_rpn.kernels.proposals import Candidates, ProposalBatch, ProposalSpec
 
 # Larger blocks waste IoUs on boxes that the block itself suppresses, smaller ones wait for Python.
 BLOCK = 160
@@ -60,24 +60,16 @@ def greedy(boxes: Tensor, levels: Tensor, nms_thresh: float, limit: int) -> Tens
     return torch.from_numpy(kept[:count])
 
 
-def nms_in_order(
-    boxes: Tensor,
-    logits: Tensor,
-    anchors: Tensor,
-    levels: Tensor,
-    nms_thresh: float,
-    post_nms_top_n: int,
-) -> ProposalBatch:
+def nms_in_order(candidates: Candidates, levels: Tensor, spec: ProposalSpec) -> ProposalBatch:
     """Returns the kept proposals of candidates of all levels that stand by logit already.
 
     Args:
-        boxes: [B, M, 4] on the CPU.
-        logits: [B, M], falling but for rejected slots, which hold −inf.
-        anchors: [B, M].
-        levels: [B, M] int32.
-        nms_thresh: as in `nms`.
-        post_nms_top_n: as in `nms`.
+        candidates: on the CPU, all levels together, logits falling but for rejected slots.
+        levels: [B, M] int32, of each candidate.
+        spec: the limits.
     """
+    boxes, logits, anchors = candidates
+    post_nms_top_n = spec.post_nms_top_n
     batch = len(boxes)
     out = ProposalBatch(
         torch.zeros(batch, post_nms_top_n, 4),
@@ -88,7 +80,7 @@ def nms_in_order(
     )
     for image in range(batch):
         order = (logits[image] > -torch.inf).nonzero()[:, 0]
-        kept = greedy(boxes[image, order], levels[image, order], nms_thresh, post_nms_top_n)
+        kept = greedy(boxes[image, order], levels[image, order], spec.nms_thresh, post_nms_top_n)
         order, count = order[kept], len(kept)
         out.boxes[image, :count] = boxes[image, order]
         out.scores[image, :count] = box_ops.sigmoid(logits[image, order])
@@ -99,31 +91,20 @@ def nms_in_order(
 
 
 def nms_reference(
-    boxes: Tensor,
-    logits: Tensor,
-    anchors: Tensor,
-    level_sizes: Sequence[int],
-    nms_thresh: float,
-    post_nms_top_n: int,
+    candidates: Candidates, level_sizes: Sequence[int], spec: ProposalSpec
 ) -> ProposalBatch:
     """Returns the kept proposals as `nms` describes them.
 
     The walk is sequential and its length depends on the data: it runs on the host, whatever device
     the candidates are on.
     """
-    device = boxes.device
-    boxes, logits, anchors = boxes.cpu(), logits.cpu(), anchors.cpu()
+    device = candidates.boxes.device
+    boxes, logits, anchors = (tensor.cpu() for tensor in candidates)
     levels = torch.repeat_interleave(
         torch.arange(len(level_sizes), dtype=torch.int32), torch.tensor(level_sizes)
     )
     order = logits.argsort(dim=1, descending=True, stable=True)
     images = torch.arange(len(boxes))[:, None]
-    out = nms_in_order(
-        boxes[images, order],
-        logits[images, order],
-        anchors[images, order],
-        levels[order],
-        nms_thresh,
-        post_nms_top_n,
-    )
+    ordered = Candidates(boxes[images, order], logits[images, order], anchors[images, order])
+    out = nms_in_order(ordered, levels[order], spec)
     return ProposalBatch(*(tensor.to(device) for tensor in out))

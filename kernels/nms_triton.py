@@ -37,7 +37,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stream_rpn.kernels.boxes_triton import overlaps, sigmoid
-from stream_rpn.kernels.proposals import ProposalBatch
+from stream_rpn.kernels.proposals import Candidates, ProposalBatch, ProposalSpec
 from stream_rpn.kernels.shipped import Shipped
 
 CHUNK = 2048
@@ -282,15 +282,11 @@ def _levels_table(level_sizes: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def nms_triton(
-    boxes: Tensor,
-    logits: Tensor,
-    anchors: Tensor,
-    level_sizes: Sequence[int],
-    nms_thresh: float,
-    post_nms_top_n: int,
+    candidates: Candidates, level_sizes: Sequence[int], spec: ProposalSpec
 ) -> ProposalBatch:
     """Returns the kept proposals as `nms` describes them."""
-    device, (batch, num_slots) = boxes.device, logits.shape
+    device, (batch, num_slots) = candidates.boxes.device, candidates.logits.shape
+    post_nms_top_n = spec.post_nms_top_n
     out = ProposalBatch(
         torch.empty(batch, post_nms_top_n, 4, device=device),
         torch.empty(batch, post_nms_top_n, device=device),
@@ -300,7 +296,7 @@ def nms_triton(
     )
     if batch == 0:
         return out
-    boxes, logits, anchors = boxes.contiguous(), logits.contiguous(), anchors.contiguous()
+    boxes, logits, anchors = (tensor.contiguous() for tensor in candidates)
     num_levels, largest = len(level_sizes), max(level_sizes)
     problems = batch * num_levels
     capacity = max(1, min(post_nms_top_n, largest))
@@ -327,7 +323,7 @@ def nms_triton(
                 chunk_start,
                 num_slots,
                 capacity,
-                nms_thresh,
+                spec.nms_thresh,
                 WORDS=num_words,
                 num_warps=OVERLAP_WARPS,
                 **options,

@@ -6,61 +6,48 @@ import torch
 from torch import Tensor
 
 from stream_rpn.kernels.dispatch import fused_or_reference, opaque_op
-from stream_rpn.kernels.proposals import Candidates, level_sizes
+from stream_rpn.kernels.proposals import Candidates, HeadOutputs, ProposalSpec
 from stream_rpn.kernels.propose_reference import propose_reference
-from stream_rpn.kernels.validation import check_finite, check_heads, check_selection
+from stream_rpn.kernels.validation import check_finite, check_heads, check_spec
 
 
-@torch.no_grad()
-def propose(
-    objectness: Sequence[Tensor],
-    deltas: Sequence[Tensor],
-    base_anchors: Sequence[Tensor],
-    strides: Sequence[tuple[int, int]],
-    image_sizes: Tensor,
-    *,
-    pre_nms_top_n: int,
-    score_thresh: float,
-    min_size: float,
-) -> Candidates:
+def propose(heads: HeadOutputs, spec: ProposalSpec) -> Candidates:
     """Returns the candidates of a batch: the highest logits of each level, decoded and clipped.
 
     Rejected are logits of NaN or −inf, boxes that are not finite, boxes with a side below
-    `min_size` after clipping, and probabilities below `score_thresh`. Head outputs may
-    have any strides and be float32, float16 or bfloat16; everything is computed in float32.
+    `spec.min_size` after clipping, and probabilities below `spec.score_thresh`. Everything is
+    computed in float32.
 
     Args:
-        objectness: per level [B, A, H, W] logits, or [B, 2A, H, W] with background|object
-            interleaved per anchor (the logit is object − background).
-        deltas: per level [B, 4A, H, W], dx, dy, dw, dh per anchor.
-        base_anchors: per level [A, 4] float32.
-        strides: per level (y, x) input pixels per cell.
-        image_sizes: [B, 2] (height, width) to clip to, any real dtype.
-        pre_nms_top_n: candidates per level, at least 1.
-        score_thresh: in [0, 1].
-        min_size: in pixels of the network input, at least 0.
+        heads: the head outputs.
+        spec: the limits; those of suppression do not count here.
 
     Raises:
-        ValueError: a shape, device or number does not fit.
+        ValueError: a shape or device does not fit.
         TypeError: an argument is of another type.
     """
-    check_heads(objectness, deltas, base_anchors, strides, image_sizes)
-    check_selection(pre_nms_top_n, score_thresh, min_size)
-    flat_strides = [side for stride in strides for side in stride]
+    check_heads(heads)
+    check_spec(spec)
+    return propose_checked(heads, spec)
+
+
+@torch.no_grad()
+def propose_checked(heads: HeadOutputs, spec: ProposalSpec) -> Candidates:
+    """Returns what `propose` does of arguments that have been checked."""
     return Candidates(
         *_propose_op(
-            list(objectness),
-            list(deltas),
-            list(base_anchors),
-            flat_strides,
-            image_sizes,
-            pre_nms_top_n,
-            float(score_thresh),
-            float(min_size),
+            list(heads.objectness),
+            list(heads.deltas),
+            list(heads.base_anchors),
+            [side for stride in heads.strides for side in stride],
+            heads.image_sizes,
+            *spec.to_lists(),
         )
     )
 
 
+# A torch op's schema takes tensors, numbers and lists of them only: the records are taken apart in
+# the call above and put together again here, and nowhere else.
 @opaque_op("propose")
 def _propose_op(
     objectness: Sequence[Tensor],
@@ -68,26 +55,26 @@ def _propose_op(
     base_anchors: Sequence[Tensor],
     strides: Sequence[int],
     image_sizes: Tensor,
-    pre_nms_top_n: int,
-    score_thresh: float,
-    min_size: float,
+    counts: Sequence[int],
+    thresholds: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
     # On a GPU this check would wait for the device; there the boxes are rejected one by one.
     if not image_sizes.is_cuda:
         check_finite(base_anchors)
     pairs = list(zip(strides[::2], strides[1::2], strict=True))
-    heads = (objectness, deltas, base_anchors, pairs, image_sizes)
-    limits = (pre_nms_top_n, score_thresh, min_size)
+    heads = HeadOutputs(objectness, deltas, base_anchors, pairs, image_sizes)
+    spec = ProposalSpec.from_lists(counts, thresholds)
 
-    def fused() -> tuple[Tensor, Tensor, Tensor]:
+    def fused() -> Candidates:
         from stream_rpn.kernels.propose_triton import propose_triton
 
-        return propose_triton(*heads, *limits)
+        return propose_triton(heads, spec)
 
-    def reference() -> tuple[Tensor, Tensor, Tensor]:
-        return propose_reference(*heads, *limits)
+    def reference() -> Candidates:
+        return propose_reference(heads, spec)
 
-    return fused_or_reference("propose", image_sizes, fused, reference)
+    found = fused_or_reference("propose", image_sizes, fused, reference)
+    return found.boxes, found.logits, found.anchors
 
 
 @torch.library.register_fake("stream_rpn::propose")  # type: ignore[untyped-decorator]
@@ -97,11 +84,13 @@ def _(
     base_anchors: Sequence[Tensor],
     strides: Sequence[int],
     image_sizes: Tensor,
-    pre_nms_top_n: int,
-    score_thresh: float,
-    min_size: float,
+    counts: Sequence[int],
+    thresholds: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, size = image_sizes.shape[0], sum(level_sizes(objectness, base_anchors, pre_nms_top_n))
+    # Counts are symbols here at times, which the record of the limits would refuse.
+    pre_nms_top_n, _ = counts
+    heads = HeadOutputs(objectness, deltas, base_anchors, (), image_sizes)
+    batch, size = image_sizes.shape[0], sum(heads.level_sizes(pre_nms_top_n))
     return (
         image_sizes.new_empty(batch, size, 4, dtype=torch.float32),
         image_sizes.new_empty(batch, size, dtype=torch.float32),

@@ -1,6 +1,5 @@
 """propose in plain PyTorch: the specification of the Triton form, and the product's CPU path."""
 
-from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stream_rpn.kernels import boxes as box_ops
+from stream_rpn.kernels.proposals import Candidates, HeadOutputs, ProposalSpec
 
 
 def object_logits(objectness: Tensor, num_anchors: int) -> Tensor:
@@ -41,7 +41,7 @@ def select(logits: Tensor, k: int) -> Tensor:
     return torch.from_numpy(indices)
 
 
-class Heads(NamedTuple):
+class FlatHeads(NamedTuple):
     """Head outputs of all levels in one row of anchors: level after level, each by anchor index.
 
     Attributes:
@@ -55,49 +55,49 @@ class Heads(NamedTuple):
     sizes: list[int]
 
 
-def in_a_row(
-    objectness: Sequence[Tensor], deltas: Sequence[Tensor], base_anchors: Sequence[Tensor]
-) -> Heads:
-    """Returns the head outputs of all levels side by side."""
-    logits = [object_logits(o, len(b)) for o, b in zip(objectness, base_anchors, strict=True)]
+def flatten_levels(heads: HeadOutputs) -> FlatHeads:
+    """Returns the head outputs of all levels in one row of anchors."""
+    logits = [
+        object_logits(level, len(base))
+        for level, base in zip(heads.objectness, heads.base_anchors, strict=True)
+    ]
     rows = [
         level_deltas.permute(0, 2, 3, 1).reshape(*level_logits.shape, 4)
-        for level_deltas, level_logits in zip(deltas, logits, strict=True)
+        for level_deltas, level_logits in zip(heads.deltas, logits, strict=True)
     ]
-    return Heads(torch.cat(logits, 1), torch.cat(rows, 1), [part.shape[1] for part in logits])
+    return FlatHeads(torch.cat(logits, 1), torch.cat(rows, 1), [part.shape[1] for part in logits])
 
 
 def decode_selected(
-    heads: Heads,
-    selected: Tensor,
-    widths: Sequence[int],
-    base_anchors: Sequence[Tensor],
-    strides: Sequence[tuple[int, int]],
-    image_sizes: Tensor,
-    score_thresh: float,
-    min_size: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns boxes, logits, anchors as `propose` describes them, and levels [B, M].
+    flat: FlatHeads, selected: Tensor, heads: HeadOutputs, spec: ProposalSpec
+) -> tuple[Candidates, Tensor]:
+    """Returns candidates as `propose` describes them, in the order of `selected`, and their levels.
 
     Args:
-        heads: all anchors.
+        flat: all anchors in a row.
         selected: [B, M] int64, which of them, as positions in the row.
-        widths: cells in a row of each level's map.
-        base_anchors: as in `propose`.
-        strides: as in `propose`.
-        image_sizes: as in `propose`.
-        score_thresh: as in `propose`.
-        min_size: as in `propose`.
+        heads: the head outputs of which `flat` was made.
+        spec: the limits.
+
+    Returns:
+        The candidates, and levels [B, M] int32.
     """
     device = selected.device
-    ends = list(accumulate(heads.sizes))
+    ends = list(accumulate(flat.sizes))
     levels = torch.bucketize(selected, torch.tensor(ends, device=device), right=True)
-    first_bases = accumulate((len(base) for base in base_anchors), initial=0)
+    first_bases = accumulate((len(base) for base in heads.base_anchors), initial=0)
+    widths = [level.shape[3] for level in heads.objectness]
     # max(): a level without anchors or cells has nothing selected.
     rows = [
         (end - size, first_base, max(len(base), 1), max(width, 1), stride_x, stride_y)
         for end, size, first_base, base, width, (stride_y, stride_x) in zip(
-            ends, heads.sizes, first_bases, base_anchors, widths, strides, strict=False
+            ends,
+            flat.sizes,
+            first_bases,
+            heads.base_anchors,
+            widths,
+            heads.strides,
+            strict=False,
         )
     ]
     of_level = torch.tensor(rows, device=device)[levels]
@@ -105,52 +105,33 @@ def decode_selected(
     anchors = selected - start
     a, cell = anchors % num_anchors, anchors // num_anchors
     shift = torch.stack((cell % width * stride_x, cell // width * stride_y), dim=-1).float()
-    corners = torch.cat(list(base_anchors)).float().view(-1, 2, 2)[first_base + a]
+    corners = torch.cat(list(heads.base_anchors)).float().view(-1, 2, 2)[first_base + a]
     images = torch.arange(len(selected), device=device)[:, None]
     boxes = box_ops.decode(
-        heads.deltas[images, selected], (corners + shift[..., None, :]).flatten(-2)
+        flat.deltas[images, selected], (corners + shift[..., None, :]).flatten(-2)
     )
-    logits = heads.logits.gather(1, selected)
+    logits = flat.logits.gather(1, selected)
     finite = boxes.abs().amax(dim=-1) < torch.inf
-    boxes = box_ops.clip(boxes, image_sizes)
-    large_enough = (boxes[..., 2:] - boxes[..., :2]).amin(dim=-1) >= min_size
+    boxes = box_ops.clip(boxes, heads.image_sizes)
+    large_enough = (boxes[..., 2:] - boxes[..., :2]).amin(dim=-1) >= spec.min_size
     keep = finite & large_enough & (logits > -torch.inf)
-    if score_thresh > 0:
-        keep &= box_ops.sigmoid(logits) >= score_thresh
-    return (
+    if spec.score_thresh > 0:
+        keep &= box_ops.sigmoid(logits) >= spec.score_thresh
+    candidates = Candidates(
         torch.where(keep[..., None], boxes, 0.0),
         torch.where(keep, logits, -torch.inf),
         torch.where(keep, anchors, -1).to(torch.int32),
-        levels.to(torch.int32),
     )
+    return candidates, levels.to(torch.int32)
 
 
-def propose_reference(
-    objectness: Sequence[Tensor],
-    deltas: Sequence[Tensor],
-    base_anchors: Sequence[Tensor],
-    strides: Sequence[tuple[int, int]],
-    image_sizes: Tensor,
-    pre_nms_top_n: int,
-    score_thresh: float,
-    min_size: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns boxes [B, M, 4], logits [B, M] and anchors [B, M] as `propose` describes them."""
-    heads = in_a_row(objectness, deltas, base_anchors)
+def propose_reference(heads: HeadOutputs, spec: ProposalSpec) -> Candidates:
+    """Returns the candidates as `propose` describes them."""
+    flat = flatten_levels(heads)
     selected, start = [], 0
-    for level_logits in torch.split(heads.logits, heads.sizes, dim=1):
+    for level_logits in torch.split(flat.logits, flat.sizes, dim=1):
         size = level_logits.shape[1]
-        selected.append(select(level_logits, min(pre_nms_top_n, size)) + start)
+        selected.append(select(level_logits, min(spec.pre_nms_top_n, size)) + start)
         start += size
-    widths = [level.shape[3] for level in objectness]
-    boxes, logits, anchors, _ = decode_selected(
-        heads,
-        torch.cat(selected, dim=1),
-        widths,
-        base_anchors,
-        strides,
-        image_sizes,
-        score_thresh,
-        min_size,
-    )
-    return boxes, logits, anchors
+    candidates, _ = decode_selected(flat, torch.cat(selected, dim=1), heads, spec)
+    return candidates

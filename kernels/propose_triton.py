@@ -41,6 +41,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stream_rpn.kernels.boxes_triton import decode_side, sigmoid
+from stream_rpn.kernels.proposals import Candidates, HeadOutputs, ProposalSpec
 from stream_rpn.kernels.shipped import Shipped
 
 BLOCK = 4096
@@ -372,17 +373,11 @@ def _tables(rows: tuple[tuple[int, ...], ...], device: torch.device) -> tuple[Te
     )
 
 
-def _geometry(
-    objectness: Sequence[Tensor],
-    deltas: Sequence[Tensor],
-    base_anchors: Sequence[Tensor],
-    strides: Sequence[tuple[int, int]],
-    pre_nms_top_n: int,
-) -> tuple[tuple[int, ...], ...]:
+def _geometry(heads: HeadOutputs, pre_nms_top_n: int) -> tuple[tuple[int, ...], ...]:
     rows = []
     first_key = first_slot = first_block = 0
     for logits, delta, base, (stride_y, stride_x) in zip(
-        objectness, deltas, base_anchors, strides, strict=True
+        heads.objectness, heads.deltas, heads.base_anchors, heads.strides, strict=True
     ):
         num_anchors, (height, width) = base.shape[0], logits.shape[2:]
         n = num_anchors * height * width
@@ -401,28 +396,23 @@ def _of_one_dtype(levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(level.float() if mixed else level for level in levels)
 
 
-def propose_triton(
-    objectness: Sequence[Tensor],
-    deltas: Sequence[Tensor],
-    base_anchors: Sequence[Tensor],
-    strides: Sequence[tuple[int, int]],
-    image_sizes: Tensor,
-    pre_nms_top_n: int,
-    score_thresh: float,
-    min_size: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns boxes [B, M, 4], logits [B, M] and anchors [B, M] as `propose` describes them."""
-    device, batch, num_levels = image_sizes.device, len(image_sizes), len(objectness)
+def propose_triton(heads: HeadOutputs, spec: ProposalSpec) -> Candidates:
+    """Returns the candidates as `propose` describes them."""
     # Levels are told apart by address, so they must agree in dtype; a mixture is converted.
-    objectness, deltas = _of_one_dtype(objectness), _of_one_dtype(deltas)
-    base_anchors = tuple(base.contiguous() for base in _of_one_dtype(base_anchors))
-    rows = _geometry(objectness, deltas, base_anchors, strides, pre_nms_top_n)
+    heads = heads._replace(
+        objectness=_of_one_dtype(heads.objectness),
+        deltas=_of_one_dtype(heads.deltas),
+        base_anchors=tuple(base.contiguous() for base in _of_one_dtype(heads.base_anchors)),
+    )
+    objectness, deltas, base_anchors, _, image_sizes = heads
+    device, batch, num_levels = image_sizes.device, len(image_sizes), len(objectness)
+    rows = _geometry(heads, spec.pre_nms_top_n)
     num_keys, num_slots = sum(row[N.value] for row in rows), sum(row[K.value] for row in rows)
     boxes = torch.empty(batch, num_slots, 4, device=device)
     logits = torch.empty(batch, num_slots, device=device)
     anchors = torch.empty(batch, num_slots, dtype=torch.int32, device=device)
     if batch == 0 or num_slots == 0:
-        return boxes, logits, anchors
+        return Candidates(boxes, logits, anchors)
 
     geometry, block_levels = _tables(rows, device)
     # The difference of a softmax head has all 32 bits of a float32, whatever its operands had.
@@ -469,13 +459,13 @@ def propose_triton(
             anchors,
             geometry,
             num_slots,
-            score_thresh,
-            min_size,
+            spec.score_thresh,
+            spec.min_size,
             TILE=TILE,
             OTHERS=OTHERS,
             **options,
         )
-    return boxes, logits, anchors
+    return Candidates(boxes, logits, anchors)
 
 
 def shipped_configs() -> list[Shipped]:

@@ -1,10 +1,11 @@
 """Checks the arguments of the proposal stage, by whichever of its operations they come in."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from stream_rpn.kernels.proposals import Candidates, HeadOutputs, ProposalSpec
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -15,21 +16,11 @@ def check_finite(base_anchors: Sequence[Tensor]) -> None:
         raise ValueError("base_anchors must be finite, got NaN or infinity")
 
 
-def check_selection(pre_nms_top_n: int, score_thresh: float, min_size: float) -> None:
-    """Raises ValueError or TypeError where one of these arguments of `propose` does not fit."""
-    _check_number("pre_nms_top_n", pre_nms_top_n, at_least=1, integer=True)
-    _check_number("score_thresh", score_thresh, at_least=0, at_most=1)
-    _check_number("min_size", min_size, at_least=0)
-
-
-def check_heads(
-    objectness: Sequence[Tensor],
-    deltas: Sequence[Tensor],
-    base_anchors: Sequence[Tensor],
-    strides: Sequence[tuple[int, int]],
-    image_sizes: Tensor,
-) -> None:
-    """Raises ValueError or TypeError where one of these arguments of `propose` does not fit."""
+def check_heads(heads: HeadOutputs) -> None:
+    """Raises ValueError or TypeError where one of the head outputs does not fit the others."""
+    if not isinstance(heads, HeadOutputs):
+        raise TypeError(f"heads must be HeadOutputs, got {type(heads).__name__}")
+    objectness, deltas, base_anchors, strides, image_sizes = heads
     if not isinstance(image_sizes, Tensor):
         raise TypeError(f"image_sizes must be a tensor [B, 2], got {type(image_sizes).__name__}")
     if image_sizes.ndim != 2 or image_sizes.shape[1] != 2:
@@ -96,29 +87,44 @@ def check_heads(
             )
 
 
-def check_suppression(nms_thresh: float, post_nms_top_n: int) -> None:
-    """Raises ValueError or TypeError where one of these arguments of `nms` does not fit."""
-    if isinstance(nms_thresh, bool) or not isinstance(nms_thresh, int | float):
-        raise TypeError(f"nms_thresh must be a number, got {nms_thresh!r}")
-    if not 0 < nms_thresh <= 1:
-        raise ValueError(f"nms_thresh must be in (0, 1], got {nms_thresh}")
-    if isinstance(post_nms_top_n, bool) or not isinstance(post_nms_top_n, int):
-        raise TypeError(f"post_nms_top_n must be an int, got {post_nms_top_n!r}")
-    if post_nms_top_n < 1:
-        raise ValueError(f"post_nms_top_n must be at least 1, got {post_nms_top_n}")
+def check_candidates(candidates: Candidates, level_sizes: Sequence[int]) -> None:
+    """Raises ValueError or TypeError where candidates do not fit each other or the levels."""
+    if not isinstance(candidates, tuple) or len(candidates) != 3:
+        raise TypeError(
+            f"candidates must be the boxes, logits and anchors of Candidates, got "
+            f"{type(candidates).__name__}"
+        )
+    boxes, logits, anchors = candidates
+    for name, tensor, dtype in (
+        ("boxes", boxes, torch.float32),
+        ("logits", logits, torch.float32),
+        ("anchors", anchors, torch.int32),
+    ):
+        if not isinstance(tensor, Tensor) or tensor.dtype != dtype:
+            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"candidates.{name} must be a tensor of {dtype}, got {got}")
+        if tensor.device != boxes.device:
+            raise ValueError(
+                f"candidates.{name} must be on the device of the boxes, {boxes.device}, "
+                f"got {tensor.device}"
+            )
+    if boxes.ndim != 3 or boxes.shape[2] != 4:
+        raise ValueError(f"candidates.boxes must be [B, M, 4], got {list(boxes.shape)}")
+    for name, tensor in (("logits", logits), ("anchors", anchors)):
+        if tensor.shape != boxes.shape[:2]:
+            raise ValueError(
+                f"candidates.{name} must be {list(boxes.shape[:2])}, got {list(tensor.shape)}"
+            )
+    if not isinstance(level_sizes, Sequence) or not all(isinstance(n, int) for n in level_sizes):
+        raise TypeError(f"level_sizes must be a list of ints, got {level_sizes!r}")
+    if not level_sizes or min(level_sizes) < 0 or sum(level_sizes) != boxes.shape[1]:
+        raise ValueError(
+            f"level_sizes must add up to the {boxes.shape[1]} candidates of an image, "
+            f"got {tuple(level_sizes)}"
+        )
 
 
-def _check_number(
-    name: str,
-    value: float,
-    *,
-    at_least: float,
-    at_most: float = math.inf,
-    integer: bool = False,
-) -> None:
-    if isinstance(value, bool) or not isinstance(value, int if integer else int | float):
-        kind = "an int" if integer else "a number"
-        raise TypeError(f"{name} must be {kind}, got {value!r}")
-    if not at_least <= value <= at_most:
-        bound = f"at least {at_least}" if at_most == math.inf else f"in [{at_least}, {at_most}]"
-        raise ValueError(f"{name} must be {bound}, got {value}")
+def check_spec(spec: ProposalSpec) -> None:
+    """Raises TypeError where `spec` is something else; its fields it has checked itself."""
+    if not isinstance(spec, ProposalSpec):
+        raise TypeError(f"spec must be a ProposalSpec, got {type(spec).__name__}")

@@ -22,6 +22,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from stream_rpn.kernels.boxes import MAX_LOG_SCALE
 from stream_rpn.kernels.generate import generate_proposals
+from stream_rpn.kernels.proposals import HeadOutputs, ProposalSpec
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -47,18 +48,21 @@ class FusedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
         height, width = images.tensors.shape[-2:]
         # Always float32: bfloat16 would move anchors by up to two pixels.
         self.anchor_generator.set_cell_anchors(torch.float32, device)
-        kept = generate_proposals(
+        heads = HeadOutputs(
             objectness,
             deltas,
             self.anchor_generator.cell_anchors,
             [(height // m.shape[-2], width // m.shape[-1]) for m in maps],
             torch.tensor(images.image_sizes, device=device),
+        )
+        spec = ProposalSpec(
             pre_nms_top_n=self.pre_nms_top_n(),
             post_nms_top_n=self.post_nms_top_n(),
             nms_thresh=self.nms_thresh,
             score_thresh=self.score_thresh,
             min_size=self.min_size,
         )
+        kept = generate_proposals(heads, spec)
         # torchvision's box head takes lists of unequal length: the one wait for the device.
         boxes = kept.boxes.to(deltas[0].dtype)
         return [b[:count] for b, count in zip(boxes, kept.count.tolist(), strict=True)], {}

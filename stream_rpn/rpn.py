@@ -9,7 +9,7 @@ its detectors load under their own keys.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,38 +18,10 @@ from torch import Tensor, nn
 from stream_rpn.anchors import AnchorSpec
 from stream_rpn.frame import Proposals
 from stream_rpn.kernels.generate import generate_proposals
-from stream_rpn.kernels.proposals import ProposalBatch
+from stream_rpn.kernels.proposals import HeadOutputs, ProposalBatch, ProposalSpec
 from stream_rpn.preprocess import InputSpec, image_to_input, to_frame_boxes
 
-
-@dataclass(frozen=True)
-class ProposalSpec:
-    """How head outputs become proposals.
-
-    Attributes:
-        pre_nms_top_n: candidates per level that enter non-maximum suppression.
-        post_nms_top_n: proposals per image, all levels together.
-        nms_thresh: a box is suppressed where its IoU with a better one exceeds this, in (0, 1].
-        score_thresh: boxes of a lower objectness probability are left out.
-        min_size: boxes with a side under this many input pixels are left out.
-    """
-
-    pre_nms_top_n: int = 1000
-    post_nms_top_n: int = 1000
-    nms_thresh: float = 0.7
-    score_thresh: float = 0.0
-    min_size: float = 1e-3
-
-    def __post_init__(self) -> None:
-        for name in ("pre_nms_top_n", "post_nms_top_n"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.nms_thresh <= 1:
-            raise ValueError(f"nms_thresh must be in (0, 1], got {self.nms_thresh}")
-        if not 0 <= self.score_thresh <= 1:
-            raise ValueError(f"score_thresh must be in [0, 1], got {self.score_thresh}")
-        if not self.min_size >= 0:
-            raise ValueError(f"min_size must not be negative, got {self.min_size}")
+__all__ = ["RPN", "ProposalSpec", "RPNHead", "fold_batch_norms", "propose_image"]
 
 
 class RPNHead(nn.Module):
@@ -188,21 +160,12 @@ class RPN(nn.Module):
         image_sizes: Tensor,
     ) -> ProposalBatch:
         """Returns the kept proposals of raw head outputs; see `generate_proposals`."""
-        spec = self.proposal_spec
+        heads = HeadOutputs(objectness, deltas, self.base_anchors, strides, image_sizes)
         # More slots than anchors would only take memory.
         anchors = self.head.num_anchors * sum(o.shape[-2] * o.shape[-1] for o in objectness)
-        return generate_proposals(
-            objectness,
-            deltas,
-            self.base_anchors,
-            strides,
-            image_sizes,
-            pre_nms_top_n=spec.pre_nms_top_n,
-            post_nms_top_n=min(spec.post_nms_top_n, max(anchors, 1)),
-            nms_thresh=spec.nms_thresh,
-            score_thresh=spec.score_thresh,
-            min_size=spec.min_size,
-        )
+        spec = self.proposal_spec
+        top = min(spec.post_nms_top_n, max(anchors, 1))
+        return generate_proposals(heads, replace(spec, post_nms_top_n=top))
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> ProposalBatch:
         """Returns the proposals of a batch.

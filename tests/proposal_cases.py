@@ -4,7 +4,7 @@ import torch
 from hypothesis import strategies as st
 
 from stream_rpn import anchors
-from stream_rpn.kernels.proposals import Candidates
+from stream_rpn.kernels.proposals import Candidates, HeadOutputs, ProposalSpec
 
 # The maps of a 1080p frame after torchvision's resize and padding to 768×1344: 257,796 anchors.
 FPN_SIZES = ((192, 336), (96, 168), (48, 84), (24, 42), (12, 21))
@@ -22,7 +22,7 @@ def head_outputs(
     steps=None,
     stride=(4, 4),
 ):
-    """Returns the positional arguments of `propose`; logits in `steps` per unit have many ties."""
+    """Returns head outputs; logits in `steps` per unit have many ties."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     channels = num_anchors * (2 if softmax else 1)
     objectness = [torch.randn(batch, channels, h, w) for h, w in sizes]
@@ -34,7 +34,7 @@ def head_outputs(
     base = [anchors.ratio_major([32.0 * 2**i], ratios) for i in range(len(sizes))]
     height, width = sizes[0][0] * stride[0], sizes[0][1] * stride[1]
     image_sizes = torch.tensor([[height - 3 * i, width - i] for i in range(batch)]).clamp(min=1)
-    return (
+    return HeadOutputs(
         [logits.to(dtype).to(memory_format=layout) for logits in objectness],
         [delta.to(dtype).to(memory_format=layout) for delta in deltas],
         base,
@@ -79,7 +79,7 @@ HARD_LOGITS = (0.0, -0.0, 1.0, -1.0, torch.nan, torch.inf, -torch.inf, 17.5, 18.
 
 @st.composite
 def problems(draw):
-    """Draws the arguments of `propose`: shapes, dtype, layout, head, k and hard logits."""
+    """Draws head outputs and limits: shapes, dtype, layout, head, k and hard logits."""
     sizes = draw(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=3))
     torch.manual_seed(draw(st.integers(0, 10_000)))
     args = head_outputs(
@@ -105,10 +105,10 @@ def problems(draw):
         delta = args[1][-1]
         where = torch.rand(delta.shape) < 0.2
         delta.copy_(torch.where(where, hard[torch.randint(4, delta.shape)].to(delta.dtype), delta))
-    limits = (
-        draw(st.sampled_from([1, 2, 7, 64, 100, 1000])),
+    spec = ProposalSpec(
+        pre_nms_top_n=draw(st.sampled_from([1, 2, 7, 64, 100, 1000])),
         # Logits of 0, of which there are many, are exactly at the second.
-        draw(st.sampled_from([0.0, 0.5])),
-        draw(st.sampled_from([0.0, 20.0])),
+        score_thresh=draw(st.sampled_from([0.0, 0.5])),
+        min_size=draw(st.sampled_from([0.0, 20.0])),
     )
-    return args, limits
+    return args, spec

@@ -1,6 +1,7 @@
 """The proposal stage on a GPU equals the references on the CPU bit for bit, and never waits."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,17 +12,12 @@ from stream_rpn.fusion import fuse, unfuse
 from stream_rpn.kernels import dispatch, propose_triton
 from stream_rpn.kernels.generate import generate_proposals
 from stream_rpn.kernels.nms import nms
+from stream_rpn.kernels.proposals import ProposalSpec
 from tests.proposal_cases import DTYPES, FPN_SIZES, candidates, head_outputs
 
 pytestmark = pytest.mark.needs_cuda
 
-OPTIONS = {
-    "pre_nms_top_n": 1000,
-    "post_nms_top_n": 1000,
-    "nms_thresh": 0.7,
-    "score_thresh": 0.1,
-    "min_size": 1.0,
-}
+SPEC = ProposalSpec(1000, 1000, nms_thresh=0.7, score_thresh=0.1, min_size=1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -32,17 +28,6 @@ def _no_silent_fallback():
         warnings.simplefilter("error", RuntimeWarning)
         yield
     dispatch._broken.clear()
-
-
-def to_cuda(args):
-    objectness, deltas, base, strides, image_sizes = args
-    return (
-        [level.cuda() for level in objectness],
-        [level.cuda() for level in deltas],
-        [level.cuda() for level in base],
-        strides,
-        image_sizes.cuda(),
-    )
 
 
 def assert_same(got, expected):
@@ -57,21 +42,21 @@ def test_equal_to_the_reference(dtype, channels_last, softmax):
     args = head_outputs(
         FPN_SIZES, batch=3, dtype=dtype, channels_last=channels_last, softmax=softmax
     )
-    assert_same(generate_proposals(*to_cuda(args), **OPTIONS), generate_proposals(*args, **OPTIONS))
+    assert_same(generate_proposals(args.to("cuda"), SPEC), generate_proposals(args, SPEC))
 
 
 @pytest.mark.parametrize("steps", [None, 1, 4], ids=["few-ties", "many-ties", "ties"])
 @pytest.mark.parametrize("k", [6000, 12_000])
 def test_vgg16_with_large_k(k, steps):
     args = head_outputs([(37, 62)], batch=2, num_anchors=9, softmax=True, steps=steps)
-    options = {**OPTIONS, "pre_nms_top_n": k, "post_nms_top_n": 2000}
-    assert_same(generate_proposals(*to_cuda(args), **options), generate_proposals(*args, **options))
+    spec = replace(SPEC, pre_nms_top_n=k, post_nms_top_n=2000)
+    assert_same(generate_proposals(args.to("cuda"), spec), generate_proposals(args, spec))
 
 
 def test_a_million_anchors_in_a_level():
     args = head_outputs([(1000, 1000)], num_anchors=1)
-    options = {**OPTIONS, "pre_nms_top_n": 12_000}
-    assert_same(generate_proposals(*to_cuda(args), **options), generate_proposals(*args, **options))
+    spec = replace(SPEC, pre_nms_top_n=12_000)
+    assert_same(generate_proposals(args.to("cuda"), spec), generate_proposals(args, spec))
 
 
 def test_sixty_four_images_with_twelve_thousand_candidates_stay_in_memory():
@@ -79,7 +64,7 @@ def test_sixty_four_images_with_twelve_thousand_candidates_stay_in_memory():
     on_device = type(made)(*(tensor.cuda() for tensor in made))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    nms(on_device, [12_000], nms_thresh=0.7, post_nms_top_n=2000)
+    nms(on_device, [12_000], ProposalSpec(nms_thresh=0.7, post_nms_top_n=2000))
     assert torch.cuda.max_memory_allocated() - before < 128 * 2**20
 
 
@@ -88,46 +73,40 @@ def test_sixty_four_images_with_twelve_thousand_candidates_stay_in_memory():
 def test_nms_equal_to_the_reference(thresh, integer):
     sizes = (1000, 2048, 2049, 0, 63)
     made = candidates(sizes, batch=4, integer=integer, steps=8)
-    options = {"nms_thresh": thresh, "post_nms_top_n": 1000}
+    spec = ProposalSpec(nms_thresh=thresh, post_nms_top_n=1000)
     on_device = type(made)(*(tensor.cuda() for tensor in made))
-    assert_same(nms(on_device, sizes, **options), nms(made, sizes, **options))
+    assert_same(nms(on_device, sizes, spec), nms(made, sizes, spec))
 
 
 def test_never_waits_for_the_device():
-    args = to_cuda(head_outputs(FPN_SIZES, batch=2))
-    generate_proposals(*args, **OPTIONS)
+    args = head_outputs(FPN_SIZES, batch=2).to("cuda")
+    generate_proposals(args, SPEC)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        generate_proposals(*args, **OPTIONS)
+        generate_proposals(args, SPEC)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 def test_replays_from_a_graph_with_new_inputs():
-    args = to_cuda(head_outputs(FPN_SIZES, batch=2))
-    generate_proposals(*args, **OPTIONS)
+    args = head_outputs(FPN_SIZES, batch=2).to("cuda")
+    generate_proposals(args, SPEC)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        captured = generate_proposals(*args, **OPTIONS)
+        captured = generate_proposals(args, SPEC)
     fresh = head_outputs(FPN_SIZES, batch=2)
     for static, new in zip((*args[0], *args[1]), (*fresh[0], *fresh[1]), strict=True):
         static.copy_(new)
     graph.replay()
-    assert_same(captured, generate_proposals(*fresh, **OPTIONS))
+    assert_same(captured, generate_proposals(fresh, SPEC))
 
 
 def test_same_bits_from_run_to_run_and_alone():
-    args = to_cuda(head_outputs(FPN_SIZES, batch=8, steps=16))
-    together = generate_proposals(*args, **OPTIONS)
+    args = head_outputs(FPN_SIZES, batch=8, steps=16).to("cuda")
+    together = generate_proposals(args, SPEC)
     for _ in range(20):
-        assert_same(generate_proposals(*args, **OPTIONS), together)
-    alone = generate_proposals(
-        [level[5:6] for level in args[0]],
-        [level[5:6] for level in args[1]],
-        *args[2:4],
-        args[4][5:6],
-        **OPTIONS,
-    )
+        assert_same(generate_proposals(args, SPEC), together)
+    alone = generate_proposals(args.image(5), SPEC)
     assert_same(alone, type(together)(*(tensor[5:6] for tensor in together)))
 
 
@@ -138,10 +117,10 @@ def test_a_failing_kernel_is_reported_once_and_replaced(monkeypatch):
     monkeypatch.setattr(propose_triton, "propose_triton", fail)
     args = head_outputs([(9, 7)])
     with pytest.warns(RuntimeWarning, match="propose failed.*no such instruction"):
-        got = generate_proposals(*to_cuda(args), **OPTIONS)
-    assert_same(got, generate_proposals(*args, **OPTIONS))
+        got = generate_proposals(args.to("cuda"), SPEC)
+    assert_same(got, generate_proposals(args, SPEC))
     # A second warning would be an error here.
-    generate_proposals(*to_cuda(args), **OPTIONS)
+    generate_proposals(args.to("cuda"), SPEC)
 
 
 @torch.inference_mode()

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from stream_rpn.kernels.boxes import iou
 from stream_rpn.kernels.nms import nms
-from stream_rpn.kernels.proposals import Candidates
+from stream_rpn.kernels.proposals import Candidates, ProposalSpec
 from tests.proposal_cases import candidates, from_boxes
 
 
-def kept_anchors(given_candidates, level_sizes, **options):
-    result = nms(given_candidates, level_sizes, **options)
+def kept_anchors(given_candidates, level_sizes, **limits):
+    result = nms(given_candidates, level_sizes, ProposalSpec(**limits))
     return [row[:count].tolist() for row, count in zip(result.anchors, result.count, strict=True)]
 
 
@@ -50,7 +50,7 @@ def test_keeps_what_the_textbook_loop_keeps(sizes, top, thresh, integer, steps, 
     given_candidates = candidates(
         sizes, batch=2, span=100.0, integer=integer, steps=steps, rejected=rejected
     )
-    result = nms(given_candidates, sizes, nms_thresh=thresh, post_nms_top_n=top)
+    result = nms(given_candidates, sizes, ProposalSpec(nms_thresh=thresh, post_nms_top_n=top))
     for image, expected in enumerate(oracle(given_candidates, sizes, thresh, top)):
         count = int(result.count[image])
         assert (
@@ -83,7 +83,7 @@ def test_levels_never_suppress_each_other():
     boxes = torch.tensor([[0.0, 0.0, 50.0, 50.0]]).expand(1, 4, 4)
     logits = torch.tensor([[2.0, 1.0, 3.0, 0.0]])
     given_candidates = Candidates(boxes, logits, torch.tensor([[7, 8, 5, 6]], dtype=torch.int32))
-    result = nms(given_candidates, [2, 2], nms_thresh=0.7, post_nms_top_n=4)
+    result = nms(given_candidates, [2, 2], ProposalSpec(nms_thresh=0.7, post_nms_top_n=4))
     assert result.count.tolist() == [2]
     assert result.levels.tolist() == [[1, 0, -1, -1]]
     assert result.anchors.tolist() == [[5, 7, -1, -1]]
@@ -94,7 +94,7 @@ def test_equal_logits_go_by_level_then_anchor():
     boxes = torch.arange(6.0)[:, None] * 100 + torch.tensor([0.0, 0.0, 10.0, 10.0])
     anchors = torch.tensor([[3, 9, 1, 4, 0, 2]], dtype=torch.int32)
     given_candidates = Candidates(boxes[None], torch.zeros(1, 6), anchors)
-    result = nms(given_candidates, [2, 2, 2], nms_thresh=0.7, post_nms_top_n=5)
+    result = nms(given_candidates, [2, 2, 2], ProposalSpec(nms_thresh=0.7, post_nms_top_n=5))
     assert result.levels.tolist() == [[0, 0, 1, 1, 2]]
     assert result.anchors.tolist() == [[3, 9, 1, 4, 0]]
 
@@ -106,7 +106,10 @@ def test_iou_exactly_at_the_threshold_stays(thresh, kept):
     # 8×10 against 8×10 moved by 2: 60 of 100.
     given_candidates = from_boxes([[0, 0, 8, 10], [2, 0, 10, 10]])
     assert iou(given_candidates.boxes[0], given_candidates.boxes[0])[0, 1] == torch.tensor(0.6)
-    assert nms(given_candidates, [2], nms_thresh=thresh, post_nms_top_n=2).count.item() == kept
+    assert (
+        nms(given_candidates, [2], ProposalSpec(nms_thresh=thresh, post_nms_top_n=2)).count.item()
+        == kept
+    )
 
 
 @pytest.mark.parametrize("n", [64, 128, 129, 700])
@@ -120,33 +123,39 @@ def test_a_chain_of_suppressions_of_full_length(n):
 
 def test_boxes_without_area_suppress_nothing():
     given_candidates = from_boxes([[5, 5, 5, 5]] * 3 + [[5, 5, 9, 5]] * 2)
-    assert nms(given_candidates, [5], nms_thresh=0.5, post_nms_top_n=5).count.item() == 5
+    assert (
+        nms(given_candidates, [5], ProposalSpec(nms_thresh=0.5, post_nms_top_n=5)).count.item() == 5
+    )
 
 
 def test_huge_boxes_do_not_overflow_into_keeping():
     given_candidates = from_boxes([[0, 0, 1e9, 1e9], [0, 0, 1e9, 0.99e9]])
-    assert nms(given_candidates, [2], nms_thresh=0.7, post_nms_top_n=2).count.item() == 1
+    assert (
+        nms(given_candidates, [2], ProposalSpec(nms_thresh=0.7, post_nms_top_n=2)).count.item() == 1
+    )
 
 
 def test_one_image_without_any_candidate():
     given_candidates = candidates([40], batch=3)
     given_candidates.logits[1] = -torch.inf
-    result = nms(given_candidates, [40], nms_thresh=0.7, post_nms_top_n=10)
+    result = nms(given_candidates, [40], ProposalSpec(nms_thresh=0.7, post_nms_top_n=10))
     assert result.count[1] == 0
     assert (result.count[[0, 2]] > 0).all()
 
 
 def test_more_slots_never_change_the_first_ones():
     given_candidates = candidates([300, 100])
-    few = nms(given_candidates, [300, 100], nms_thresh=0.5, post_nms_top_n=20)
-    many = nms(given_candidates, [300, 100], nms_thresh=0.5, post_nms_top_n=200)
+    few = nms(given_candidates, [300, 100], ProposalSpec(nms_thresh=0.5, post_nms_top_n=20))
+    many = nms(given_candidates, [300, 100], ProposalSpec(nms_thresh=0.5, post_nms_top_n=200))
     assert torch.equal(few.anchors, many.anchors[:, :20])
     assert torch.equal(few.boxes, many.boxes[:, :20])
 
 
 def test_custom_op_passes_opcheck():
     given_candidates = candidates([30, 20], batch=2)
-    torch.library.opcheck(torch.ops.stream_rpn.nms.default, (*given_candidates, [30, 20], 0.7, 25))
+    torch.library.opcheck(
+        torch.ops.stream_rpn.nms.default, (*given_candidates, [30, 20], [1000, 25], [0.7, 0.0, 0.0])
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,16 +167,25 @@ def test_custom_op_passes_opcheck():
         ("nms_thresh", "0.7", TypeError),
         ("post_nms_top_n", 0, ValueError),
         ("post_nms_top_n", 1.0, TypeError),
-        ("level_sizes", [3, 3], ValueError),
-        ("level_sizes", [6, -1], ValueError),
-        ("level_sizes", [2.5, 2.5], TypeError),
-        ("level_sizes", 5, TypeError),
     ],
 )
 def test_bad_numbers(name, value, error):
-    options = {"nms_thresh": 0.7, "post_nms_top_n": 5, "level_sizes": [5], name: value}
     with pytest.raises(error, match=name):
-        nms(candidates([5]), **options)
+        ProposalSpec(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [([3, 3], ValueError), ([6, -1], ValueError), ([2.5, 2.5], TypeError), (5, TypeError)],
+)
+def test_bad_level_sizes(value, error):
+    with pytest.raises(error, match="level_sizes"):
+        nms(candidates([5]), value, ProposalSpec())
+
+
+def test_a_spec_of_another_type():
+    with pytest.raises(TypeError, match="spec must be a ProposalSpec, got float"):
+        nms(candidates([5]), [5], 0.7)
 
 
 @pytest.mark.parametrize(
@@ -183,14 +201,9 @@ def test_bad_numbers(name, value, error):
 def test_bad_candidates(field, change, error):
     good = candidates([5])
     with pytest.raises(error, match=f"candidates.{field}"):
-        nms(
-            good._replace(**{field: change(getattr(good, field))}),
-            [5],
-            nms_thresh=0.7,
-            post_nms_top_n=5,
-        )
+        nms(good._replace(**{field: change(getattr(good, field))}), [5], ProposalSpec())
 
 
 def test_candidates_of_another_type():
     with pytest.raises(TypeError, match=r"candidates must be .* got NoneType"):
-        nms(None, [5], nms_thresh=0.7, post_nms_top_n=5)
+        nms(None, [5], ProposalSpec())

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,15 +14,15 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from stream_rpn import anchors as anchor_ops
 from stream_rpn.kernels.generate import best_of_all_levels, generate_proposals
 from stream_rpn.kernels.nms import nms
-from stream_rpn.kernels.proposals import level_sizes
+from stream_rpn.kernels.proposals import HeadOutputs, ProposalSpec
 from stream_rpn.kernels.propose import propose
 from stream_rpn.kernels.propose_reference import select
 from tests.proposal_cases import DTYPES, FPN_SIZES, head_outputs, problems
 
-LIMITS = {"pre_nms_top_n": 50, "score_thresh": 0.0, "min_size": 0.0}
+LIMITS = ProposalSpec(pre_nms_top_n=50, min_size=0.0)
 
 
-def oracle(args, pre_nms_top_n, score_thresh, min_size):
+def oracle(args, spec):
     """Candidates by Python's sort and float64 arithmetic, an anchor at a time."""
     objectness, deltas, base_anchors, strides, image_sizes = args
     images = []
@@ -36,7 +37,7 @@ def oracle(args, pre_nms_top_n, score_thresh, min_size):
                 level = level[1::2] - level[0::2]
             flat = level.permute(1, 2, 0).flatten().tolist()
             flat = [-math.inf if math.isnan(value) else value for value in flat]
-            order = sorted(range(len(flat)), key=lambda n: (-flat[n], n))[:pre_nms_top_n]
+            order = sorted(range(len(flat)), key=lambda n: (-flat[n], n))[: spec.pre_nms_top_n]
             grid = anchor_ops.grid(base, (h, w), stride).double()
             per_anchor = delta[image].double().permute(1, 2, 0).reshape(-1, 4)
             for n in order:
@@ -53,8 +54,8 @@ def oracle(args, pre_nms_top_n, score_thresh, min_size):
                     for side, bound in zip(box, (width, height) * 2, strict=True)
                 ]
                 probability = 1 / (1 + math.exp(-max(min(flat[n], 80.0), -80.0)))
-                kept = finite and flat[n] > -math.inf and probability >= score_thresh
-                kept = kept and min(box[2] - box[0], box[3] - box[1]) >= min_size
+                kept = finite and flat[n] > -math.inf and probability >= spec.score_thresh
+                kept = kept and min(box[2] - box[0], box[3] - box[1]) >= spec.min_size
                 slots.append((box, flat[n], n) if kept else ([0.0] * 4, -math.inf, -1))
         images.append(slots)
     return images
@@ -63,9 +64,9 @@ def oracle(args, pre_nms_top_n, score_thresh, min_size):
 @settings(max_examples=60, deadline=None)
 @given(problems())
 def test_candidates_are_the_oracles(problem):
-    args, limits = problem
-    got = propose(*args, pre_nms_top_n=limits[0], score_thresh=limits[1], min_size=limits[2])
-    for image, slots in enumerate(oracle(args, *limits)):
+    args, spec = problem
+    got = propose(args, spec)
+    for image, slots in enumerate(oracle(args, spec)):
         assert got.anchors[image].tolist() == [n for _, _, n in slots]
         assert got.logits[image].tolist() == [logit for _, logit, _ in slots]
         expected = torch.tensor([box for box, _, _ in slots], dtype=torch.float64).reshape(-1, 4)
@@ -88,9 +89,9 @@ def test_select_is_a_stable_sort(n, k, steps, seed):
 def test_fpn_of_a_1080p_frame():
     args = head_outputs(FPN_SIZES)
     assert sum(logits.numel() for logits in args[0]) == 257_796
-    sizes = level_sizes(args[0], args[2], 1000)
+    sizes = args.level_sizes(1000)
     assert sizes == (1000, 1000, 1000, 1000, 756)
-    got = propose(*args, pre_nms_top_n=1000, score_thresh=0.0, min_size=0.0)
+    got = propose(args, ProposalSpec(pre_nms_top_n=1000, min_size=0.0))
     assert got.boxes.shape == (1, 4756, 4)
     for level, logits in zip(got.logits[0].split(sizes), args[0], strict=True):
         assert torch.equal(level, logits.flatten().sort(descending=True).values[: len(level)])
@@ -100,7 +101,7 @@ def test_fpn_of_a_1080p_frame():
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_memory_format_and_views_do_not_matter(dtype, softmax):
     args = head_outputs([(9, 7), (4, 5)], batch=2, dtype=dtype, softmax=softmax, steps=4)
-    expected = propose(*args, **LIMITS)
+    expected = propose(args, LIMITS)
 
     def embed(tensor):
         b, c, h, w = tensor.shape
@@ -115,7 +116,7 @@ def test_memory_format_and_views_do_not_matter(dtype, softmax):
     )
     for change in formats:
         objectness, deltas = ([change(tensor) for tensor in tensors] for tensors in args[:2])
-        got = propose(objectness, deltas, *args[2:], **LIMITS)
+        got = propose(args._replace(objectness=objectness, deltas=deltas), LIMITS)
         for one, other in zip(got, expected, strict=True):
             assert torch.equal(one, other)
 
@@ -123,16 +124,10 @@ def test_memory_format_and_views_do_not_matter(dtype, softmax):
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 def test_an_image_has_the_same_bits_alone_and_in_a_batch(channels_last):
     args = head_outputs([(19, 23), (7, 5)], batch=5, channels_last=channels_last)
-    options = {"pre_nms_top_n": 333, "post_nms_top_n": 100, "nms_thresh": 0.7}
-    together = generate_proposals(*args, **options)
+    spec = ProposalSpec(pre_nms_top_n=333, post_nms_top_n=100, nms_thresh=0.7, min_size=0.0)
+    together = generate_proposals(args, spec)
     for image in range(5):
-        alone = generate_proposals(
-            [logits[image : image + 1] for logits in args[0]],
-            [delta[image : image + 1] for delta in args[1]],
-            *args[2:4],
-            args[4][image : image + 1],
-            **options,
-        )
+        alone = generate_proposals(args.image(image), spec)
         for one, other in zip(alone, together, strict=True):
             assert torch.equal(one, other[image : image + 1])
 
@@ -143,14 +138,8 @@ def test_softmax_logit_is_object_minus_background_interleaved():
     objectness[0, 15, 1, 0] = 5.0
     deltas[0, 28, 1, 0] = 0.5
     base = anchor_ops.scale_major([128.0, 256.0, 512.0], [1.0, 0.5, 2.0])
-    got = propose(
-        [objectness],
-        [deltas],
-        [base],
-        [(16, 16)],
-        torch.tensor([[2000, 2000]]),
-        **{**LIMITS, "pre_nms_top_n": 1},
-    )
+    heads = HeadOutputs([objectness], [deltas], [base], [(16, 16)], torch.tensor([[2000, 2000]]))
+    got = propose(heads, replace(LIMITS, pre_nms_top_n=1))
     assert got.anchors.tolist() == [[(1 * 2 + 0) * 9 + 7]]
     assert got.logits.tolist() == [[5.0]]
     width = float(base[7, 2] - base[7, 0])
@@ -160,7 +149,7 @@ def test_softmax_logit_is_object_minus_background_interleaved():
 def test_score_threshold_keeps_equality():
     args = head_outputs([(2, 2)], num_anchors=1)
     args[0][0].copy_(torch.tensor([0.0, -0.001, 0.001, -3.0]).view(1, 1, 2, 2))
-    got = propose(*args, pre_nms_top_n=4, score_thresh=0.5, min_size=0.0)
+    got = propose(args, ProposalSpec(pre_nms_top_n=4, score_thresh=0.5, min_size=0.0))
     assert got.anchors.tolist() == [[2, 0, -1, -1]]
 
 
@@ -168,7 +157,7 @@ def test_small_boxes_are_marked_in_place():
     args = head_outputs([(3, 3)], num_anchors=1)
     args[1][0].zero_()
     args[1][0][0, 2, 1, 1] = -20.0
-    got = propose(*args, pre_nms_top_n=9, score_thresh=0.0, min_size=1.0)
+    got = propose(args, ProposalSpec(pre_nms_top_n=9, min_size=1.0))
     slot = args[0][0].flatten().argsort(descending=True).tolist().index(4)
     assert got.anchors[0, slot] == -1
     assert got.logits[0, slot] == -torch.inf
@@ -182,14 +171,14 @@ def test_small_boxes_are_marked_in_place():
     ids=["no-images", "no-cells", "no-anchors", "one-empty-level"],
 )
 def test_nothing_in_gives_nothing_out(batch, sizes, num_anchors):
-    args = (
+    args = HeadOutputs(
         [torch.randn(batch, num_anchors, h, w) for h, w in sizes],
         [torch.randn(batch, 4 * num_anchors, h, w) for h, w in sizes],
         [torch.tensor([[-8.0, -8.0, 8.0, 8.0]]).expand(num_anchors, 4) for _ in sizes],
         [(4, 4)] * len(sizes),
         torch.full((batch, 2), 64),
     )
-    got = generate_proposals(*args, pre_nms_top_n=10, post_nms_top_n=6, nms_thresh=0.7)
+    got = generate_proposals(args, ProposalSpec(10, 6, nms_thresh=0.7, min_size=0.0))
     assert [tuple(tensor.shape) for tensor in got] == [
         (batch, 6, 4),
         (batch, 6),
@@ -234,18 +223,21 @@ def test_equal_to_torchvisions_rpn(builder, size, batch):
             decoded, flat, images.image_sizes, per_level
         )
     height, width = images.tensors.shape[-2:]
-    ours = generate_proposals(
+    heads = HeadOutputs(
         objectness,
         deltas,
         list(rpn.anchor_generator.cell_anchors),
         [(height // f.shape[2], width // f.shape[3]) for f in features],
         torch.tensor(images.image_sizes),
+    )
+    spec = ProposalSpec(
         pre_nms_top_n=rpn.pre_nms_top_n(),
         post_nms_top_n=rpn.post_nms_top_n(),
         nms_thresh=rpn.nms_thresh,
         score_thresh=rpn.score_thresh,
         min_size=rpn.min_size,
     )
+    ours = generate_proposals(heads, spec)
     for image in range(batch):
         count = int(ours.count[image])
         boxes, scores = their_boxes[image], their_scores[image]
@@ -260,21 +252,19 @@ def test_equal_to_torchvisions_rpn(builder, size, batch):
         torch.testing.assert_close(ours.scores[image, :count], scores, rtol=1e-6, atol=0)
 
 
-def both_ways(args, pre_nms_top_n, post_nms_top_n, score_thresh, min_size):
+def both_ways(args, spec):
     """The proposals by the short way, or None, and by `propose` and `nms`."""
-    short = best_of_all_levels(*args, pre_nms_top_n, post_nms_top_n, 0.5, score_thresh, min_size)
-    candidates = propose(
-        *args, pre_nms_top_n=pre_nms_top_n, score_thresh=score_thresh, min_size=min_size
-    )
-    sizes = level_sizes(args[0], args[2], pre_nms_top_n)
-    return short, nms(candidates, sizes, nms_thresh=0.5, post_nms_top_n=post_nms_top_n)
+    short = best_of_all_levels(args, spec)
+    sizes = args.level_sizes(spec.pre_nms_top_n)
+    return short, nms(propose(args, spec), sizes, spec)
 
 
 @settings(max_examples=200, deadline=None)
 @given(problem=problems(), post_nms_top_n=st.sampled_from([1, 2, 10]))
 def test_the_short_way_ends_as_the_long_one_or_not_at_all(problem, post_nms_top_n):
-    args, limits = problem
-    short, whole = both_ways(args, limits[0], post_nms_top_n, *limits[1:])
+    args, spec = problem
+    spec = replace(spec, post_nms_top_n=post_nms_top_n, nms_thresh=0.5)
+    short, whole = both_ways(args, spec)
     if short is not None:
         assert all(torch.equal(one, other) for one, other in zip(short, whole, strict=True))
 
@@ -284,7 +274,7 @@ def test_the_short_way_serves_the_default_model(steps):
     args = head_outputs(
         [(80, 144), (40, 72), (20, 36), (10, 18), (5, 9)], batch=2, channels_last=True, steps=steps
     )
-    short, whole = both_ways(args, 2000, 300, 0.0, 1e-3)
+    short, whole = both_ways(args, ProposalSpec(2000, 300, nms_thresh=0.5))
     assert short is not None
     assert all(torch.equal(one, other) for one, other in zip(short, whole, strict=True))
 
@@ -294,31 +284,31 @@ def test_custom_op_passes_opcheck():
     flat = [side for stride in strides for side in stride]
     torch.library.opcheck(
         torch.ops.stream_rpn.propose.default,
-        (objectness, deltas, base, flat, image_sizes, 20, 0.1, 1.0),
+        (objectness, deltas, base, flat, image_sizes, [20, 10], [0.7, 0.1, 1.0]),
     )
 
 
 def test_compiles_as_one_graph():
     args = head_outputs([(9, 7), (4, 5)], batch=2)
-    options = {"pre_nms_top_n": 40, "post_nms_top_n": 30, "nms_thresh": 0.5}
     compiled = torch.compile(generate_proposals, fullgraph=True, backend="aot_eager")
-    for one, other in zip(
-        compiled(*args, **options), generate_proposals(*args, **options), strict=True
+    for spec in (
+        ProposalSpec(40, 30, nms_thresh=0.5, min_size=0.0),
+        ProposalSpec(35, 20, nms_thresh=0.6, score_thresh=0.2, min_size=2.0),
+        ProposalSpec(30, 25, nms_thresh=0.7, score_thresh=0.1, min_size=1.0),
     ):
-        assert torch.equal(one, other)
+        for one, other in zip(compiled(args, spec), generate_proposals(args, spec), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_proposals_carry_no_gradient():
     args = head_outputs([(4, 4)])
     args[1][0].requires_grad_()
-    assert not propose(*args, **LIMITS).boxes.requires_grad
+    assert not propose(args, LIMITS).boxes.requires_grad
 
 
 def change(index, value):
     def apply(args):
-        args = list(args)
-        args[index] = value(args[index])
-        return args
+        return args._replace(**{args._fields[index]: value(args[index])})
 
     return apply
 
@@ -347,7 +337,7 @@ def change(index, value):
 def test_bad_arguments(spoil, error, words):
     args = head_outputs([(4, 5), (2, 3)], batch=2)
     with pytest.raises(error, match=words):
-        propose(*spoil(args), **LIMITS)
+        propose(spoil(args), LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -359,8 +349,24 @@ def test_bad_arguments(spoil, error, words):
         ("score_thresh", math.nan, ValueError),
         ("score_thresh", "0.5", TypeError),
         ("min_size", -1.0, ValueError),
+        ("nms_thresh", 0.0, ValueError),
+        ("nms_thresh", True, TypeError),
+        ("post_nms_top_n", 0, ValueError),
     ],
 )
 def test_bad_numbers(name, value, error):
     with pytest.raises(error, match=name):
-        propose(*head_outputs([(4, 5)]), **{**LIMITS, name: value})
+        ProposalSpec(**{name: value})
+
+
+def test_records_of_another_kind_are_refused():
+    args = head_outputs([(4, 5)])
+    with pytest.raises(TypeError, match="heads must be HeadOutputs, got tuple"):
+        generate_proposals(tuple(args), LIMITS)
+    with pytest.raises(TypeError, match="spec must be a ProposalSpec, got int"):
+        generate_proposals(args, 50)
+
+
+def test_limits_come_out_of_lists_as_they_went_in():
+    spec = ProposalSpec(5, 4, nms_thresh=1, score_thresh=0.25, min_size=2)
+    assert ProposalSpec.from_lists(*spec.to_lists()) == spec
