@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.gpu_record import PREDICTED_US, Proof
 from stream_rpn.frame import Color, Frame
-from stream_rpn.kernels.preprocess import Source, preprocess
+from stream_rpn.kernels.preprocess import PlaneLayout, preprocess_batch
 from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.preprocess import InputSpec, color_matrix
 from stream_rpn.queues import prefetch
@@ -51,13 +51,13 @@ def time_preprocess(proof: Proof) -> None:
             datas = [data.roll(16 * i) for i in range(count)]
             row = proof.timer.graphs(
                 [
-                    partial(preprocess, planes, table, matrix, mean, std, out)
+                    partial(preprocess_batch, planes, table, matrix, mean, std, out)
                     for planes, out in zip(datas, outs, strict=True)
                 ]
             )
             expected = torch.empty((batch, 3, height, width), dtype=dtype)
-            preprocess(data.cpu(), table.cpu(), matrix.cpu(), mean.cpu(), std.cpu(), expected)
-            preprocess(datas[0], table, matrix, mean, std, outs[0])
+            preprocess_batch(data.cpu(), table.cpu(), matrix.cpu(), mean.cpu(), std.cpu(), expected)
+            preprocess_batch(datas[0], table, matrix, mean, std, outs[0])
             difference = float((outs[0].cpu().float() - expected.float()).abs().max())
             moved = data.nbytes + out_bytes
             wrong += not difference < 0.04
@@ -146,7 +146,7 @@ def packed(
     generator = torch.Generator().manual_seed(0)
     data = torch.randint(0, 256, (batch * (luma + chroma),), dtype=torch.uint8, generator=generator)
     table = [
-        Source(
+        PlaneLayout(
             first,
             first + luma,
             first + luma + 1,

@@ -24,7 +24,7 @@ from bench.workloads import (
 )
 from stream_rpn.kernels.nms import nms
 from stream_rpn.kernels.proposals import HeadOutputs
-from stream_rpn.kernels.propose import propose
+from stream_rpn.kernels.propose import select_candidates
 
 
 def compare(proof: Proof) -> None:
@@ -178,9 +178,10 @@ def _parts(workload: Workload, sets: list[HeadOutputs]) -> dict[str, list[Callab
     sizes = sets[0].level_sizes(workload.pre_nms_top_n)
     return {
         "stage": [],
-        "propose": [partial(propose, heads, workload.spec) for heads in sets],
+        "propose": [partial(select_candidates, heads, workload.spec) for heads in sets],
         "nms": [
-            partial(nms, propose(heads, workload.spec), sizes, workload.spec) for heads in sets
+            partial(nms, select_candidates(heads, workload.spec), sizes, workload.spec)
+            for heads in sets
         ],
     }
 

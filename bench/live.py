@@ -181,15 +181,15 @@ def _noting_ages(ages: dict[str, list[tuple[float, float]]]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _slow_model(seconds: float) -> Iterator[None]:
-    propose = eager.EagerNetwork._propose
+    process = eager.EagerNetwork._process
 
     def slow(self: Any, frames: Any, times: Any) -> Any:
         started = time.monotonic()
-        results = propose(self, frames, times)
+        results = process(self, frames, times)
         time.sleep(max(0.0, seconds - (time.monotonic() - started)))
         return results
 
-    with _patched(eager.EagerNetwork, "_propose", slow):
+    with _patched(eager.EagerNetwork, "_process", slow):
         yield
 
 

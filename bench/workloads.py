@@ -33,7 +33,7 @@ from stream_rpn.kernels import boxes as box_ops
 from stream_rpn.kernels.generate import generate_proposals
 from stream_rpn.kernels.nms_reference import nms_reference
 from stream_rpn.kernels.proposals import HeadOutputs, ProposalBatch, ProposalSpec
-from stream_rpn.kernels.propose_reference import propose_reference
+from stream_rpn.kernels.propose_reference import select_candidates_reference
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def ours(workload: Workload, heads: HeadOutputs) -> ProposalBatch:
 
 
 def reference(
-    workload: Workload, heads: HeadOutputs, select: Any = propose_reference
+    workload: Workload, heads: HeadOutputs, select: Any = select_candidates_reference
 ) -> ProposalBatch:
     """Returns the references' result, on whatever device the inputs are."""
     sizes = heads.level_sizes(workload.pre_nms_top_n)
@@ -151,7 +151,7 @@ def reference(
 
 def compiled(workload: Workload) -> Callable[[HeadOutputs], ProposalBatch]:
     """Returns the reference with its first half under torch.compile."""
-    select = torch.compile(propose_reference, dynamic=False)
+    select = torch.compile(select_candidates_reference, dynamic=False)
     return functools.partial(reference, workload, select=select)
 
 

@@ -1,4 +1,4 @@
-"""generate_proposals: the whole proposal stage, `propose` and then `nms`.
+"""generate_proposals: the whole proposal stage, `select_candidates` and then `nms`.
 
 On a CPU a shorter way is tried first, which ends as both of them do where it comes to an end.
 """
@@ -8,7 +8,7 @@ import torch
 from stream_rpn.kernels.nms import nms
 from stream_rpn.kernels.nms_reference import nms_in_order
 from stream_rpn.kernels.proposals import HeadOutputs, ProposalBatch, ProposalSpec
-from stream_rpn.kernels.propose import propose_checked
+from stream_rpn.kernels.propose import select_checked
 from stream_rpn.kernels.propose_reference import decode_selected, flatten_levels, select
 from stream_rpn.kernels.validation import check_finite, check_heads, check_spec
 
@@ -41,7 +41,7 @@ def generate_proposals(heads: HeadOutputs, spec: ProposalSpec) -> ProposalBatch:
         found = best_of_all_levels(heads, spec)
         if found is not None:
             return found
-    candidates = propose_checked(heads, spec)  # steps 1 to 4
+    candidates = select_checked(heads, spec)  # steps 1 to 4
     return nms(candidates, heads.level_sizes(spec.pre_nms_top_n), spec)  # steps 5 and 6
 
 

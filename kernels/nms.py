@@ -19,7 +19,8 @@ def nms(candidates: Candidates, level_sizes: Sequence[int], spec: ProposalSpec) 
     Equal logits stand by level, then anchor index. The best `spec.post_nms_top_n` are kept.
 
     Args:
-        candidates: as `propose` returns them: each level sorted, rejected slots with logit −inf.
+        candidates: as `select_candidates` returns them: each level sorted, rejected slots with
+            logit −inf.
         level_sizes: slots of each level, their sum M.
         spec: the limits, of which `nms_thresh` and `post_nms_top_n` count here.
 

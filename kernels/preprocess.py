@@ -1,20 +1,19 @@
-"""preprocess: decoded planes → the network's input: resized RGB, normalised, turned and padded."""
+"""preprocess_batch: decoded planes → the network's input, resized, normalised, turned, padded."""
 
 import torch
 from torch import Tensor
 
 from stream_rpn.kernels.dispatch import fused_or_reference
 from stream_rpn.kernels.preprocess_reference import (
-    Source,
-    preprocess_planes,
+    PlaneLayout,
     preprocess_reference,
 )
 
-__all__ = ["Source", "preprocess", "preprocess_planes"]
+__all__ = ["PlaneLayout", "preprocess_batch"]
 
 
 @torch.no_grad()
-def preprocess(
+def preprocess_batch(
     data: Tensor,
     table: Tensor,
     matrix: Tensor,
@@ -32,7 +31,7 @@ def preprocess(
 
     Args:
         data: [bytes] uint8, all planes of all images.
-        table: [B, 12] int64, one `Source` a row.
+        table: [B, 12] int64, one `PlaneLayout` a row.
         matrix: [B, 3, 4] float32, per image from sample values (and 1) to RGB in [0, 1]: the range,
             the bit depth and the position of the bits in a sample are folded in.
         mean: [3] float32.
@@ -61,7 +60,7 @@ def _preprocess_op(
 ) -> None:
     if table.device.type == "cpu":
         for index, row in enumerate(table.tolist()):
-            _check_source(index, Source(*row), data, out)
+            _check_layout(index, PlaneLayout(*row), data, out)
 
     def fused() -> None:
         from stream_rpn.kernels.preprocess_triton import preprocess_triton
@@ -98,7 +97,7 @@ def _check(
     for name, dtypes, shape in (
         ("out", floats, (None, 3, None, None)),
         ("data", (torch.uint8,), (None,)),
-        ("table", (torch.int64,), (*out.shape[:1], len(Source._fields))),
+        ("table", (torch.int64,), (*out.shape[:1], len(PlaneLayout._fields))),
         ("matrix", (torch.float32,), (*out.shape[:1], 3, 4)),
         ("mean", (torch.float32,), (3,)),
         ("std", (torch.float32,), (3,)),
@@ -120,42 +119,42 @@ def _check(
             raise ValueError(f"{name} must be contiguous, got strides {list(tensor.stride())}")
 
 
-def _check_source(index: int, source: Source, data: Tensor, out: Tensor) -> None:
-    item, rows, columns = source.sample_bytes, source.height, source.width
+def _check_layout(index: int, layout: PlaneLayout, data: Tensor, out: Tensor) -> None:
+    item, rows, columns = layout.sample_bytes, layout.height, layout.width
     chroma_rows, chroma_columns = (rows + 1) // 2, (columns + 1) // 2
-    interleaved = source.v_offset == source.u_offset + item
+    interleaved = layout.v_offset == layout.u_offset + item
     steps = (
-        (source.y_offset, item),
-        (source.v_offset, item),
-        (source.y_pitch, item),
-        (source.u_offset, source.uv_step),
-        (source.uv_pitch, source.uv_step),
+        (layout.y_offset, item),
+        (layout.v_offset, item),
+        (layout.y_pitch, item),
+        (layout.u_offset, layout.uv_step),
+        (layout.uv_pitch, layout.uv_step),
     )
     if item not in (1, 2):
         problem = f"sample_bytes must be 1 or 2, got {item}"
     elif rows < 1 or columns < 1:
         problem = f"height and width must be at least 1, got {rows} and {columns}"
-    elif source.rotation not in (0, 90, 180, 270):
-        problem = f"rotation must be 0, 90, 180 or 270, got {source.rotation}"
-    elif source.uv_step != item and not (source.uv_step == 2 * item and interleaved):
+    elif layout.rotation not in (0, 90, 180, 270):
+        problem = f"rotation must be 0, 90, 180 or 270, got {layout.rotation}"
+    elif layout.uv_step != item and not (layout.uv_step == 2 * item and interleaved):
         problem = (
             f"uv_step must be sample_bytes, or twice that with v_offset = u_offset + sample_bytes, "
-            f"got {source}"
+            f"got {layout}"
         )
     elif any(value < 0 or value % step for value, step in steps):
         problem = (
             f"luma offset and pitch and v_offset must be multiples of sample_bytes, u_offset and "
-            f"uv_pitch of uv_step, none negative, got {source}"
+            f"uv_pitch of uv_step, none negative, got {layout}"
         )
-    elif not 1 <= source.resized_height <= out.shape[2]:
-        problem = f"resized_height must be in [1, {out.shape[2]}], got {source.resized_height}"
-    elif not 1 <= source.resized_width <= out.shape[3]:
-        problem = f"resized_width must be in [1, {out.shape[3]}], got {source.resized_width}"
+    elif not 1 <= layout.resized_height <= out.shape[2]:
+        problem = f"resized_height must be in [1, {out.shape[2]}], got {layout.resized_height}"
+    elif not 1 <= layout.resized_width <= out.shape[3]:
+        problem = f"resized_width must be in [1, {out.shape[3]}], got {layout.resized_width}"
     else:
-        chroma_end = (chroma_rows - 1) * source.uv_pitch + (chroma_columns - 1) * source.uv_step
+        chroma_end = (chroma_rows - 1) * layout.uv_pitch + (chroma_columns - 1) * layout.uv_step
         end = item + max(
-            source.y_offset + (rows - 1) * source.y_pitch + (columns - 1) * item,
-            max(source.u_offset, source.v_offset) + chroma_end,
+            layout.y_offset + (rows - 1) * layout.y_pitch + (columns - 1) * item,
+            max(layout.u_offset, layout.v_offset) + chroma_end,
         )
         if end <= len(data):
             return

@@ -32,7 +32,7 @@ _resize = torch.ops.aten.upsample_bilinear2d.out
 _resize_antialiased = torch.ops.aten._upsample_bilinear2d_aa.out
 
 
-class Source(NamedTuple):
+class PlaneLayout(NamedTuple):
     """One row of the table: where an image lies in the flat data and what becomes of it.
 
     Offsets, pitches and steps are in bytes, the luma ones multiples of sample_bytes, the chroma
@@ -78,17 +78,17 @@ def preprocess_reference(
     *,
     antialias: bool,
 ) -> None:
-    """Fills `out`; arguments as in `stream_rpn.kernels.preprocess.preprocess`."""
+    """Fills `out`; arguments as in `stream_rpn.kernels.preprocess.preprocess_batch`."""
     for row, image_matrix, slot in zip(table.tolist(), matrix, out, strict=True):
-        source = Source(*row)
+        layout = PlaneLayout(*row)
         preprocess_planes(
-            _planes(data, source),
+            _planes(data, layout),
             image_matrix,
             mean,
             std,
             slot,
-            size=(source.resized_height, source.resized_width),
-            rotation=source.rotation,
+            size=(layout.resized_height, layout.resized_width),
+            rotation=layout.rotation,
             antialias=antialias,
         )
 
@@ -149,13 +149,13 @@ def preprocess_planes(
     out[:, :height, width:].zero_()
 
 
-def _planes(data: Tensor, source: Source) -> tuple[Tensor, Tensor, Tensor]:
-    height, width, item = source.height, source.width, source.sample_bytes
+def _planes(data: Tensor, layout: PlaneLayout) -> tuple[Tensor, Tensor, Tensor]:
+    height, width, item = layout.height, layout.width, layout.sample_bytes
     samples = data if item == 1 else data[: len(data) // 2 * 2].view(torch.uint16)
     chroma = ((height + 1) // 2, (width + 1) // 2)
-    chroma_strides = (source.uv_pitch // item, source.uv_step // item)
+    chroma_strides = (layout.uv_pitch // item, layout.uv_step // item)
     return (
-        samples.as_strided((height, width), (source.y_pitch // item, 1), source.y_offset // item),
-        samples.as_strided(chroma, chroma_strides, source.u_offset // item),
-        samples.as_strided(chroma, chroma_strides, source.v_offset // item),
+        samples.as_strided((height, width), (layout.y_pitch // item, 1), layout.y_offset // item),
+        samples.as_strided(chroma, chroma_strides, layout.u_offset // item),
+        samples.as_strided(chroma, chroma_strides, layout.v_offset // item),
     )

@@ -179,7 +179,7 @@ def _centres(start, size, scale, flip, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _preprocess_kernel(
+def preprocess_kernel(
     data_ptr,  # [bytes] uint8
     table_ptr,  # [B, 12] int64
     matrix_ptr,  # [B, 3, 4]
@@ -196,6 +196,7 @@ def _preprocess_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
+    """Grid (tile along x, tile along y, image): writes a tile of all three channels."""
     image = tl.program_id(2).to(tl.int64)
     y_start, x_start = tl.program_id(1) * BLOCK_H, tl.program_id(0) * BLOCK_W
     source_ptr = table_ptr + image * 12
@@ -269,13 +270,13 @@ def preprocess_triton(
     *,
     antialias: bool,
 ) -> None:
-    """Fills `out` in one launch; arguments as in `stream_rpn.kernels.preprocess.preprocess`."""
+    """Fills `out` in one launch; arguments as in `preprocess_batch`."""
     batch, _, height, width = out.shape
     if out.numel() == 0:
         return
     grid = (triton.cdiv(width, BLOCK_W), triton.cdiv(height, BLOCK_H), batch)
     with torch.cuda.device_of(out):
-        _preprocess_kernel[grid](
+        preprocess_kernel[grid](
             data,
             table,
             matrix,
@@ -307,7 +308,7 @@ def shipped_configs() -> list[Shipped]:
     return [
         Shipped(
             f"preprocess/{dtype}_{layout}" + ("_antialias" if antialias else ""),
-            _preprocess_kernel,
+            preprocess_kernel,
             {
                 **pointers,
                 "out_ptr": f"*{dtype}",

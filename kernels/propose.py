@@ -1,4 +1,4 @@
-"""propose: raw head outputs of all levels → the best anchors, decoded, clipped and filtered."""
+"""select_candidates: raw head outputs → each level's best anchors, decoded, clipped, filtered."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 from stream_rpn.kernels.dispatch import fused_or_reference, opaque_op
 from stream_rpn.kernels.proposals import Candidates, HeadOutputs, ProposalSpec
-from stream_rpn.kernels.propose_reference import propose_reference
+from stream_rpn.kernels.propose_reference import select_candidates_reference
 from stream_rpn.kernels.validation import check_finite, check_heads, check_spec
 
 
-def propose(heads: HeadOutputs, spec: ProposalSpec) -> Candidates:
+def select_candidates(heads: HeadOutputs, spec: ProposalSpec) -> Candidates:
     """Returns the candidates of a batch: the highest logits of each level, decoded and clipped.
 
     Rejected are logits of NaN or −inf, boxes that are not finite, boxes with a side below
@@ -28,14 +28,14 @@ def propose(heads: HeadOutputs, spec: ProposalSpec) -> Candidates:
     """
     check_heads(heads)
     check_spec(spec)
-    return propose_checked(heads, spec)
+    return select_checked(heads, spec)
 
 
 @torch.no_grad()
-def propose_checked(heads: HeadOutputs, spec: ProposalSpec) -> Candidates:
-    """Returns what `propose` does of arguments that have been checked."""
+def select_checked(heads: HeadOutputs, spec: ProposalSpec) -> Candidates:
+    """Returns what `select_candidates` does of arguments that have been checked."""
     return Candidates(
-        *_propose_op(
+        *_select_candidates_op(
             list(heads.objectness),
             list(heads.deltas),
             list(heads.base_anchors),
@@ -48,8 +48,8 @@ def propose_checked(heads: HeadOutputs, spec: ProposalSpec) -> Candidates:
 
 # A torch op's schema takes tensors, numbers and lists of them only: the records are taken apart in
 # the call above and put together again here, and nowhere else.
-@opaque_op("propose")
-def _propose_op(
+@opaque_op("select_candidates")
+def _select_candidates_op(
     objectness: Sequence[Tensor],
     deltas: Sequence[Tensor],
     base_anchors: Sequence[Tensor],
@@ -66,18 +66,18 @@ def _propose_op(
     spec = ProposalSpec.from_lists(counts, thresholds)
 
     def fused() -> Candidates:
-        from stream_rpn.kernels.propose_triton import propose_triton
+        from stream_rpn.kernels.propose_triton import select_candidates_triton
 
-        return propose_triton(heads, spec)
+        return select_candidates_triton(heads, spec)
 
     def reference() -> Candidates:
-        return propose_reference(heads, spec)
+        return select_candidates_reference(heads, spec)
 
-    found = fused_or_reference("propose", image_sizes, fused, reference)
+    found = fused_or_reference("select_candidates", image_sizes, fused, reference)
     return found.boxes, found.logits, found.anchors
 
 
-@torch.library.register_fake("stream_rpn::propose")  # type: ignore[untyped-decorator]
+@torch.library.register_fake("stream_rpn::select_candidates")  # type: ignore[untyped-decorator]
 def _(
     objectness: Sequence[Tensor],
     deltas: Sequence[Tensor],

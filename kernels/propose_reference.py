@@ -1,4 +1,4 @@
-"""propose in plain PyTorch: the specification of the Triton form, and the product's CPU path."""
+"""select_candidates in plain PyTorch: the Triton form's specification, the product's CPU path."""
 
 from itertools import accumulate
 from typing import NamedTuple
@@ -71,7 +71,7 @@ def flatten_levels(heads: HeadOutputs) -> FlatHeads:
 def decode_selected(
     flat: FlatHeads, selected: Tensor, heads: HeadOutputs, spec: ProposalSpec
 ) -> tuple[Candidates, Tensor]:
-    """Returns candidates as `propose` describes them, in the order of `selected`, and their levels.
+    """Decodes, clips and filters the selected anchors, as `select_candidates` describes.
 
     Args:
         flat: all anchors in a row.
@@ -80,7 +80,7 @@ def decode_selected(
         spec: the limits.
 
     Returns:
-        The candidates, and levels [B, M] int32.
+        The candidates in the order of `selected`, and their levels [B, M] int32.
     """
     device = selected.device
     ends = list(accumulate(flat.sizes))
@@ -125,8 +125,8 @@ def decode_selected(
     return candidates, levels.to(torch.int32)
 
 
-def propose_reference(heads: HeadOutputs, spec: ProposalSpec) -> Candidates:
-    """Returns the candidates as `propose` describes them."""
+def select_candidates_reference(heads: HeadOutputs, spec: ProposalSpec) -> Candidates:
+    """Returns the candidates as `select_candidates` describes them."""
     flat = flatten_levels(heads)
     selected, start = [], 0
     for level_logits in torch.split(flat.logits, flat.sizes, dim=1):

@@ -1,4 +1,4 @@
-"""propose in Triton: exact top-k of every level by radix selection, then decode of the survivors.
+"""select_candidates in Triton: exact top-k of every level by radix selection, then decoding.
 
 All images and levels go together through 3 + P launches, P = 4 digits of 8 bits for float32 logits
 (2 for bfloat16, 3 for float16), none of which waits for the host:
@@ -396,8 +396,8 @@ def _of_one_dtype(levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(level.float() if mixed else level for level in levels)
 
 
-def propose_triton(heads: HeadOutputs, spec: ProposalSpec) -> Candidates:
-    """Returns the candidates as `propose` describes them."""
+def select_candidates_triton(heads: HeadOutputs, spec: ProposalSpec) -> Candidates:
+    """Returns the candidates as `select_candidates` describes them."""
     # Levels are told apart by address, so they must agree in dtype; a mixture is converted.
     heads = heads._replace(
         objectness=_of_one_dtype(heads.objectness),
@@ -469,7 +469,7 @@ def propose_triton(heads: HeadOutputs, spec: ProposalSpec) -> Candidates:
 
 
 def shipped_configs() -> list[Shipped]:
-    """Returns what `propose_triton` launches for FPN (5 levels) and single-level heads."""
+    """Returns the launches of `select_candidates_triton` for heads of one level and of five."""
     where = {
         "geometry": "*i64",
         "block_levels": "*i32",

@@ -103,9 +103,9 @@ class Pipeline:
         """Decoded frames of a source that wait at most: two batches, and the ends of two more."""
         return 2 * self.batch + 2
 
-    def propose(self, frames: Iterable[list[Frame]], times: StageTimes) -> Iterator[Proposals]:
+    def process(self, frames: Iterable[list[Frame]], times: StageTimes) -> Iterator[Proposals]:
         """Yields the proposals of batches of frames, in order."""
-        return self.network.propose(frames, times)
+        return self.network.process(frames, times)
 
 
 class Stream(StreamStatistics, Closing):

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from stream_rpn.frame import Frame, StreamRPNError
-from stream_rpn.kernels.preprocess import Source, preprocess_planes
+from stream_rpn.kernels.preprocess_reference import PlaneLayout, preprocess_planes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -280,7 +280,7 @@ def pack(
         frames: B frames; their planes lie where `data` does, or are copied there.
         spec: what the network wants.
         data: [at least packed_bytes(frames)] uint8, pinned memory or on a GPU.
-        table: [B, 12] int64 on the CPU, filled with one `Source` a row.
+        table: [B, 12] int64 on the CPU, filled with one `PlaneLayout` a row.
         matrix: [B, 3, 4] float32 on the CPU, filled with the frames' colour matrices.
 
     Raises:
@@ -301,7 +301,7 @@ def pack(
         width = frame.image.width
         uv_step = item if len(offsets) == 3 else 2 * item
         resized = resized_size(frame.height, frame.width, spec.min_size, spec.max_size)
-        source = Source(
+        layout = PlaneLayout(
             y_offset=offsets[0],
             u_offset=offsets[1],
             v_offset=offsets[2] if len(offsets) == 3 else offsets[1] + item,
@@ -315,7 +315,7 @@ def pack(
             resized_height=resized[0],
             resized_width=resized[1],
         )
-        table[index] = torch.tensor(source)
+        table[index] = torch.tensor(layout)
         matrix[index] = frame_matrix(frame)
 
 

@@ -152,7 +152,7 @@ class RPN(nn.Module):
         height, width = images.shape[-2:]
         return tuple((height // m.shape[-2], width // m.shape[-1]) for m in maps)
 
-    def propose(
+    def proposals_of_heads(
         self,
         objectness: Sequence[Tensor],
         deltas: Sequence[Tensor],
@@ -176,7 +176,7 @@ class RPN(nn.Module):
         """
         maps = list(self.features(images).values())
         objectness, deltas = self.head(maps)
-        return self.propose(objectness, deltas, self.strides(images, maps), image_sizes)
+        return self.proposals_of_heads(objectness, deltas, self.strides(images, maps), image_sizes)
 
     def override(self, **changes: float | int | None) -> RPN:
         """Changes fields of the proposal spec in place (None leaves one alone); returns self."""

@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stream_rpn.kernels.preprocess import Source
+from stream_rpn.kernels.preprocess import PlaneLayout
 from stream_rpn.preprocess import IMAGENET_MEAN, IMAGENET_STD, color_matrix
 
 MEAN, STD = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
@@ -62,7 +62,7 @@ def lay_out(pictures: list[Picture], seed: int = 0) -> tuple[Tensor, Tensor, Ten
         u_offset = -(-(offset + picture.height * y_pitch) // 4) * 4
         chroma = (picture.height + 1) // 2 * uv_pitch
         v_offset = u_offset + (item if picture.interleaved else chroma)
-        source = Source(
+        source = PlaneLayout(
             y_offset=offset,
             u_offset=u_offset,
             v_offset=v_offset,
@@ -113,7 +113,7 @@ def oracle(
     mean, std = MEAN.double().numpy()[:, None, None], STD.double().numpy()[:, None, None]
     rounding = 2.0**-24
     for index, row in enumerate(table.tolist()):
-        source = Source(*row)
+        source = PlaneLayout(*row)
         dtype, item = (np.uint8, np.uint16)[source.sample_bytes - 1], source.sample_bytes
         rows, columns = source.resized_height, source.resized_width
         if source.rotation in (90, 270):

@@ -46,7 +46,7 @@ def head_outputs(
 def candidates(
     level_sizes, *, batch=1, span=400.0, side=80.0, rejected=0.1, integer=False, steps=None
 ):
-    """Returns random candidates as `propose` returns them; `rejected` is a share of the slots."""
+    """Returns random candidates of these levels; `rejected` is a share of the slots."""
     m = sum(level_sizes)
     corner, sides = torch.rand(batch, m, 2) * span, torch.rand(batch, m, 2) * side + 2
     boxes = torch.cat((corner, corner + sides), dim=-1)

@@ -95,7 +95,7 @@ class TestFormForGPUsOnTheCPU:
         expected, _ = run(pipeline(rpn, EagerNetwork))
         made = pipeline(rpn, GPUNetwork)
         frames = decoded(CLIP)
-        assert_same(list(made.propose([frames[:5], frames[5:]], StageTimes())), expected)
+        assert_same(list(made.process([frames[:5], frames[5:]], StageTimes())), expected)
 
     def test_feature_maps_and_images(self, rpn):
         expected, _ = run(pipeline(rpn, EagerNetwork, features=True, images=True))

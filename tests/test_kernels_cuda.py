@@ -114,9 +114,9 @@ def test_a_failing_kernel_is_reported_once_and_replaced(monkeypatch):
     def fail(*args):
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(propose_triton, "propose_triton", fail)
+    monkeypatch.setattr(propose_triton, "select_candidates_triton", fail)
     args = head_outputs([(9, 7)])
-    with pytest.warns(RuntimeWarning, match="propose failed.*no such instruction"):
+    with pytest.warns(RuntimeWarning, match="select_candidates failed.*no such instruction"):
         got = generate_proposals(args.to("cuda"), SPEC)
     assert_same(got, generate_proposals(args, SPEC))
     # A second warning would be an error here.

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stream_rpn.kernels.nms_reference import nms_reference
 from stream_rpn.kernels.proposals import Candidates, HeadOutputs, ProposalSpec
-from stream_rpn.kernels.propose_reference import propose_reference
+from stream_rpn.kernels.propose_reference import select_candidates_reference
 from tests.preprocess_oracle import Picture, lay_out
 from tests.proposal_cases import (
     DTYPES,
@@ -48,9 +48,9 @@ def _poison_uninitialised_memory():
     torch.use_deterministic_algorithms(False)
 
 
-def check_propose(args, spec):
-    expected = propose_reference(args, spec)
-    got = propose_module.propose_triton(args, spec)
+def check_candidates(args, spec):
+    expected = select_candidates_reference(args, spec)
+    got = propose_module.select_candidates_triton(args, spec)
     for name, one, other in zip(("boxes", "logits", "anchors"), got, expected, strict=True):
         assert torch.equal(one, other), name
     return expected
@@ -66,7 +66,7 @@ def check_nms(given_candidates, sizes, nms_thresh, post_nms_top_n):
 
 
 def test_real_size_fpn_image():
-    parts = check_propose(head_outputs(FPN_SIZES), ProposalSpec(pre_nms_top_n=1000))
+    parts = check_candidates(head_outputs(FPN_SIZES), ProposalSpec(pre_nms_top_n=1000))
     result = check_nms(parts, (1000, 1000, 1000, 1000, 756), 0.7, 1000)
     assert result.count.tolist() == [1000]
 
@@ -74,32 +74,32 @@ def test_real_size_fpn_image():
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_real_size_channels_last_halves(dtype):
     args = head_outputs(FPN_SIZES[1:], dtype=DTYPES[dtype], channels_last=True)
-    check_propose(args, ProposalSpec(pre_nms_top_n=1000, score_thresh=0.3, min_size=0.0))
+    check_candidates(args, ProposalSpec(pre_nms_top_n=1000, score_thresh=0.3, min_size=0.0))
 
 
 def test_vgg16_head_with_thousands_of_candidates():
     args = head_outputs([(37, 62)], num_anchors=9, softmax=True, stride=(16, 16))
     assert args[1][0].numel() == 4 * 20_646
-    check_propose(args, ProposalSpec(pre_nms_top_n=3000, min_size=0.0))
+    check_candidates(args, ProposalSpec(pre_nms_top_n=3000, min_size=0.0))
 
 
 def test_a_million_anchors_in_more_blocks_than_one_load_of_counts():
     args = head_outputs([(1024, 1030)], num_anchors=1, dtype=torch.bfloat16)
-    check_propose(args, ProposalSpec(pre_nms_top_n=300, min_size=0.0))
+    check_candidates(args, ProposalSpec(pre_nms_top_n=300, min_size=0.0))
 
 
 @SETTINGS
 @given(problems())
-def test_propose_on_hard_cases(problem):
+def test_candidates_of_hard_cases(problem):
     args, spec = problem
-    check_propose(args, spec)
+    check_candidates(args, spec)
 
 
 def test_levels_of_different_dtypes_and_heads():
     first = head_outputs([(5, 6)], batch=2, softmax=True, dtype=torch.float16)
     second = head_outputs([(4, 3)], batch=2)
     args = [[*one, *other] for one, other in zip(first[:4], second[:4], strict=True)]
-    check_propose(HeadOutputs(*args, first[4]), ProposalSpec(pre_nms_top_n=30, min_size=0.0))
+    check_candidates(HeadOutputs(*args, first[4]), ProposalSpec(pre_nms_top_n=30, min_size=0.0))
 
 
 def test_softmax_heads_have_all_bits_beside_heads_that_have_sixteen():
@@ -107,12 +107,14 @@ def test_softmax_heads_have_all_bits_beside_heads_that_have_sixteen():
     sigmoid = head_outputs([(4, 3)], batch=8, dtype=torch.bfloat16)
     for levels in ((softmax, sigmoid), (sigmoid, softmax)):
         args = [[part for level in levels for part in level[i]] for i in range(4)]
-        check_propose(HeadOutputs(*args, softmax[4]), ProposalSpec(pre_nms_top_n=500, min_size=0.0))
+        check_candidates(
+            HeadOutputs(*args, softmax[4]), ProposalSpec(pre_nms_top_n=500, min_size=0.0)
+        )
 
 
 def test_an_empty_level_between_one_of_whole_blocks_and_another():
     args = head_outputs([(64, 64), (0, 5), (9, 7)], batch=2, num_anchors=1)
-    parts = check_propose(args, ProposalSpec(pre_nms_top_n=100, min_size=0.0))
+    parts = check_candidates(args, ProposalSpec(pre_nms_top_n=100, min_size=0.0))
     check_nms(parts, (100, 0, 63), 0.5, 50)
 
 
@@ -121,7 +123,7 @@ def test_arguments_of_any_strides():
     table = torch.zeros(3, 12, dtype=torch.int64)
     table[:, -2:] = args[4]
     base = [anchors.t().contiguous().t() for anchors in args[2]]
-    parts = check_propose(
+    parts = check_candidates(
         args._replace(base_anchors=base, image_sizes=table[:, -2:]),
         ProposalSpec(pre_nms_top_n=30, min_size=0.0),
     )
@@ -134,7 +136,7 @@ def test_all_scores_equal():
     args = head_outputs([(70, 70), (9, 9)], batch=2)
     for logits in args[0]:
         logits.fill_(0.25)
-    boxes, _, anchors = check_propose(args, ProposalSpec(pre_nms_top_n=500, min_size=0.0))
+    boxes, _, anchors = check_candidates(args, ProposalSpec(pre_nms_top_n=500, min_size=0.0))
     assert anchors[0, :500].tolist() == list(range(500))
     assert boxes.isfinite().all()
 
@@ -148,7 +150,7 @@ def test_nothing_in_gives_nothing_out(batch, size):
         [(4, 4)],
         torch.ones(batch, 2),
     )
-    parts = check_propose(args, ProposalSpec(pre_nms_top_n=10, min_size=0.0))
+    parts = check_candidates(args, ProposalSpec(pre_nms_top_n=10, min_size=0.0))
     check_nms(parts, (parts[1].shape[1],), 0.7, 6)
 
 
@@ -241,7 +243,7 @@ class RefuseSynchronisation(TorchDispatchMode):
 def test_launchers_never_wait_for_the_device():
     args = head_outputs([(9, 7), (3, 2)], batch=2)
     with RefuseSynchronisation():
-        parts = propose_module.propose_triton(args, LIMITS)
+        parts = propose_module.select_candidates_triton(args, LIMITS)
         nms_module.nms_triton(parts, (20, 18), LIMITS)
 
 
@@ -262,7 +264,7 @@ def test_launchers_read_nothing_back(monkeypatch):
             monkeypatch.setattr(module, name, Launch(name))
     args = head_outputs([(9, 7), (3, 2)], batch=2).to("meta")
     args = args._replace(image_sizes=torch.empty(2, 2, device="meta"))
-    parts = propose_module.propose_triton(args, LIMITS)
+    parts = propose_module.select_candidates_triton(args, LIMITS)
     nms_module.nms_triton(parts, (20, 18), LIMITS)
     data, table, matrix = (tensor.to("meta") for tensor in lay_out([Picture(8, 8, (8, 8))]))
     mean, out = torch.empty(3, device="meta"), torch.empty(1, 3, 8, 8, device="meta")
@@ -280,7 +282,7 @@ def test_the_refusing_mode_refuses():
 def test_repeated_runs_give_the_same_bits():
     args = head_outputs([(20, 20)], batch=2, steps=2)
     runs = [
-        propose_module.propose_triton(args, ProposalSpec(pre_nms_top_n=100, min_size=0.0))
+        propose_module.select_candidates_triton(args, ProposalSpec(pre_nms_top_n=100, min_size=0.0))
         for _ in range(2)
     ]
     for one, other in zip(*runs, strict=True):

@@ -265,7 +265,9 @@ class TestClassic:
         deltas = torch.zeros(1, 36, 2, 3)
         objectness[0, 16 - 1, 1, 2] = 5.0
         deltas[0, 29 - 1 : 32, 1, 2] = torch.tensor([0.1, 0.2, 0.0, 0.0])
-        kept = rpn.propose([objectness], [deltas], [(16, 16)], torch.tensor([[4000, 4000]]))
+        kept = rpn.proposals_of_heads(
+            [objectness], [deltas], [(16, 16)], torch.tensor([[4000, 4000]])
+        )
         assert kept.anchors[0, 0] == (1 * 3 + 2) * 9 + (8 - 1)
         base = rpn.base_anchors[0][8 - 1]
         # Scale-major, ratios 1:1, 1:2, 2:1: the eighth is 512 at 1:2, wider than high.
@@ -279,7 +281,7 @@ class TestClassic:
         objectness = torch.zeros(1, 18, 1, 1)
         objectness[0, 0] = 9.0  # background of anchor 1
         objectness[0, 3] = 1.0  # object of anchor 2
-        kept = rpn.propose(
+        kept = rpn.proposals_of_heads(
             [objectness], [torch.zeros(1, 36, 1, 1)], [(16, 16)], torch.tensor([[600, 1000]])
         )
         assert kept.anchors[0, 0] == 1

@@ -8,7 +8,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 
 from stream_rpn import preprocess
 from stream_rpn.frame import Color, Frame, StreamRPNError
-from stream_rpn.kernels.preprocess import preprocess as preprocess_table
+from stream_rpn.kernels.preprocess import preprocess_batch
 from stream_rpn.preprocess import InputSpec
 from tests.preprocess_oracle import MEAN, STD
 
@@ -180,7 +180,7 @@ class TestFrames:
         table, matrix = torch.empty(2, 12, dtype=torch.int64), torch.empty(2, 3, 4)
         preprocess.pack(frames, SPEC, data, table, matrix)
         out = torch.full_like(expected, torch.nan)
-        assert preprocess_table(data, table, matrix, MEAN, STD, out) is out
+        assert preprocess_batch(data, table, matrix, MEAN, STD, out) is out
         assert torch.equal(out, expected)
         assert table[:, -2:].tolist() == sizes.tolist()
 

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from stream_rpn import preprocess
-from stream_rpn.kernels.preprocess import Source, _preprocess_op
-from stream_rpn.kernels.preprocess import preprocess as preprocess_table
+from stream_rpn.kernels.preprocess import PlaneLayout, _preprocess_op, preprocess_batch
 from tests.preprocess_oracle import MEAN, STD, Picture, lay_out, oracle, pictures
 
 PICTURES = [
@@ -29,7 +28,7 @@ class TestOp:
     def test_reference_equals_the_oracle(self, picture, antialias):
         data, table, matrix = lay_out([picture])
         out = torch.full((1, 3, 50, 70), torch.nan)
-        preprocess_table(data, table, matrix, MEAN, STD, out, antialias=antialias)
+        preprocess_batch(data, table, matrix, MEAN, STD, out, antialias=antialias)
         expected, tolerance = oracle(data, table, matrix, (50, 70), antialias)
         assert ((out.double() - expected).abs() <= tolerance).all()
 
@@ -38,7 +37,7 @@ class TestOp:
     def test_any_geometry(self, picture, antialias):
         data, table, matrix = lay_out([picture])
         out = torch.full((1, 3, *picture.size), torch.nan)
-        preprocess_table(data, table, matrix, MEAN, STD, out, antialias=antialias)
+        preprocess_batch(data, table, matrix, MEAN, STD, out, antialias=antialias)
         expected, tolerance = oracle(data, table, matrix, picture.size, antialias)
         assert ((out.double() - expected).abs() <= tolerance).all()
 
@@ -46,10 +45,10 @@ class TestOp:
         # Grey: chroma is constant and luma within its range, so that nothing is clamped.
         luma = torch.randint(16, 236, (40, 66), dtype=torch.uint8)
         data = torch.cat((luma.flatten(), torch.full((2 * 20 * 33,), 128, dtype=torch.uint8)))
-        source = Source(0, 2640, 3300, 66, 33, 1, 1, 40, 66, 0, 48, 79)
+        source = PlaneLayout(0, 2640, 3300, 66, 33, 1, 1, 40, 66, 0, 48, 79)
         matrix = preprocess.color_matrix("bt709", False)[None]
         out = torch.empty(1, 3, 64, 96)
-        preprocess_table(data, torch.tensor([list(source)]), matrix, MEAN, STD, out)
+        preprocess_batch(data, torch.tensor([list(source)]), matrix, MEAN, STD, out)
         rgb = ((luma.float() - 16) / 219).expand(3, -1, -1)
         resize = GeneralizedRCNNTransform(48, 80, MEAN.tolist(), STD.tolist(), size_divisible=32)
         expected = resize.eval()([rgb])[0].tensors
@@ -63,11 +62,11 @@ class TestOp:
     def test_compiles_whole(self):
         data, table, matrix = lay_out(PICTURES)
         out = torch.empty(len(PICTURES), 3, 50, 70)
-        expected = preprocess_table(data, table, matrix, MEAN, STD, out.clone())
+        expected = preprocess_batch(data, table, matrix, MEAN, STD, out.clone())
 
         @torch.compile(fullgraph=True, backend="aot_eager")
         def doubled(out):
-            return preprocess_table(data, table, matrix, MEAN, STD, out) * 2
+            return preprocess_batch(data, table, matrix, MEAN, STD, out) * 2
 
         assert torch.equal(doubled(out), expected * 2)
 
@@ -75,7 +74,7 @@ class TestOp:
         out = torch.empty(0, 3, 32, 32)
         table, matrix = torch.empty(0, 12, dtype=torch.int64), torch.empty(0, 3, 4)
         data = torch.empty(0, dtype=torch.uint8)
-        assert preprocess_table(data, table, matrix, MEAN, STD, out) is out
+        assert preprocess_batch(data, table, matrix, MEAN, STD, out) is out
 
     @pytest.mark.parametrize(
         ("name", "value", "error", "message"),
@@ -98,7 +97,7 @@ class TestOp:
         arguments = {"data": data, "table": table, "matrix": matrix, "mean": MEAN, "std": STD}
         arguments["out"] = torch.empty(1, 3, 50, 70)
         with pytest.raises(error, match=message):
-            preprocess_table(**{**arguments, name: value})
+            preprocess_batch(**{**arguments, name: value})
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -117,9 +116,9 @@ class TestOp:
     )
     def test_refuses_rows_of_the_table(self, change, message):
         data, table, matrix = lay_out(PICTURES[:1])
-        table = torch.tensor([list(Source(*table[0].tolist())._replace(**change))])
+        table = torch.tensor([list(PlaneLayout(*table[0].tolist())._replace(**change))])
         with pytest.raises(ValueError, match=message):
-            preprocess_table(data, table, matrix, MEAN, STD, torch.empty(1, 3, 50, 70))
+            preprocess_batch(data, table, matrix, MEAN, STD, torch.empty(1, 3, 50, 70))
 
 
 @pytest.mark.needs_cuda
@@ -136,7 +135,7 @@ class TestCuda:
             len(pictures), 3, *size, dtype=dtype, device="cuda", memory_format=layout
         ).fill_(torch.nan)
         on_gpu = [tensor.cuda() for tensor in (*arguments, MEAN, STD)]
-        preprocess_table(*on_gpu, out, antialias=antialias)
+        preprocess_batch(*on_gpu, out, antialias=antialias)
         expected, tolerance = oracle(*arguments, size, antialias)
         if dtype != torch.float32:
             tolerance = tolerance + expected.abs() * torch.finfo(dtype).eps
@@ -154,22 +153,22 @@ class TestCuda:
             matrix.copy_(arguments[2])
 
         upload(first)
-        preprocess_table(data, table, matrix, mean, std, out)
+        preprocess_batch(data, table, matrix, mean, std, out)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            preprocess_table(data, table, matrix, mean, std, out)
+            preprocess_batch(data, table, matrix, mean, std, out)
         upload(second)
         out.fill_(torch.nan)
         graph.replay()
-        expected = preprocess_table(*second, MEAN, STD, torch.empty(2, 3, 64, 96))
+        expected = preprocess_batch(*second, MEAN, STD, torch.empty(2, 3, 64, 96))
         assert torch.allclose(out.cpu(), expected, atol=1e-3)
 
     def test_the_host_does_not_wait(self):
         arguments = [tensor.cuda() for tensor in (*lay_out(PICTURES), MEAN, STD)]
         out = torch.empty(len(PICTURES), 3, 64, 96, device="cuda")
-        preprocess_table(*arguments, out)
+        preprocess_batch(*arguments, out)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            preprocess_table(*arguments, out)
+            preprocess_batch(*arguments, out)
         finally:
             torch.cuda.set_sync_debug_mode("default")

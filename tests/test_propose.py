@@ -15,7 +15,7 @@ from stream_rpn import anchors as anchor_ops
 from stream_rpn.kernels.generate import best_of_all_levels, generate_proposals
 from stream_rpn.kernels.nms import nms
 from stream_rpn.kernels.proposals import HeadOutputs, ProposalSpec
-from stream_rpn.kernels.propose import propose
+from stream_rpn.kernels.propose import select_candidates
 from stream_rpn.kernels.propose_reference import select
 from tests.proposal_cases import DTYPES, FPN_SIZES, head_outputs, problems
 
@@ -65,7 +65,7 @@ def oracle(args, spec):
 @given(problems())
 def test_candidates_are_the_oracles(problem):
     args, spec = problem
-    got = propose(args, spec)
+    got = select_candidates(args, spec)
     for image, slots in enumerate(oracle(args, spec)):
         assert got.anchors[image].tolist() == [n for _, _, n in slots]
         assert got.logits[image].tolist() == [logit for _, logit, _ in slots]
@@ -91,7 +91,7 @@ def test_fpn_of_a_1080p_frame():
     assert sum(logits.numel() for logits in args[0]) == 257_796
     sizes = args.level_sizes(1000)
     assert sizes == (1000, 1000, 1000, 1000, 756)
-    got = propose(args, ProposalSpec(pre_nms_top_n=1000, min_size=0.0))
+    got = select_candidates(args, ProposalSpec(pre_nms_top_n=1000, min_size=0.0))
     assert got.boxes.shape == (1, 4756, 4)
     for level, logits in zip(got.logits[0].split(sizes), args[0], strict=True):
         assert torch.equal(level, logits.flatten().sort(descending=True).values[: len(level)])
@@ -101,7 +101,7 @@ def test_fpn_of_a_1080p_frame():
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_memory_format_and_views_do_not_matter(dtype, softmax):
     args = head_outputs([(9, 7), (4, 5)], batch=2, dtype=dtype, softmax=softmax, steps=4)
-    expected = propose(args, LIMITS)
+    expected = select_candidates(args, LIMITS)
 
     def embed(tensor):
         b, c, h, w = tensor.shape
@@ -116,7 +116,7 @@ def test_memory_format_and_views_do_not_matter(dtype, softmax):
     )
     for change in formats:
         objectness, deltas = ([change(tensor) for tensor in tensors] for tensors in args[:2])
-        got = propose(args._replace(objectness=objectness, deltas=deltas), LIMITS)
+        got = select_candidates(args._replace(objectness=objectness, deltas=deltas), LIMITS)
         for one, other in zip(got, expected, strict=True):
             assert torch.equal(one, other)
 
@@ -139,7 +139,7 @@ def test_softmax_logit_is_object_minus_background_interleaved():
     deltas[0, 28, 1, 0] = 0.5
     base = anchor_ops.scale_major([128.0, 256.0, 512.0], [1.0, 0.5, 2.0])
     heads = HeadOutputs([objectness], [deltas], [base], [(16, 16)], torch.tensor([[2000, 2000]]))
-    got = propose(heads, replace(LIMITS, pre_nms_top_n=1))
+    got = select_candidates(heads, replace(LIMITS, pre_nms_top_n=1))
     assert got.anchors.tolist() == [[(1 * 2 + 0) * 9 + 7]]
     assert got.logits.tolist() == [[5.0]]
     width = float(base[7, 2] - base[7, 0])
@@ -149,7 +149,7 @@ def test_softmax_logit_is_object_minus_background_interleaved():
 def test_score_threshold_keeps_equality():
     args = head_outputs([(2, 2)], num_anchors=1)
     args[0][0].copy_(torch.tensor([0.0, -0.001, 0.001, -3.0]).view(1, 1, 2, 2))
-    got = propose(args, ProposalSpec(pre_nms_top_n=4, score_thresh=0.5, min_size=0.0))
+    got = select_candidates(args, ProposalSpec(pre_nms_top_n=4, score_thresh=0.5, min_size=0.0))
     assert got.anchors.tolist() == [[2, 0, -1, -1]]
 
 
@@ -157,7 +157,7 @@ def test_small_boxes_are_marked_in_place():
     args = head_outputs([(3, 3)], num_anchors=1)
     args[1][0].zero_()
     args[1][0][0, 2, 1, 1] = -20.0
-    got = propose(args, ProposalSpec(pre_nms_top_n=9, min_size=1.0))
+    got = select_candidates(args, ProposalSpec(pre_nms_top_n=9, min_size=1.0))
     slot = args[0][0].flatten().argsort(descending=True).tolist().index(4)
     assert got.anchors[0, slot] == -1
     assert got.logits[0, slot] == -torch.inf
@@ -253,10 +253,10 @@ def test_equal_to_torchvisions_rpn(builder, size, batch):
 
 
 def both_ways(args, spec):
-    """The proposals by the short way, or None, and by `propose` and `nms`."""
+    """The proposals by the short way, or None, and by `select_candidates` and `nms`."""
     short = best_of_all_levels(args, spec)
     sizes = args.level_sizes(spec.pre_nms_top_n)
-    return short, nms(propose(args, spec), sizes, spec)
+    return short, nms(select_candidates(args, spec), sizes, spec)
 
 
 @settings(max_examples=200, deadline=None)
@@ -283,7 +283,7 @@ def test_custom_op_passes_opcheck():
     objectness, deltas, base, strides, image_sizes = head_outputs([(5, 6), (2, 3)], batch=2)
     flat = [side for stride in strides for side in stride]
     torch.library.opcheck(
-        torch.ops.stream_rpn.propose.default,
+        torch.ops.stream_rpn.select_candidates.default,
         (objectness, deltas, base, flat, image_sizes, [20, 10], [0.7, 0.1, 1.0]),
     )
 
@@ -303,7 +303,7 @@ def test_compiles_as_one_graph():
 def test_proposals_carry_no_gradient():
     args = head_outputs([(4, 4)])
     args[1][0].requires_grad_()
-    assert not propose(args, LIMITS).boxes.requires_grad
+    assert not select_candidates(args, LIMITS).boxes.requires_grad
 
 
 def change(index, value):
@@ -337,7 +337,7 @@ def change(index, value):
 def test_bad_arguments(spoil, error, words):
     args = head_outputs([(4, 5), (2, 3)], batch=2)
     with pytest.raises(error, match=words):
-        propose(spoil(args), LIMITS)
+        select_candidates(spoil(args), LIMITS)
 
 
 @pytest.mark.parametrize(

@@ -271,9 +271,9 @@ def contents(slot, stream):
     packed = slot.receive(stream)
     out = torch.empty(len(packed.table), 3, *slot.shape)
     mean, std = torch.tensor(SPEC.mean), torch.tensor(SPEC.std)
-    from stream_rpn.kernels.preprocess import preprocess as op
+    from stream_rpn.kernels.preprocess import preprocess_batch
 
-    return op(*packed, mean, std, out)
+    return preprocess_batch(*packed, mean, std, out)
 
 
 class TestUpload:

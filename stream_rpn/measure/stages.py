@@ -278,13 +278,13 @@ def _one_at_a_time(
             if time.perf_counter() >= until:
                 return
 
-    for _ in network.propose(feed(0.0), StageTimes()):
+    for _ in network.process(feed(0.0), StageTimes()):
         pass
     times, latency = StageTimes(), Histogram()
     kept: list[Proposals] = []
     count = 0
     with Meter(network.device) as meter:
-        for proposals in network.propose(feed(time.perf_counter() + seconds), times):
+        for proposals in network.process(feed(time.perf_counter() + seconds), times):
             count += 1
             if count % batch == 0:
                 latency.add((time.perf_counter() - handed_out) * 1e3, batch)

@@ -37,18 +37,18 @@ class EagerNetwork(Network):
     ) -> Queues[Proposals]:
         grouped = batches(frames, self.batch, self.rpn.input_spec)
         workers = min(torch.get_num_threads(), MAX_WORKERS) if self.device.type == "cpu" else 1
-        computed = in_order(lambda batch: self._propose(batch, times), grouped, workers)
+        computed = in_order(lambda batch: self._process(batch, times), grouped, workers)
         proposals = prefetch(chain.from_iterable(computed), 2 * self.batch, name="propose")
         return Queues(frames, last=proposals)
 
-    def propose(  # noqa: D102
+    def process(  # noqa: D102
         self, frames: Iterable[list[Frame]], times: StageTimes
     ) -> Iterator[Proposals]:
         for batch in frames:
-            yield from self._propose(batch, times)
+            yield from self._process(batch, times)
 
     @torch.inference_mode()
-    def _propose(self, frames: list[Frame], times: StageTimes) -> list[Proposals]:
+    def _process(self, frames: list[Frame], times: StageTimes) -> list[Proposals]:
         count = len(frames)
         with times.measure("preprocess", count):
             images, image_sizes = preprocess.to_input(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from stream_rpn.frame import Frame, Proposals
-from stream_rpn.kernels.preprocess import preprocess as preprocess_planes
+from stream_rpn.kernels.preprocess import preprocess_batch
 from stream_rpn.network.graph import GraphCache
 from stream_rpn.network.network import Network, Output
 from stream_rpn.network.upload import (
@@ -56,21 +56,21 @@ class GPUNetwork(Network):
         slots = self._slots()
         arriving = upload(frames, slots, times, keep_images=self.images)
         uploaded = prefetch(arriving, AHEAD, name="upload")
-        proposals = prefetch(self._propose(uploaded, slots, times), 2 * self.batch, name="propose")
+        proposals = prefetch(self._process(uploaded, slots, times), 2 * self.batch, name="propose")
         return Queues(frames, uploaded, last=proposals)
 
-    def propose(  # noqa: D102
+    def process(  # noqa: D102
         self, frames: Iterable[list[Frame]], times: StageTimes
     ) -> Iterator[Proposals]:
         slots = self._slots()
         one_by_one = chain.from_iterable(frames)
         arriving = upload(one_by_one, slots, times, keep_images=self.images)
-        return self._propose(arriving, slots, times)
+        return self._process(arriving, slots, times)
 
     def _slots(self) -> list[Slot]:
         return [Slot(self.device, self.batch, self.rpn.input_spec) for _ in range(NUM_SLOTS)]
 
-    def _propose(
+    def _process(
         self, uploads: Iterator[Slot] | prefetch[Slot], slots: list[Slot], times: StageTimes
     ) -> Iterator[Proposals]:
         launched: deque[_Launched] = deque()
@@ -141,7 +141,7 @@ class GPUNetwork(Network):
             memory_format=torch.channels_last,
         )
         antialias = self.rpn.input_spec.antialias
-        preprocess_planes(*batch, self._mean, self._std, images, antialias=antialias)
+        preprocess_batch(*batch, self._mean, self._std, images, antialias=antialias)
         mark("preprocess")
         # The last two columns of the table are the resized height and width.
         return self._run(images, batch.table[:, -2:], mark)

@@ -82,7 +82,7 @@ class Network(ABC):
         """
 
     @abstractmethod
-    def propose(self, frames: Iterable[list[Frame]], times: StageTimes) -> Iterator[Proposals]:
+    def process(self, frames: Iterable[list[Frame]], times: StageTimes) -> Iterator[Proposals]:
         """Yields the proposals of batches of frames, in order, without threads."""
 
     def _run(self, images: Tensor, image_sizes: Tensor, mark: Callable[[str], None]) -> Output:
@@ -93,7 +93,7 @@ class Network(ABC):
         objectness, deltas = self._layers.head(list(maps.values()))
         mark("head")
         strides = rpn.strides(images, list(maps.values()))
-        kept = rpn.propose(objectness, deltas, strides, image_sizes)
+        kept = rpn.proposals_of_heads(objectness, deltas, strides, image_sizes)
         mark("proposals")
         return Output(kept, maps if self.features else {}, strides)
 

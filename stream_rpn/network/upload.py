@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stream_rpn import preprocess
 from stream_rpn.frame import Frame
-from stream_rpn.kernels.preprocess import Source
+from stream_rpn.kernels.preprocess import PlaneLayout
 from stream_rpn.preprocess import input_shape
 from stream_rpn.timing import StageTimes
 
@@ -71,7 +71,7 @@ class Packed(NamedTuple):
 
     Attributes:
         data: [bytes] uint8, the planes of all frames.
-        table: [B, 12] int64, a `Source` a row.
+        table: [B, 12] int64, a `PlaneLayout` a row.
         matrix: [B, 3, 4] float32.
     """
 
@@ -116,7 +116,7 @@ class Slot:
 
     def _allocate(self, num_bytes: int) -> None:
         pin = self._on.type == "cuda"
-        fields = len(Source._fields)
+        fields = len(PlaneLayout._fields)
         self._host = Packed(
             torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pin),
             torch.empty(self._batch, fields, dtype=torch.int64, pin_memory=pin),
