@@ -23,8 +23,8 @@ from stream_rpn.network.upload import (
     Slot,
     new_event,
     new_stream,
-    on,
     upload,
+    using_stream,
 )
 from stream_rpn.queues import Queues, prefetch
 from stream_rpn.timing import StageTimes
@@ -94,7 +94,7 @@ class GPUNetwork(Network):
 
     def _launch(self, slot: Slot) -> _Launched:
         """Gives a batch to the GPU and lets go of its slot, without waiting for anything."""
-        with self._lock, on(self._stream), torch.inference_mode():
+        with self._lock, using_stream(self._stream), torch.inference_mode():
             batch = slot.receive(self._stream)
             marks = [_Mark("", self._event())]
 

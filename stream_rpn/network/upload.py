@@ -61,7 +61,7 @@ def new_event(device: torch.device) -> Any:
     return HostEvent()
 
 
-def on(stream: Any) -> AbstractContextManager[Any]:
+def using_stream(stream: Any) -> AbstractContextManager[Any]:
     """Returns a context in which this thread's GPU work goes to `stream`."""
     return nullcontext() if isinstance(stream, HostStream) else torch.cuda.stream(stream)
 
@@ -123,7 +123,7 @@ class Slot:
             torch.empty(self._batch, 3, 4, pin_memory=pin),
         )
         # From the copy stream's own memory: no other stream's pending work can be on it.
-        with on(self._copies):
+        with using_stream(self._copies):
             self._device = Packed(*(torch.empty_like(t, device=self._on) for t in self._host))
 
     def begin(self, first: Frame) -> None:
@@ -157,7 +157,7 @@ class Slot:
         """Copies a frame's planes: into pinned memory, or a surface within the device's memory."""
         row, end = len(self.frames), self._used + preprocess.packed_bytes([frame])
         target = self._device if self._surfaces else self._host
-        with on(self._decoding):
+        with using_stream(self._decoding):
             preprocess.pack(
                 [frame],
                 self._spec,
@@ -186,7 +186,7 @@ class Slot:
             tensor[count:] = tensor[count - 1]
         # New ones for each batch: the network's thread reads the times of the last one later.
         self.started, self.uploaded = new_event(self._on), new_event(self._on)
-        with on(self._copies):
+        with using_stream(self._copies):
             self.started.record(self._copies)
             if not self._surfaces:
                 self._device.data[: self._used].copy_(
