@@ -12,7 +12,7 @@ from stream_rpn.multistream import LivePolicy, LiveStreams
 from stream_rpn.network.eager import EagerNetwork
 from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.network.graph import MAX_GRAPHS, PATIENCE, Graph, GraphCache
-from stream_rpn.network.upload import HostStream, Packed
+from stream_rpn.network.upload import HostStream, PackedBatch
 from stream_rpn.sources.select import Selection
 from stream_rpn.timing import StageTimes
 
@@ -154,8 +154,8 @@ class TestFormForGPUsOnTheCPU:
         queues.close()
 
 
-def batch_of(value: int, size: int = 8) -> Packed:
-    return Packed(
+def batch_of(value: int, size: int = 8) -> PackedBatch:
+    return PackedBatch(
         torch.full((size,), value, dtype=torch.uint8),
         torch.full((2, 12), value),
         torch.full((2, 3, 4), float(value)),
@@ -176,7 +176,7 @@ class Captures:
         return Graph(lambda: outputs.copy_(function(inputs)), inputs, outputs)
 
 
-def double(batch: Packed) -> torch.Tensor:
+def double(batch: PackedBatch) -> torch.Tensor:
     return batch.matrix * 2
 
 

@@ -19,7 +19,7 @@ from stream_rpn.network.upload import (
     AHEAD,
     NUM_SLOTS,
     Download,
-    Packed,
+    PackedBatch,
     Slot,
     new_event,
     new_stream,
@@ -103,7 +103,7 @@ class GPUNetwork(Network):
 
             key = (slot.shape, self.rpn.input_spec, self.rpn.proposal_spec)
 
-            def run(batch: Packed) -> Output:
+            def run(batch: PackedBatch) -> Output:
                 return self._forward(batch, slot.shape, lambda stage: None)
 
             graph = self._graphs.get(key, run, batch, slot.capacity)
@@ -132,7 +132,7 @@ class GPUNetwork(Network):
             return launched
 
     def _forward(
-        self, batch: Packed, shape: tuple[int, int], mark: Callable[[str], None]
+        self, batch: PackedBatch, shape: tuple[int, int], mark: Callable[[str], None]
     ) -> Output:
         images = torch.empty(
             (self.batch, 3, *shape),

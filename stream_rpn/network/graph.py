@@ -19,7 +19,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from stream_rpn.network.upload import Packed
+from stream_rpn.network.upload import PackedBatch
 
 T = TypeVar("T")
 
@@ -42,11 +42,11 @@ class Graph(NamedTuple, Generic[T]):
     """
 
     replay: Callable[[], None]
-    inputs: Packed
+    inputs: PackedBatch
     outputs: T
 
 
-def capture(function: Callable[[Packed], T], inputs: Packed, pool: Any) -> Graph[T]:
+def capture(function: Callable[[PackedBatch], T], inputs: PackedBatch, pool: Any) -> Graph[T]:
     """Returns `function` as a CUDA graph, captured on the current stream.
 
     Args:
@@ -84,7 +84,7 @@ class GraphCache(Generic[T]):
         self,
         *,
         enabled: bool = True,
-        capture: Callable[[Callable[[Packed], T], Packed, Any], Graph[T]] = capture,
+        capture: Callable[[Callable[[PackedBatch], T], PackedBatch, Any], Graph[T]] = capture,
     ) -> None:
         self._enabled = enabled
         self._capture = capture
@@ -96,7 +96,7 @@ class GraphCache(Generic[T]):
         self._patience = PATIENCE
 
     def get(
-        self, key: Hashable, function: Callable[[Packed], T], batch: Packed, capacity: int
+        self, key: Hashable, function: Callable[[PackedBatch], T], batch: PackedBatch, capacity: int
     ) -> Graph[T] | None:
         """Returns the graph of this kind of batch, filled with `batch`, or None: run it eagerly.
 
@@ -125,7 +125,7 @@ class GraphCache(Generic[T]):
         return self._seen[key] > self._patience
 
     def _try_to_capture(
-        self, key: Hashable, function: Callable[[Packed], T], batch: Packed, capacity: int
+        self, key: Hashable, function: Callable[[PackedBatch], T], batch: PackedBatch, capacity: int
     ) -> Graph[T] | None:
         if len(self._graphs) == MAX_GRAPHS:
             # Its last replay may be under way.
@@ -133,7 +133,7 @@ class GraphCache(Generic[T]):
             self._graphs.popitem(last=False)
             self._patience = min(2 * self._patience, MOST_PATIENCE)
         try:
-            inputs = Packed(
+            inputs = PackedBatch(
                 batch.data.new_empty(capacity),
                 torch.empty_like(batch.table),
                 torch.empty_like(batch.matrix),
@@ -153,12 +153,12 @@ class GraphCache(Generic[T]):
         return graph
 
 
-def _fill(inputs: Packed, batch: Packed) -> None:
+def _fill(inputs: PackedBatch, batch: PackedBatch) -> None:
     inputs.data[: len(batch.data)].copy_(batch.data)
     inputs.table.copy_(batch.table)
     inputs.matrix.copy_(batch.matrix)
 
 
-def _synchronize(batch: Packed) -> None:
+def _synchronize(batch: PackedBatch) -> None:
     if batch.data.is_cuda:
         torch.cuda.current_stream().synchronize()

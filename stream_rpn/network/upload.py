@@ -66,7 +66,7 @@ def using_stream(stream: Any) -> AbstractContextManager[Any]:
     return nullcontext() if isinstance(stream, HostStream) else torch.cuda.stream(stream)
 
 
-class Packed(NamedTuple):
+class PackedBatch(NamedTuple):
     """A batch as `kernels.preprocess` reads it.
 
     Attributes:
@@ -117,14 +117,14 @@ class Slot:
     def _allocate(self, num_bytes: int) -> None:
         pin = self._on.type == "cuda"
         fields = len(PlaneLayout._fields)
-        self._host = Packed(
+        self._host = PackedBatch(
             torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pin),
             torch.empty(self._batch, fields, dtype=torch.int64, pin_memory=pin),
             torch.empty(self._batch, 3, 4, pin_memory=pin),
         )
         # From the copy stream's own memory: no other stream's pending work can be on it.
         with using_stream(self._copies):
-            self._device = Packed(*(torch.empty_like(t, device=self._on) for t in self._host))
+            self._device = PackedBatch(*(torch.empty_like(t, device=self._on) for t in self._host))
 
     def begin(self, first: Frame) -> None:
         """Starts a batch that begins with `first`; waits until the slot's last one has left it."""
@@ -196,10 +196,10 @@ class Slot:
             self._device.matrix.copy_(self._host.matrix, non_blocking=True)
             self.uploaded.record(self._copies)
 
-    def receive(self, stream: Any) -> Packed:
+    def receive(self, stream: Any) -> PackedBatch:
         """Returns the batch on the device, for work on `stream` up to `release`."""
         stream.wait_event(self.uploaded)
-        return Packed(self._device.data[: self._used], self._device.table, self._device.matrix)
+        return PackedBatch(self._device.data[: self._used], self._device.table, self._device.matrix)
 
     def release(self, stream: Any) -> None:
         """Gives the slot back, once what was given to `stream` so far has run."""
