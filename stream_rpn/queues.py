@@ -180,7 +180,7 @@ class Queues(Closing, Generic[T]):
             queue.close()
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
     """Yields function(item) of each item, in order, computed for `workers` items at a time.
 
     An item is taken from `items`, in a thread of its own, once a worker is free for it. The workers

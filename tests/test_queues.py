@@ -11,7 +11,7 @@ from stream_rpn import preprocess, sources
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.network.eager import batches
 from stream_rpn.network.upload import NUM_SLOTS, Download, HostStream, Slot, upload
-from stream_rpn.queues import in_order, prefetch
+from stream_rpn.queues import map_in_order, prefetch
 from stream_rpn.timing import StageTimes
 
 SPEC = preprocess.InputSpec(min_size=64, max_size=128)
@@ -173,15 +173,15 @@ class TestInOrder:
             time.sleep(0.003 * (i % 3 == 0))
             return i
 
-        assert list(in_order(work, range(30), 3)) == list(range(30))
+        assert list(map_in_order(work, range(30), 3)) == list(range(30))
 
     def test_works_on_several_items_at_a_time(self):
         together = threading.Barrier(3, timeout=5)
-        assert len(list(in_order(lambda _: together.wait(), range(9), 3))) == 9
+        assert len(list(map_in_order(lambda _: together.wait(), range(9), 3))) == 9
 
     def test_takes_an_item_only_when_a_worker_is_free(self):
         taken, go = [], threading.Event()
-        results = in_order(lambda _: go.wait(5), (taken.append(i) or i for i in range(9)), 2)
+        results = map_in_order(lambda _: go.wait(5), (taken.append(i) or i for i in range(9)), 2)
         waiting = threading.Thread(target=next, args=(results,))
         waiting.start()
         assert eventually(lambda: len(taken) == 2)
@@ -193,7 +193,7 @@ class TestInOrder:
 
     def test_waits_for_a_consumer_that_stops_taking(self):
         taken = []
-        results = in_order(lambda i: i, (taken.append(i) or i for i in range(99)), 2)
+        results = map_in_order(lambda i: i, (taken.append(i) or i for i in range(99)), 2)
         assert next(results) == 0
         time.sleep(0.05)
         assert len(taken) <= 1 + 2 + 1  # given, in the queue, waiting for room in it
@@ -215,7 +215,7 @@ class TestInOrder:
 
         seen = []
         with pytest.raises(ValueError, match="broken"):
-            seen.extend(in_order(work, items(), 2))
+            seen.extend(map_in_order(work, items(), 2))
         assert seen == list(range(5))
 
     def test_shares_out_the_cores_and_leaves_other_threads_theirs(self):
@@ -223,7 +223,7 @@ class TestInOrder:
         try:
             torch.set_num_threads(4)
             # An operation first: it must not make a worker forget its share.
-            counts = in_order(
+            counts = map_in_order(
                 lambda _: (torch.ones(99_999).sum(), torch.get_num_threads())[1], range(8), 2
             )
             assert set(counts) == {2}

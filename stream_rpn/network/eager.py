@@ -13,7 +13,7 @@ from stream_rpn.frame import Frame, Proposals
 from stream_rpn.network.network import Network
 from stream_rpn.network.onednn import packed
 from stream_rpn.preprocess import input_shape
-from stream_rpn.queues import Queues, in_order, prefetch
+from stream_rpn.queues import Queues, map_in_order, prefetch
 from stream_rpn.timing import StageTimes
 
 # More batches at a time on a CPU would take more memory than they save time.
@@ -37,7 +37,7 @@ class EagerNetwork(Network):
     ) -> Queues[Proposals]:
         grouped = batches(frames, self.batch, self.rpn.input_spec)
         workers = min(torch.get_num_threads(), MAX_WORKERS) if self.device.type == "cpu" else 1
-        computed = in_order(lambda batch: self._process(batch, times), grouped, workers)
+        computed = map_in_order(lambda batch: self._process(batch, times), grouped, workers)
         proposals = prefetch(chain.from_iterable(computed), 2 * self.batch, name="propose")
         return Queues(frames, last=proposals)
 
