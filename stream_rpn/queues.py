@@ -189,7 +189,7 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -
     """
     iterator, free = iter(items), threading.Semaphore(workers)
 
-    def begun() -> Iterator[Future[R]]:
+    def submitted() -> Iterator[Future[R]]:
         while True:
             free.acquire()
             try:
@@ -205,7 +205,7 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -
     pool = ThreadPoolExecutor(workers, thread_name_prefix="worker")
     try:
         _share_cores(pool, workers)
-        with prefetch(begun(), workers, name="begin") as futures:
+        with prefetch(submitted(), workers, name="begin") as futures:
             for future in futures:
                 yield future.result()
     finally:
