@@ -33,7 +33,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# What may be taken above the table: a compiler's patch release moves registers and code a little.
+# Resources may exceed the table so much: a compiler's patch release moves them a little.
 TOLERANCE = 1.1
 
 Table = dict[str, dict[str, dict[str, dict[str, int]]]]
@@ -41,7 +41,7 @@ Table = dict[str, dict[str, dict[str, dict[str, int]]]]
 
 @dataclass(frozen=True)
 class Resources:
-    """What one program of a compiled kernel takes."""
+    """The resources that one program of a compiled kernel takes."""
 
     registers: int
     spilled_bytes: int
@@ -50,7 +50,7 @@ class Resources:
 
 
 def shipped(pattern: str = "*_triton.py") -> Iterator[Shipped]:
-    """Yields what the kernels' Triton files ship."""
+    """Yields the kernels that the Triton files ship."""
     for path in sorted(KERNELS.glob(pattern)):
         module = importlib.import_module(f"stream_rpn.kernels.{path.stem}")
         yield from getattr(module, "shipped_configs", list)()
@@ -101,7 +101,7 @@ def _weigh_amdgcn(compiled) -> Resources:
 
 
 def problems(resources: Resources, committed: dict[str, int] | None) -> list[str]:
-    """Returns what is wrong with a kernel's resources, one sentence each."""
+    """Returns the problems with a kernel's resources, one sentence each."""
     found = []
     if resources.spilled_bytes:
         found.append(f"spills {resources.spilled_bytes} bytes")

@@ -25,7 +25,7 @@ class Timer:
         self.on_gpu = device.type == "cuda"
         self.seconds = seconds
         l2 = torch.cuda.get_device_properties(device).L2_cache_size if self.on_gpu else 0
-        # So many bytes in turn that a set has left the cache when it is used again.
+        # Sets of so many bytes are used in turn that one has left the cache when its turn returns.
         self.working_set = 4 * l2
 
     def num_sets(self, bytes_per_set: int) -> int:
@@ -33,7 +33,7 @@ class Timer:
         return max(2, min(24, -(-self.working_set // max(bytes_per_set, 1))))
 
     def copy_bytes_per_second(self) -> float:
-        """Returns what a large device-to-device copy moves, read and written together."""
+        """Returns the bytes that a large device-to-device copy moves, reads and writes together."""
         source = torch.empty(2**30 if self.on_gpu else 2**24, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
         source.random_()

@@ -39,7 +39,7 @@ from stream_rpn.network import eager
 from stream_rpn.statistics import StreamStatistics
 
 SECONDS = 360.0
-# What a frame takes where five times too few of 30 a second get through, as cores share frames out.
+# Seconds a frame, so that a fifth of 30 frames a second get through, as cores share frames out.
 SLOW_MODEL_SECONDS = 5 / 30 * min(torch.get_num_threads(), eager.MAX_WORKERS)
 COLUMNS = (
     "scenario", "source", "frames_in", "frames", "dropped", "adds_up", "reconnects",
@@ -50,7 +50,7 @@ COLUMNS = (
 
 @dataclass
 class Scenario:
-    """What is sent, and how the command is called.
+    """The streams that are sent, and the call of the command.
 
     Attributes:
         name: of the row.

@@ -55,7 +55,7 @@ LOOP, TUNED = "torchvision loop float32", "torchvision loop, tuned"
 
 @dataclass
 class Turn:
-    """What one side did in one round."""
+    """The work of one side in one round."""
 
     frames: int
     usage: Usage

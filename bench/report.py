@@ -1,4 +1,4 @@
-"""What every benchmark says alike: the machine, medians with their spread, a table, a JSON file."""
+"""The report that benchmarks share: machine, medians with their spread, a table, a JSON file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured: named shapes of the proposal stage, and the same work done by others.
+"""The work measured: named shapes of the proposal stage, and the same done by others.
 
 Peers get the same head outputs, anchors and numbers, in the dtype that the head gives:
 

@@ -1,4 +1,4 @@
-"""Which device and number format to compute with, and why."""
+"""The device and the number format to compute with, and the reason for the choice."""
 
 from __future__ import annotations
 

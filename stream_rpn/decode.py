@@ -96,7 +96,7 @@ class Tally:
         self._pending.append(Drop(reason, count, first_pts))
 
     def take_drops(self) -> tuple[Drop, ...]:
-        """Returns what was lost since the last call."""
+        """Returns the losses since the last call."""
         if not self._pending:
             return ()
         drops = tuple(self._pending)
@@ -105,7 +105,7 @@ class Tally:
 
     @property
     def trailing_drops(self) -> tuple[Drop, ...]:
-        """What was lost after the last frame so far; after the last of all once it has come."""
+        """Losses after the last frame so far; after the last of all once it has come."""
         return tuple(self._pending)
 
 

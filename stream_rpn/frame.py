@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class StreamRPNError(Exception):
-    """What went wrong because of an input, an output or an argument, in one sentence for the user.
+    """An error in an input, an output or an argument, in one sentence for the user.
 
     The command line prints it without a traceback and exits with 2, or with 3 when results had
     already been produced.
@@ -29,7 +29,7 @@ class StreamRPNError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Color:
-    """How the planes of a stream encode colour.
+    """The colour encoding of a stream's planes.
 
     Attributes:
         matrix: "bt601", "bt709" or "bt2020".
@@ -47,7 +47,7 @@ class Color:
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
-    """What is known of a source once it is open; the header of every result file.
+    """The description of a source that is open; the header of every result file.
 
     Attributes:
         source: the source as the user named it.

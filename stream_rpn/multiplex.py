@@ -13,7 +13,7 @@ from typing import Any
 from stream_rpn.frame import Drop, DropReason, Frame
 from stream_rpn.queues import POLL_SECONDS, Queue
 
-# How long closing waits for threads that decode.
+# Seconds that closing waits for threads that decode.
 JOIN_SECONDS = 1.5
 
 # However long a burst: so many live frames at most wait in memory.

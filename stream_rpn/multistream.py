@@ -31,7 +31,7 @@ from stream_rpn.sources.source import Source
 from stream_rpn.statistics import StreamStatistics
 from stream_rpn.timing import StageTimes
 
-# How often those who wait for results may look at something else.
+# Seconds after which a caller that waits for results may look at something else.
 _TICK_SECONDS = 0.25
 
 
@@ -115,7 +115,7 @@ class LiveStream(StreamStatistics):
 
     @property
     def failure(self) -> Exception | None:
-        """Why it ended, where that was no proper end."""
+        """The reason of its end, where that was no proper one."""
         return self.lane.error
 
     @property
@@ -130,7 +130,7 @@ class LiveStream(StreamStatistics):
 
     @property
     def reconnects(self) -> int:
-        """How often the connection was lost and came back."""
+        """Times that the connection was lost and came back."""
         return self._source.reconnects if isinstance(self._source, LiveSource) else 0
 
     @property
@@ -142,7 +142,7 @@ class LiveStream(StreamStatistics):
         return self.times.including(self._network_times)
 
     def finish(self) -> None:
-        """Counts what was lost after the last result."""
+        """Counts the losses after the last result."""
         if not self._finished and self._source is not None:
             self._finished = True
             self.count_drops((*self.lane.carried, *self._source.trailing_drops))
@@ -163,7 +163,7 @@ class LiveStreams(Closing):
 
     Iterating yields results, `proposals.source_index` says of which source, and `None` where for a
     moment there is none; it ends when all sources have. `close` (or leaving the `with`) ends it
-    early. Whatever fails, fails in its own stream: see `LiveStream.failure`.
+    early. A failure stays in its own stream: see `LiveStream.failure`.
 
     Args:
         pipeline: the network.

@@ -35,7 +35,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a network wants to see.
+    """The input that a network expects.
 
     Attributes:
         min_size: the shorter side after resizing, in pixels.

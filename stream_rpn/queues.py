@@ -1,4 +1,4 @@
-"""Where the pipeline overlaps: bounded queues between threads.
+"""Overlap in the pipeline: bounded queues between threads.
 
 Every stage is a generator that takes an iterator and yields; run one after another they are plain
 function nesting, and `prefetch` puts a thread and a bounded queue at a boundary. Threads are made
@@ -19,7 +19,7 @@ from typing import Any, Generic, Self, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-# How often those who wait look whether the run has been stopped.
+# Seconds between looks of a waiting thread at whether the run has been stopped.
 POLL_SECONDS = 0.1
 
 

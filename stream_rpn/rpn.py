@@ -101,7 +101,7 @@ class RPN(nn.Module):
         self.head = head
         self.input_spec = input_spec
         self.proposal_spec = proposal_spec or ProposalSpec()
-        # What result files call this network, and whether its weights mean anything.
+        # The network's name in result files, and whether its weights mean anything.
         self.name = "custom"
         self.trained = True
         self.set_anchors(anchors)

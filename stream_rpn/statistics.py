@@ -1,4 +1,4 @@
-"""What is counted and timed of a source while it runs."""
+"""Counts and times of a source while it runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class StreamStatistics:
-    """What is known of one source while it runs; may be read from any thread.
+    """The state of one source while it runs; may be read from any thread.
 
     Attributes:
         times: how long each stage took.
@@ -46,7 +46,7 @@ class StreamStatistics:
         self.count_drops(proposals.drops)
 
     def count_drops(self, drops: Iterable[Drop]) -> None:
-        """Counts what was lost."""
+        """Counts losses by their reason."""
         for drop in drops:
             if drop.count:
                 self.drops[drop.reason] = self.drops.get(drop.reason, 0) + drop.count
@@ -58,12 +58,12 @@ class StreamStatistics:
 
     @property
     def queued(self) -> int:
-        """What waits at the network: decoded frames, or batches of them where NVDEC decodes."""
+        """Items waiting at the network: decoded frames, or batches of them where NVDEC decodes."""
         raise NotImplementedError
 
     @property
     def stage_times(self) -> StageTimes:
-        """How long each stage took, those that sources share among them."""
+        """Times of the stages, those that sources share among them."""
         return self.times
 
     @property

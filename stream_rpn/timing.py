@@ -1,4 +1,4 @@
-"""How long each stage took: percentiles in constant memory, however long the video."""
+"""Times of the stages: percentiles in constant memory, however long the video."""
 
 from __future__ import annotations
 

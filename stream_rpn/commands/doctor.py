@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def report() -> Iterator[tuple[str, str]]:
-    """Yields pairs of what is looked at and what was found."""
+    """Yields pairs of an item of the report and its finding."""
     import av
     import torch
     from av.codec.hwaccel import hwdevices_available

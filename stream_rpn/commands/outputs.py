@@ -1,4 +1,4 @@
-"""What `-o` names: which source goes where, checked before anything is opened."""
+"""The outputs that `-o` names, one for each source, checked before anything is opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user sees while a source runs: a live line on a terminal, plain lines elsewhere."""
+"""The progress of a source while it runs: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class Rendered(NamedTuple):
-    """What `render` did.
+    """The outcome of `render`.
 
     Attributes:
         frames: frames written.

@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Has torch work on one thread: on weights, threads would wait longer than they work."""
+    """Limits torch to one thread: on weights, threads would wait longer than they work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

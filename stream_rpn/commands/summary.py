@@ -1,4 +1,4 @@
-"""What is said of a run at its end, for people and for programs."""
+"""The summary of a run at its end, for people and for programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How tables are printed on standard output."""
+"""Tables on standard output."""
 
 from __future__ import annotations
 

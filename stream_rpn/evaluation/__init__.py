@@ -1,1 +1,1 @@
-"""How good proposals are: recall, what it is measured on, and curves of it."""
+"""The quality of proposals: recall, the data it is measured on, and curves of it."""

@@ -1,4 +1,4 @@
-"""What evaluation reads: MOTChallenge ground truth, and proposals that were saved earlier."""
+"""Files that evaluation reads: MOTChallenge ground truth, and proposals saved earlier."""
 
 from __future__ import annotations
 

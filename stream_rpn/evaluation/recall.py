@@ -65,7 +65,7 @@ def match(overlaps: np.ndarray) -> np.ndarray:
 
 
 class Recall:
-    """How well the objects of all images are covered.
+    """The recall of the objects of all images.
 
     Args:
         predictions: by image id, boxes [P, 4], best first. A missing image has none.

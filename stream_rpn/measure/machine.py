@@ -1,4 +1,4 @@
-"""What numbers were measured on and with; the first line of every report."""
+"""The machine and the versions that numbers come from; the first line of every report."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _commit() -> str:
     commit = _output("git", "rev-parse", "--short", "HEAD")
     if commit is None:
         return "unknown"
-    # What benchmarks themselves write does not change what they measure.
+    # Files that benchmarks themselves write do not change the measured program.
     code = (".", ":!bench/results", ":!docs", ":!*.md")
     changed = _output("git", "status", "--porcelain", "-uno", "--", *code)
     return commit + ("+changes" if changed else "")
@@ -90,7 +90,7 @@ def _cpu() -> str:
 
 
 def _output(*command: str) -> str | None:
-    """Returns what a command prints, None where it cannot be run."""
+    """Returns a command's output, None where it cannot be run."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=20, check=True, cwd=_CHECKOUT

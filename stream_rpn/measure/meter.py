@@ -1,4 +1,4 @@
-"""What a piece of work takes: time, CPU, GPU, memory, energy."""
+"""The cost of a piece of work: time, CPU, GPU, memory, energy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RAPL = Path("/sys/class/powercap")
 
 @dataclass
 class Usage:
-    """What was taken; None where the system does not tell.
+    """The resources that were used; None where the system does not tell.
 
     Attributes:
         seconds: of the clock.

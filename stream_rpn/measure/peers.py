@@ -1,4 +1,4 @@
-"""What others would run instead, as one would write it with their own functions and settings.
+"""Programs that others would run instead, written with their own functions and settings.
 
 Every peer turns a file into JSON lines of boxes: a decoder, a model, `json.dumps`. Two models:
 

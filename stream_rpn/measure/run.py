@@ -62,7 +62,7 @@ class Bench:
         return max(shares, default=0.0)
 
     def describe(self) -> str:
-        """Returns what is measured, in one line."""
+        """Returns the work that is measured, in one line."""
         info, pipeline = self.info, self.pipeline
         return (
             f"{self.arguments.source}: {info.width}x{info.height} {info.codec}; "

@@ -34,13 +34,13 @@ from stream_rpn.timing import Histogram, StageTimes
 
 Decoder = Literal["auto", "cpu", "nvdec"]
 
-# Pre-decoded frames for what is measured without the decoder: more of 1080p than caches hold.
+# Pre-decoded frames for measurements without the decoder: more of 1080p than caches hold.
 _SAMPLE_FRAMES = 16
 
 
 @dataclass
 class Part:
-    """What was measured of one part, or of the whole.
+    """The measurements of one part, or of the whole.
 
     Attributes:
         name: "decode", "network", "sink" or "whole".
@@ -79,7 +79,7 @@ class Part:
 
 @dataclass
 class BatchReport:
-    """What was measured at one batch size.
+    """The measurements at one batch size.
 
     Attributes:
         batch: frames per network call.
@@ -114,7 +114,7 @@ class BatchReport:
         return cores() / sum(p.cpu_ms for p in (self.decode, self.network, self.sink)) * 1e3
 
     def bottleneck(self) -> str:
-        """Returns what holds the whole back, in one sentence."""
+        """Returns the bottleneck of the whole, in one sentence."""
         slowest, stages = self.slowest, self.unqueued.stages_ms
         name, share = slowest.name, ""
         if slowest is self.network and stages:

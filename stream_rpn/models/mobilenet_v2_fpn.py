@@ -23,8 +23,8 @@ from stream_rpn.preprocess import InputSpec
 from stream_rpn.rpn import RPN, ProposalSpec, RPNHead
 
 ANCHOR_RATIOS = (0.5, 1.2, 2.6)
-# Where each stride, from 4 to 32, ends in torchvision's `mobilenet_v2().features`. Its last two
-# layers, of 320 and 1280 channels for the classifier, are left out.
+# Layers of torchvision's `mobilenet_v2().features` for each stride from 4 to 32. Its last two, of
+# 320 and 1280 channels for the classifier, are left out.
 STAGES = ((0, 4), (4, 7), (7, 14), (14, 17))
 STAGE_CHANNELS = (24, 32, 96, 160)
 

@@ -4,9 +4,9 @@ Why sharing one memory pool among the graphs is safe. A graph's outputs and inte
 at addresses that a later capture may have reused for its own, so replaying one graph may overwrite
 what another has left behind. Nothing that a replay left behind is needed when the next one starts:
 all replays, and everything that reads their outputs, are given to one stream, and a caller reads or
-clones the outputs of a replay before it asks for another. What has to outlive a replay is not in
-the pool: the inputs are allocated before the capture, and so are the tables that the kernels keep,
-by the warm-up.
+clones the outputs of a replay before it asks for another. Tensors that have to outlive a replay
+are not in the pool: the inputs are allocated before the capture, and so are the tables that the
+kernels keep, by the warm-up.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def capture(function: Callable[[PackedBatch], T], inputs: PackedBatch, pool: Any
         inputs: valid inputs, which the graph keeps.
         pool: of `torch.cuda.graph_pool_handle`.
     """
-    # What is made once and kept (compiled kernels, libraries' handles, tables) must not be made
+    # Objects made once and kept (compiled kernels, libraries' handles, tables) must not be made
     # while capturing.
     function(inputs)
     graph = torch.cuda.CUDAGraph()

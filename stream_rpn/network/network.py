@@ -27,7 +27,7 @@ from stream_rpn.timing import StageTimes
 
 
 class Output(NamedTuple):
-    """What the network gives for a batch.
+    """The network's results for a batch.
 
     Attributes:
         kept: the proposals, on the device.
@@ -41,7 +41,7 @@ class Output(NamedTuple):
 
 
 class Network(ABC):
-    """A model on its device, and how frames reach it.
+    """A model on its device, and the way that frames take to it.
 
     Args:
         rpn: the model, on `device` in `dtype`.
@@ -63,7 +63,7 @@ class Network(ABC):
         images: bool,
     ) -> None:
         self.rpn = rpn
-        # What computes the maps and the head's outputs.
+        # The layers that compute the maps and the head's outputs.
         self._layers = rpn
         self.device = device
         self.dtype = dtype

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
-# What each activation is called there, with its numbers.
+# oneDNN's name of each activation, with its numbers.
 _ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.ReLU: ("relu", []),
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
@@ -39,7 +39,7 @@ class PackedConv2d(nn.Module):
         self._packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns what the convolution and the activation return of x."""
+        """Returns the result of the convolution and the activation for x."""
         if self._packed is None:
             # Laid out for the first shape, which is the largest; others are right, if less quick.
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(

@@ -68,7 +68,7 @@ class Sink:
             self._open()
 
     def watch(self, status: Callable[[], dict[str, Any]]) -> None:
-        """Is given, before `begin`, what tells how the source is doing, as in its summary."""
+        """Receives, before `begin`, a callable that returns the source's summary so far."""
 
     def begin(self, header: dict[str, Any], info: StreamInfo) -> None:
         """Starts the results of one source; `header` comes from `make_header`."""

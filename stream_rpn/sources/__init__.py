@@ -1,4 +1,4 @@
-"""What can be opened: video files, URLs, cameras, pipes, still images, synthetic video.
+"""Sources that can be opened: video files, URLs, cameras, pipes, images, synthetic video.
 
 Nothing here imports PyAV or torch before a source is opened.
 """
@@ -99,7 +99,7 @@ def open_source(
 def is_live(uri: str) -> bool:
     """Tells whether `uri` is to be treated as having a clock of its own.
 
-    What http serves under the name of a video file is a file. Under another name it may be either,
+    An http address with the name of a video file is a file. With another name it may be either,
     which the source finds out when it is opened.
     """
     if is_url(uri) and not is_streaming(uri):

@@ -1,4 +1,4 @@
-"""What the name of a source means: a path, a URL, a camera; and what of it may be shown."""
+"""The meaning of a source's name: a path, a URL, a camera; and the part that may be shown."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def stem(uri: str) -> str:
 
 
 def device_input(uri: str, platform: str = sys.platform) -> tuple[str, str, dict[str, str]]:
-    """Returns what opens a camera, the screen or a filter graph: FFmpeg's (file, format, options).
+    """Returns FFmpeg's (file, format, options) for a camera, the screen or a filter graph.
 
     Args:
         uri: "webcam", "webcam:N", "/dev/videoN", "screen:", "screen:DISPLAY" or "lavfi:GRAPH".

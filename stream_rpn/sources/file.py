@@ -61,12 +61,12 @@ _NVDEC_MIN_PIXELS = 1280 * 720
 
 @dataclass
 class Reception:
-    """How a live source has its packets read; without it they are read as they are decoded.
+    """The way a live source reads its packets; without it they are read as they are decoded.
 
     Attributes:
         tally: counts for all connections of the source, one after another.
         timeout: seconds for opening, and for each packet.
-        packets: takes what was opened and starts to read it; None for what turns out to be a file.
+        packets: receives the opened stream and starts to read it; returns None for a finished file.
     """
 
     tally: Tally

@@ -34,16 +34,16 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 # A clock this far ahead of the time that went by is another clock.
 _LONGEST_JUMP = 10.0
 
-# Where packets come this late, those that come next are not hurried.
+# Packets that come later than this set a new pace: those that follow are not hurried.
 _LATEST = 1.0
 
-# What has no pace of its own: filters are as quick as they can, and playlists name whole seconds.
+# Formats without a pace of their own: filters run at full speed, playlists name whole seconds.
 _NOT_PACED = ("lavfi", "hls", "dash")
 
 
 @dataclass(frozen=True)
 class LivePolicy:
-    """What is done with sources that do not wait.
+    """The treatment of sources that do not wait.
 
     Attributes:
         max_age: seconds from the arrival of a frame's last packet by which its batch must begin;
@@ -67,8 +67,8 @@ class LiveSource(Source):
     """A source that is opened when it is iterated over, and opened again when it is lost.
 
     Frames carry the time at which they arrived; the index goes on over all connections. The first
-    frame after a loss says so in a `Drop` with the seconds in between. What http serves may turn
-    out to be a finished file: its frames then carry no time of arrival, and nothing is left out.
+    frame after a loss says so in a `Drop` with the seconds in between. An http address may serve
+    a finished file: its frames then carry no time of arrival, and nothing is left out.
 
     Args:
         uri: as the user named it.
@@ -193,7 +193,7 @@ class LiveSource(Source):
             is_file = not is_device(self._uri) and not is_pipe(self._uri)
         if is_file and not self._policy.realtime:
             return None
-        # Others end: a file, a graph of filters, and a pipe whose writer leaves.
+        # A file, a graph of filters and a pipe whose writer leaves have an end.
         filters = self._uri.startswith("lavfi:")
         self._comes_back = not is_file and not filters and not is_pipe(self._uri)
         codec = stream.codec_context.codec
@@ -254,7 +254,7 @@ class LiveSource(Source):
             del frame
 
     def _place(self, frame: Frame, first: bool) -> None:
-        """Has a frame's time go on from the one before, and a new connection tell of the gap."""
+        """Continues the time of the frame before, and notes the gap before a new connection."""
         last = self._last
         if frame.arrived is not None and last is not None and last.arrived is not None:
             gap = frame.arrived - last.arrived
@@ -267,7 +267,7 @@ class LiveSource(Source):
                     self._offset = last.pts_seconds + gap - frame.pts_seconds
         if frame.pts_seconds is not None:
             frame.pts_seconds += self._offset
-        # Of the picture nothing is kept: it may be large.
+        # The picture is not kept: it may be large.
         self._last = replace(frame, image=None, drops=())  # type: ignore[arg-type]
 
     def _why(self) -> str:

@@ -1,4 +1,4 @@
-"""Which frames of a source are worked on: by time, by index, by rate."""
+"""The selection of a source's frames: by time, by index, by rate."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def select(
 
 @dataclass(frozen=True)
 class Selection:
-    """Which frames of a source are used.
+    """The frames of a source that are used.
 
     Attributes:
         start: seconds from the first timestamp; frames before it are left out.

@@ -1,4 +1,4 @@
-"""What every source offers: its description, its frames in order, and what was lost of it."""
+"""The interface of sources: a description, frames in order, and the losses."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Source(ABC):
 
     @property
     def trailing_drops(self) -> tuple[Drop, ...]:
-        """What was lost after the last frame; complete once iteration has ended."""
+        """Losses after the last frame; complete once iteration has ended."""
         return self.tally.trailing_drops
 
     def __enter__(self) -> Self:

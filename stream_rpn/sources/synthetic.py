@@ -184,7 +184,7 @@ class _EncodedVideo(io.RawIOBase):
         self._stream = stream
 
     class _Sink:
-        """Where the muxer writes; without seek() it takes this for a pipe."""
+        """The muxer's output; without seek() it takes this for a pipe."""
 
         def __init__(self, buffer: bytearray) -> None:
             self._buffer = buffer

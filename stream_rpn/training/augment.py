@@ -10,8 +10,8 @@ from PIL import Image
 
 from stream_rpn.evaluation.coco import CocoDataset, Sample
 
-# What cropping leaves of an object is still that object while this share of its area is visible and
-# its sides are this long; otherwise the remainder is neither object nor background.
+# A cropped object is still that object while this share of its area is visible and its sides are
+# this long; otherwise the remainder is neither object nor background.
 MIN_VISIBLE = 0.3
 MIN_SIDE = 2.0
 GREY = 128
@@ -19,7 +19,7 @@ GREY = 128
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a training image is made.
+    """The making of a training image.
 
     Attributes:
         size: side of the square training images, in pixels.

@@ -1,4 +1,4 @@
-"""What a training run depends on, all of it."""
+"""The configuration of a training run, all that it depends on."""
 
 from __future__ import annotations
 
@@ -100,5 +100,5 @@ class TrainConfig:
 
     @property
     def folder(self) -> Path:
-        """Where checkpoints, metrics and curves lie: beside the output."""
+        """The folder of checkpoints, metrics and curves: beside the output."""
         return Path(self.output).with_suffix(".training")

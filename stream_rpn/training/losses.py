@@ -1,4 +1,4 @@
-"""What the head is asked to minimise: the classic pair of losses, and the quality pair.
+"""The losses that the head minimises: the classic pair, and the quality pair.
 
 Classic is Ren et al. 2015, eq. 1: cross-entropy and smooth L1 over a sampled minibatch of anchors.
 Quality has no sampling: every anchor enters a focal loss whose target is the IoU that its decoded

@@ -1,4 +1,4 @@
-"""Which anchors learn which object: matching, sampling, and the dense maps of the literature.
+"""Targets of the anchors: matching, sampling, and the dense maps of the literature.
 
 A match is an int64 tensor [N] with, for every anchor, the index of its object, or `BACKGROUND`, or
 `IGNORED`. Two ways of matching are offered. `match_classic` is Ren et al. 2015, §3.1.2: fixed IoU
