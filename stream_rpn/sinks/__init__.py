@@ -1,4 +1,4 @@
-"""Where results go, and where they are read from: formats by the name of a file.
+"""Sinks receive the results, and readers read them back: formats by the name of a file.
 
 Nothing here imports a sink or a reader before it is used: results are read without torch and PyAV.
 """

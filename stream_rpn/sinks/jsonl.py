@@ -36,8 +36,8 @@ class JSONLinesSink(Sink):
 
     def _open(self) -> None:
         self._file = _unbuffered(self.name)
-        # What a failed write leaves of its line can be cut off again in a regular file only, and
-        # must not be where standard output was redirected to the end of another file.
+        # The remains of a line after a failed write can be cut off in a regular file only, and must
+        # not be where standard output was redirected to the end of another file.
         regular = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
         self._can_cut = regular and self.name != "-"
         self._whole_bytes = 0

@@ -18,7 +18,7 @@ from stream_rpn.sinks.record import Contents, saved_proposals
 from stream_rpn.sinks.sink import Sink, WholeFile
 
 NO_PTS = np.iinfo(np.int64).min
-"""What stands for "no pts", as in FFmpeg."""
+"""The value for "no pts", as in FFmpeg."""
 
 COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "frame": ("<i8", ()),

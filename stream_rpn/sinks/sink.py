@@ -1,4 +1,4 @@
-"""What every sink is: the protocol, its error sentences, and files that appear only when whole."""
+"""The interface of sinks, their error sentences, and files that appear only when whole."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ReaderGone(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SinkOptions:
-    """What the command line says to all sinks.
+    """The options of the command line for all sinks.
 
     Attributes:
         draw: how many of the best boxes an annotated video shows per frame.

@@ -1,9 +1,9 @@
 """Annotated video as a live stream: `-o rtsp://…`, `-o rtmp://…`, `-o udp://…`.
 
 The pipeline leaves its newest frames and goes on. A thread draws and encodes (H.264 without delay)
-and hands the packets to a process that talks to the peer, see `relay`. What encoder or peer are too
-slow for is left out; a peer that is not there, goes away or takes nothing any more ends this output
-only.
+and hands the packets to a process that talks to the peer, see `relay`. Frames that the encoder or
+the peer is too slow for are left out; a peer that is not there, goes away or takes nothing any more
+ends this output only.
 """
 
 from __future__ import annotations

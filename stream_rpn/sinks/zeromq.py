@@ -26,7 +26,7 @@ PREFIX = "zmq:"
 QUEUED_MESSAGES = 64
 """Kept for each slow subscriber: about a megabyte of results with 300 boxes."""
 
-# How long closing waits for subscribers to take what is queued.
+# Milliseconds that closing waits for subscribers to take the queued messages.
 _LINGER_MS = 1000
 
 

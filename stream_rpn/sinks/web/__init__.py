@@ -1,1 +1,1 @@
-"""What `--serve` listens with: the server, its page, the metrics."""
+"""The parts of `--serve`: the server, its page, the metrics."""

@@ -143,7 +143,7 @@ class Server:
         self._thread = threading.Thread(target=self._work, name="serve", daemon=True)
         self._thread.start()
 
-    # What the pipeline's thread calls. None of it waits.
+    # Methods that the pipeline's thread calls. None of them waits.
 
     @property
     def has_readers(self) -> bool:
@@ -157,7 +157,7 @@ class Server:
             self._call(self._wake)
 
     def publish(self, kind: str, source: str, line: bytes) -> None:
-        """Passes a header, a result or an end (as a line of JSON) to who reads results."""
+        """Passes a header, a result or an end (as a line of JSON) to the readers of results."""
         self._call(lambda: self._publish(kind, source, _event(kind, line)))
 
     def close(self) -> None:
@@ -169,7 +169,7 @@ class Server:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(function)
 
-    # What runs in the server's thread.
+    # Methods that run in the server's thread.
 
     def _work(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:

@@ -55,7 +55,7 @@ class WebSink(Sink):
         self.url = self._server.url + (f"?token={token}" if token else "")
 
     def watch(self, status: Callable[[], dict[str, Any]]) -> None:
-        """Takes what tells how the source that begins next is doing."""
+        """Receives a callable that returns the summary of the source that begins next."""
         self._status = status
 
     def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:

@@ -1,4 +1,4 @@
-"""What can be seen of one source: the newest result, and how the source is doing."""
+"""The view of one source: the newest result, and the summary so far."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class View:
 
     @property
     def silent_seconds(self) -> float:
-        """How long ago the last result came, or the source began."""
+        """Seconds since the last result came, or the source began."""
         return time.monotonic() - self._put_at
 
     def status(self) -> dict[str, Any]:
