@@ -55,7 +55,7 @@ def load(
     if isinstance(model, RPN):
         if weights is not None:
             raise StreamRPNError(
-                "An RPN of your own has its weights already; load others into it with PyTorch."
+                "an RPN of your own has its weights already; load others into it with PyTorch"
             )
         rpn = model
     else:
@@ -72,14 +72,14 @@ def load(
         if anchor_sizes is not None or anchor_ratios is not None:
             if rpn.anchor_spec is None:
                 raise StreamRPNError(
-                    "This model's anchors were given box by box; change them with set_anchors."
+                    "this model's anchors were given box by box; change them with set_anchors"
                 )
             rpn.set_anchors(rpn.anchor_spec.override(anchor_sizes, anchor_ratios))
     except ValueError as error:
-        raise StreamRPNError(f"{error}.") from error
+        raise StreamRPNError(str(error)) from error
     if size is not None:
         if size < 1:
-            raise StreamRPNError(f"The input size must be at least 1 pixel, got {size}.")
+            raise StreamRPNError(f"the input size must be at least 1 pixel, got {size}")
         spec = rpn.input_spec
         longest = max(spec.max_size, ceil(spec.max_size * size / spec.min_size))
         rpn.input_spec = replace(spec, min_size=size, max_size=longest)

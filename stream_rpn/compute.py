@@ -24,21 +24,21 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdecimal())):
-        raise StreamRPNError(f"There is no device '{name}'; choose auto, cpu, cuda, cuda:N or mps.")
+        raise StreamRPNError(f"there is no device '{name}'; choose auto, cpu, cuda, cuda:N or mps")
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise StreamRPNError("Device 'mps' was asked for, but torch has no Apple GPU here.")
+        raise StreamRPNError("device 'mps' was asked for, but torch has no Apple GPU here")
     if kind != "cuda":
         return torch.device(kind)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
         raise StreamRPNError(
-            f"Device '{name}' was asked for, but torch sees no CUDA device here; "
-            "`stream-rpn doctor` says what this machine has."
+            f"device '{name}' was asked for, but torch sees no CUDA device here; "
+            "`stream-rpn doctor` says what this machine has"
         )
     number = int(index) if index else torch.cuda.current_device()
     if number >= count:
         raise StreamRPNError(
-            f"Device '{name}' was asked for, but there are only {count} CUDA devices (from cuda:0)."
+            f"device '{name}' was asked for, but there are only {count} CUDA devices (from cuda:0)"
         )
     return torch.device("cuda", number)
 
@@ -62,7 +62,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if native_bfloat16(device) else torch.float32
     if name not in DTYPES:
-        raise StreamRPNError(f"There is no dtype '{name}'; choose auto or {', '.join(DTYPES)}.")
+        raise StreamRPNError(f"there is no dtype '{name}'; choose auto or {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -77,5 +77,5 @@ def choose_batch(name: str, device: torch.device) -> int:
     if name == "auto":
         return 8 if device.type == "cuda" else 1
     if not name.isdecimal() or int(name) < 1:
-        raise StreamRPNError(f"--batch must be auto or a whole number from 1 up, got '{name}'.")
+        raise StreamRPNError(f"--batch must be auto or a whole number from 1 up, got '{name}'")
     return int(name)

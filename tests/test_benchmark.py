@@ -226,7 +226,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            (["-"], "Standard input can be read only once"),
+            (["-"], "standard input can be read only once"),
             (["nowhere.mp4"], "no such file"),
             (["synthetic:64x64", "--batch", "1,x"], "--batch must be auto or a whole number"),
             (["synthetic:64x64", "--json", "no/such/folder.json"], "folder"),

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         if name is not None:
             check_file(name, [arguments.source], [], overwrite=arguments.overwrite)
     if not 0 < arguments.seconds < math.inf:
-        raise StreamRPNError(f"--seconds must be a number above 0, got {arguments.seconds}.")
+        raise StreamRPNError(f"--seconds must be a number above 0, got {arguments.seconds}")
     if arguments.png is not None:
         new_figure(1, 1)  # says now, not after a minute, that matplotlib is missing
     from stream_rpn.measure.machine import describe_machine, machine

@@ -90,9 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
     """
     for name in (arguments.json, arguments.curves):
         if name and Path(name).exists() and not arguments.overwrite:
-            raise StreamRPNError(f"'{name}' exists; --overwrite replaces it.")
+            raise StreamRPNError(f"'{name}' exists; --overwrite replaces it")
         if name and not Path(name).parent.is_dir():
-            raise StreamRPNError(f"There is no folder '{Path(name).parent}' to write into.")
+            raise StreamRPNError(f"there is no folder '{Path(name).parent}' to write into")
     names = arguments.model or ([] if arguments.results else [DEFAULT_MODEL])
     outputs = (
         resolve_outputs(

@@ -109,11 +109,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output)
     if output.suffix != ".safetensors":
-        raise StreamRPNError(f"The output must end in .safetensors, got '{output}'.")
+        raise StreamRPNError(f"the output must end in .safetensors, got '{output}'")
     if not output.parent.is_dir():
-        raise StreamRPNError(f"There is no folder '{output.parent}' to write '{output}' into.")
+        raise StreamRPNError(f"there is no folder '{output.parent}' to write '{output}' into")
     if output.exists() and not arguments.overwrite:
-        raise StreamRPNError(f"'{output}' exists; --overwrite replaces it.")
+        raise StreamRPNError(f"'{output}' exists; --overwrite replaces it")
     device = compute.choose_device(arguments.device)
     given = _given(arguments, [*_NUMBERS, "assignment", "optimizer", "ignore-crossing"])
     augmentation = _given(arguments, [*_AUGMENTATION, "scale"])
@@ -136,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
             **given,
         )
     except ValueError as error:
-        raise StreamRPNError(f"{error}.") from error
+        raise StreamRPNError(str(error)) from error
     console = Console(stderr=True)
     display: AbstractContextManager[Any] = nullcontext()
     if not arguments.quiet:

@@ -29,7 +29,7 @@ def draw_curves(recalls: Mapping[str, Recall], path: str | Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise StreamRPNError(
-            "Curves need matplotlib; `pip install 'stream-rpn[train]'` brings it."
+            "curves need matplotlib; `pip install 'stream-rpn[train]'` brings it"
         ) from error
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     by_iou, by_count = figure.subplots(1, 2)

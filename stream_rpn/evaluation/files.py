@@ -61,7 +61,7 @@ def read_predictions(path: str | Path) -> dict[int, np.ndarray]:
     """
     path = Path(path)
     if not path.exists():
-        raise StreamRPNError(f"There is no results file '{path}'.")
+        raise StreamRPNError(f"there is no results file '{path}'")
     if path.suffix == ".json":
         return _read_coco_results(path)
     if path.suffix in (".pkl", ".pickle"):
@@ -78,7 +78,7 @@ def _read_coco_results(path: Path) -> dict[int, np.ndarray]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StreamRPNError(
             f"'{path}' does not hold COCO results, a list of objects with image_id, bbox and score "
-            f"({type(error).__name__}: {error})."
+            f"({type(error).__name__}: {error})"
         ) from error
     boxes[:, 2:] += boxes[:, :2]
     order = np.argsort(-scores, kind="stable")
@@ -115,17 +115,17 @@ def _read_detectron2(path: Path) -> dict[int, np.ndarray]:
         data = _ArraysOnly(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # a damaged pickle raises anything
         raise StreamRPNError(
-            f"'{path}' is not read: a proposals pickle may hold arrays and numbers only ({error})."
+            f"'{path}' is not read: a proposals pickle may hold arrays and numbers only ({error})"
         ) from error
     keys = ("ids", "boxes", "objectness_logits")
     lists = [data.get(key) for key in keys] if isinstance(data, Mapping) else [None]
     if not all(isinstance(values, Sequence | np.ndarray) for values in lists):
-        raise StreamRPNError(f"'{path}' is no detectron2 proposals file: it lacks {keys}.")
+        raise StreamRPNError(f"'{path}' is no detectron2 proposals file: it lacks {keys}")
     mode = data.get("bbox_mode", 0)
     if mode not in (0, 1):
         raise StreamRPNError(
             f"'{path}' has boxes in mode {mode}; 0 (x1, y1, x2, y2) or 1 (x, y, width, height) is "
-            "expected."
+            "expected"
         )
     predictions = {}
     for image_id, rows, logits in zip(*lists, strict=True):

@@ -172,7 +172,7 @@ def _of_parts(rpn: RPN, size: int | None) -> tuple[nn.Module, nn.Module, nn.Modu
     """Returns torchvision's transform and RPN around our backbone and head."""
     if rpn.head.softmax:
         raise StreamRPNError(
-            f"The two-class head of '{rpn.name}' has no counterpart in torchvision's RPN."
+            f"the two-class head of '{rpn.name}' has no counterpart in torchvision's RPN"
         )
     spec, proposals = rpn.input_spec, rpn.proposal_spec
     transform = GeneralizedRCNNTransform(

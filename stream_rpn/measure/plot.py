@@ -19,7 +19,7 @@ def new_figure(width: float, height: float) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise StreamRPNError(
-            "A picture needs matplotlib; `pip install 'stream-rpn[bench]'` brings it."
+            "a picture needs matplotlib; `pip install 'stream-rpn[bench]'` brings it"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
 

@@ -144,15 +144,15 @@ def _local(source: str, folder: Path) -> tuple[str, StreamInfo]:
         with SyntheticVideo.parse(source).encoded() as encoded:
             Path(path).write_bytes(encoded.read())
     elif source == "-":
-        raise StreamRPNError("Standard input can be read only once; give bench a file.")
+        raise StreamRPNError("standard input can be read only once; give bench a file")
     else:
         files = expand([source])
         if len(files) > 1:
-            raise StreamRPNError(f"{source} holds {len(files)} videos; give bench one of them.")
+            raise StreamRPNError(f"{source} holds {len(files)} videos; give bench one of them")
         path = files[0]
     with open_source(path, decoder="cpu") as opened:
         if opened.info.live:
-            raise StreamRPNError(f"{source} comes at its own pace; give bench a file.")
+            raise StreamRPNError(f"{source} comes at its own pace; give bench a file")
         return path, opened.info
 
 

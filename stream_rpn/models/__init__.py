@@ -146,5 +146,5 @@ def find(name: str) -> ModelEntry:
         StreamRPNError: no such model.
     """
     if name not in MODELS:
-        raise StreamRPNError(f"There is no model '{name}'; known models: {', '.join(MODELS)}.")
+        raise StreamRPNError(f"there is no model '{name}'; known models: {', '.join(MODELS)}")
     return MODELS[name]

@@ -47,7 +47,7 @@ def load_model(
         if weights is not None:
             raise StreamRPNError(
                 f"--model {model} is a checkpoint already; name the architecture with --model NAME "
-                f"to load {weights} into it."
+                f"to load {weights} into it"
             )
         state, metadata = read_checkpoint(model)
         name = metadata.get("model") or _recognise(state, model)
@@ -95,7 +95,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
     """
     path = Path(path)
     if not path.is_file():
-        raise StreamRPNError(f"There is no checkpoint file '{path}'.")
+        raise StreamRPNError(f"there is no checkpoint file '{path}'")
     metadata: dict[str, str] = {}
     try:
         if path.suffix == ".safetensors":
@@ -108,19 +108,19 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise StreamRPNError(
-            f"The checkpoint '{path}' holds more than tensors (or is damaged); only files that "
-            "torch.load reads with weights_only=True are accepted."
+            f"the checkpoint '{path}' holds more than tensors (or is damaged); only files that "
+            "torch.load reads with weights_only=True are accepted"
         ) from error
     except Exception as error:
         raise StreamRPNError(
-            f"The checkpoint '{path}' cannot be read: it is cut off, damaged or no checkpoint "
-            f"({_one_line(error)})."
+            f"the checkpoint '{path}' cannot be read: it is cut off, damaged or no checkpoint "
+            f"({_one_line(error)})"
         ) from error
     for wrapper in ("model", "state_dict", "model_state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise StreamRPNError(f"The checkpoint '{path}' holds no table of named tensors.")
+        raise StreamRPNError(f"the checkpoint '{path}' holds no table of named tensors")
     return {_our_key(name): tensor for name, tensor in state.items() if _is_ours(name)}, metadata
 
 
@@ -144,20 +144,20 @@ def _load(rpn: RPN, state: Mapping[str, Tensor], path: str | Path) -> None:
     if missing or surplus:
         example = f"it lacks '{missing[0]}'" if missing else f"it has '{surplus[0]}' besides"
         raise StreamRPNError(
-            f"The checkpoint '{path}' is of another architecture: {example} "
-            f"({len(missing)} tensors missing, {len(surplus)} unknown)."
+            f"the checkpoint '{path}' is of another architecture: {example} "
+            f"({len(missing)} tensors missing, {len(surplus)} unknown)"
         )
     for name, tensor in state.items():
         if tensor.shape != wanted[name].shape:
             raise StreamRPNError(
-                f"The checkpoint '{path}' is of another architecture: '{name}' is "
-                f"{list(tensor.shape)}, expected {list(wanted[name].shape)}."
+                f"the checkpoint '{path}' is of another architecture: '{name}' is "
+                f"{list(tensor.shape)}, expected {list(wanted[name].shape)}"
             )
     state = {name: tensor.float() for name, tensor in state.items()}
     # All at once: over a hundred small operations would take as long as half the start-up.
     if not torch.cat([tensor.flatten() for tensor in state.values()]).isfinite().all():
         bad = next(name for name, tensor in state.items() if not tensor.isfinite().all())
-        raise StreamRPNError(f"The checkpoint '{path}' holds NaN or infinity in '{bad}'.")
+        raise StreamRPNError(f"the checkpoint '{path}' holds NaN or infinity in '{bad}'")
     rpn.load_state_dict(state, strict=False)
 
 
@@ -174,11 +174,11 @@ def _recognise(state: Mapping[str, Tensor], path: str) -> str:
         return fitting[0]
     if fitting:
         raise StreamRPNError(
-            f"The checkpoint '{path}' fits {' and '.join(fitting)}; say which with "
-            f"--model NAME --weights {path}."
+            f"the checkpoint '{path}' fits {' and '.join(fitting)}; say which with "
+            f"--model NAME --weights {path}"
         )
     raise StreamRPNError(
-        f"The checkpoint '{path}' fits no model of the table ({', '.join(models.MODELS)})."
+        f"the checkpoint '{path}' fits no model of the table ({', '.join(models.MODELS)})"
     )
 
 
@@ -201,9 +201,9 @@ def _load_own_weights(rpn: RPN, name: str, entry: models.ModelEntry) -> None:
             state = get_weight(entry.weights).get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
         raise StreamRPNError(
-            f"The weights of '{name}' ({entry.megabytes:.0f} MB) could not be fetched "
+            f"the weights of '{name}' ({entry.megabytes:.0f} MB) could not be fetched "
             f"({_one_line(error)}); connect to the internet once, give a checkpoint with --weights "
-            "FILE, or measure speed only with --weights random."
+            "FILE, or measure speed only with --weights random"
         ) from error
     if entry.backbone_only:
         _randomise(rpn)

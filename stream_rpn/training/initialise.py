@@ -42,7 +42,7 @@ def load_init(model: RPN, path: str) -> set[str]:
             with np.load(path) as file:
                 state = {name: torch.from_numpy(file[name]) for name in file.files}
         except (OSError, ValueError) as error:
-            raise StreamRPNError(f"The weights '{path}' cannot be read ({error}).") from error
+            raise StreamRPNError(f"the weights '{path}' cannot be read ({error})") from error
     else:
         state = read_checkpoint(path)[0]
     parameters = dict(model.named_parameters())
@@ -69,9 +69,9 @@ def load_init(model: RPN, path: str) -> set[str]:
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise StreamRPNError(
-            f"The weights '{path}' do not fit the model's backbone ({reason})."
+            f"the weights '{path}' do not fit the model's backbone ({reason})"
         ) from error
     changed = {name for name, p in parameters.items() if not torch.equal(p, before[name])}
     if not changed:
-        raise StreamRPNError(f"The weights '{path}' hold nothing under the backbone's names.")
+        raise StreamRPNError(f"the weights '{path}' hold nothing under the backbone's names")
     return changed

@@ -64,7 +64,7 @@ class _Run:
         self.report = progress
         self.data = CocoDataset(config.annotations, config.images)
         if len(self.data) == 0:
-            raise StreamRPNError(f"{config.annotations}: there are no images to train on.")
+            raise StreamRPNError(f"{config.annotations}: there are no images to train on")
         self.val = (
             CocoDataset(config.val_annotations, config.val_images or config.images)
             if config.val_annotations
@@ -132,9 +132,9 @@ class _Run:
         for name in ("objectness_loss", "box_loss", "gradient_norm"):
             if not math.isfinite(row[name]):
                 raise StreamRPNError(
-                    f"Training stopped at step {row['step']}: {name} is {row[name]}. The last good "
+                    f"training stopped at step {row['step']}: {name} is {row[name]}; the last good "
                     f"checkpoint is in {config.folder}; try a learning rate under "
-                    f"{config.learning_rate:g}."
+                    f"{config.learning_rate:g}"
                 )
         self.optimizer.step()
         self.step += 1
@@ -323,14 +323,14 @@ class _Run:
     def _resume(self) -> None:
         path = self.config.folder / "last.pt"
         if not path.is_file():
-            raise StreamRPNError(f"There is no checkpoint '{path}' to resume from.")
+            raise StreamRPNError(f"there is no checkpoint '{path}' to resume from")
         state = torch.load(path, map_location=self.config.device, weights_only=True)
         then, now = json.loads(state["config"]), json.loads(json.dumps(asdict(self.config)))
         changed = [name for name in now if now[name] != then.get(name)]
         if changed:
             raise StreamRPNError(
-                f"The run in {self.config.folder} had another {', '.join(changed)}; resume it with "
-                "the options it was started with."
+                f"the run in {self.config.folder} had another {', '.join(changed)}; resume it with "
+                "the options it was started with"
             )
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
