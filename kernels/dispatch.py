@@ -17,7 +17,9 @@ def opaque_op(name: str) -> Callable[[Callable[..., Any]], Any]:
     """Registers a function that changes none of its arguments as torch.ops.stream_rpn.NAME.
 
     As `torch.library.custom_op` does, so that torch.compile passes it by; but the first call of one
-    of those imports the compiler, which takes as long as importing torch.
+    of those imports the compiler, which takes as long as importing torch. The rule: an op that only
+    returns new tensors is registered here; one that writes to an argument is a custom_op, which
+    also tells autograd that the tensor has changed.
     """
 
     def register(function: Callable[..., Any]) -> Any:

@@ -1,19 +1,20 @@
 """nms in Triton: greedy suppression per image and level in chunks of 2048, then a merge by rank.
 
+These are steps 5 and 6 of `generate_proposals`: a and b suppress, and c merges the levels.
 All images and levels go together through 2·ceil(K / 2048) + 1 launches, K the candidates of the
 largest level, none of which waits for the host. For each chunk of candidates, in falling order:
 
-1. overlap: 64 candidates against 64 earlier ones of the chunk give a 64-bit word for each: which of
+a. overlap: 64 candidates against 64 earlier ones of the chunk give a 64-bit word for each: which of
    those it overlaps (IoU > nms_thresh). One more column of programs holds the candidates against
    the boxes kept from earlier chunks, and notes which are still alive.
-2. walk: one program per image and level goes through the chunk in blocks of 64. A candidate is out
+b. walk: one program per image and level goes through the chunk in blocks of 64. A candidate is out
    if one of its words meets a kept bit; inside a block the kept ones are the fixed point of "alive
    and not overlapping a kept one before it", found in as many rounds as the longest chain in it
    needs: the first candidate is settled at once, and each round settles the next. The kept are
    appended to the level's list; at post_nms_top_n the level is done, and programs find it so.
 
-Last, merge: a kept box's place in the output is its place in its own level plus, by binary search,
-the number of boxes in other levels that go before it.
+c. merge, once at the end: a kept box's place in the output is its place in its own level plus, by
+   binary search, the number of boxes in other levels that go before it.
 
 The words of a chunk take 512 KiB an image and level whatever K is, where the words of 12,000
 candidates would take 18 MB. Per candidate 16 bytes of box are read once in 64 programs' turns, and
@@ -77,13 +78,13 @@ def _hits(boxes, rows, inside, others, other_rows, other_inside, nms_thresh):
 
 @triton.jit
 def nms_overlap_kernel(
-    boxes_ptr,
-    logits_ptr,
-    words_ptr,
-    alive_ptr,
-    kept_boxes_ptr,
-    kept_count_ptr,
-    levels_ptr,
+    boxes_ptr,  # [B, slots_per_image, 4]
+    logits_ptr,  # [B, slots_per_image]
+    words_ptr,  # [B·L, WORDS·TILE, WORDS] int64
+    alive_ptr,  # [B·L, WORDS·TILE] int8
+    kept_boxes_ptr,  # [B·L, capacity, 4]
+    kept_count_ptr,  # [B·L] int32
+    levels_ptr,  # [1 + 2·L] int32, see _levels_table
     chunk_start,
     slots_per_image,
     capacity,
@@ -91,7 +92,7 @@ def nms_overlap_kernel(
     WORDS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Step 1: grid (tile, word or WORDS for the kept boxes, image · level)."""
+    """Launch a: grid (tile, word or WORDS for the kept boxes, image · level)."""
     tile = tl.program_id(0)
     word = tl.program_id(1)
     problem = tl.program_id(2)
@@ -126,22 +127,22 @@ def nms_overlap_kernel(
 
 @triton.jit
 def nms_walk_kernel(
-    boxes_ptr,
-    logits_ptr,
-    words_ptr,
-    alive_ptr,
-    kept_boxes_ptr,
-    kept_logits_ptr,
-    kept_slots_ptr,
-    kept_count_ptr,
-    levels_ptr,
+    boxes_ptr,  # [B, slots_per_image, 4]
+    logits_ptr,  # [B, slots_per_image]
+    words_ptr,  # [B·L, WORDS·TILE, WORDS] int64
+    alive_ptr,  # [B·L, WORDS·TILE] int8
+    kept_boxes_ptr,  # [B·L, capacity, 4]
+    kept_logits_ptr,  # [B·L, capacity]
+    kept_slots_ptr,  # [B·L, capacity] int32
+    kept_count_ptr,  # [B·L] int32
+    levels_ptr,  # [1 + 2·L] int32, see _levels_table
     chunk_start,
     slots_per_image,
     capacity,
     WORDS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Step 2: grid (image · level)."""
+    """Launch b: grid (image · level)."""
     problem = tl.program_id(0)
     num_levels = tl.load(levels_ptr)
     image = problem // num_levels
@@ -193,17 +194,17 @@ def nms_walk_kernel(
 
 @triton.jit
 def nms_merge_kernel(
-    kept_boxes_ptr,
-    kept_logits_ptr,
-    kept_slots_ptr,
-    kept_count_ptr,
-    anchors_ptr,
-    out_boxes_ptr,
-    out_scores_ptr,
-    out_levels_ptr,
-    out_anchors_ptr,
-    out_count_ptr,
-    levels_ptr,
+    kept_boxes_ptr,  # [B·L, capacity, 4]
+    kept_logits_ptr,  # [B·L, capacity]
+    kept_slots_ptr,  # [B·L, capacity] int32
+    kept_count_ptr,  # [B·L] int32
+    anchors_ptr,  # [B, slots_per_image] int32
+    out_boxes_ptr,  # [B, post_nms_top_n, 4]
+    out_scores_ptr,  # [B, post_nms_top_n]
+    out_levels_ptr,  # [B, post_nms_top_n] int32
+    out_anchors_ptr,  # [B, post_nms_top_n] int32
+    out_count_ptr,  # [B] int32
+    levels_ptr,  # [1 + 2·L] int32, see _levels_table
     slots_per_image,
     capacity,
     post_nms_top_n,
@@ -211,7 +212,7 @@ def nms_merge_kernel(
     LEVELS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Step 3: grid (tile, level, image); the programs of level 0 also fill the unused slots."""
+    """Launch c: grid (tile, level, image); the programs of level 0 also fill the unused slots."""
     level = tl.program_id(1)
     image = tl.program_id(2)
     num_levels = tl.num_programs(1)

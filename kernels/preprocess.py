@@ -48,6 +48,7 @@ def preprocess_batch(
     return out
 
 
+# It writes to `out`: no `opaque_op`, see there.
 @torch.library.custom_op("stream_rpn::preprocess", mutates_args={"out"})
 def _preprocess_op(
     data: Tensor,

@@ -24,9 +24,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stream_rpn.kernels.preprocess_reference import PlaneLayout
 from stream_rpn.kernels.shipped import Shipped
 
 BLOCK_H, BLOCK_W, NUM_WARPS = 8, 128, 4
+
+# Columns of the table, a row per image: the fields of `PlaneLayout` in their order.
+(
+    Y_OFFSET,
+    U_OFFSET,
+    V_OFFSET,
+    Y_PITCH,
+    UV_PITCH,
+    UV_STEP,
+    SAMPLE_BYTES,
+    HEIGHT,
+    WIDTH,
+    ROTATION,
+    RESIZED_HEIGHT,
+    RESIZED_WIDTH,
+) = (tl.constexpr(column) for column in range(len(PlaneLayout._fields)))
+TABLE_COLUMNS = tl.constexpr(len(PlaneLayout._fields))
+# Numbers of an image's matrix and of one of its rows.
+MATRIX_SIZE, MATRIX_COLUMNS = tl.constexpr(12), tl.constexpr(4)
 
 
 @triton.jit
@@ -181,11 +201,11 @@ def _centres(start, size, scale, flip, BLOCK: tl.constexpr):
 @triton.jit
 def preprocess_kernel(
     data_ptr,  # [bytes] uint8
-    table_ptr,  # [B, 12] int64
-    matrix_ptr,  # [B, 3, 4]
+    table_ptr,  # [B, TABLE_COLUMNS] int64
+    matrix_ptr,  # [B, 3, MATRIX_COLUMNS]
     mean_ptr,  # [3]
     std_ptr,  # [3]
-    out_ptr,  # [B, 3, out_height, out_width]
+    out_ptr,  # [B, 3, out_height, out_width], strides as given
     out_height,
     out_width,
     image_stride,
@@ -199,18 +219,19 @@ def preprocess_kernel(
     """Grid (tile along x, tile along y, image): writes a tile of all three channels."""
     image = tl.program_id(2).to(tl.int64)
     y_start, x_start = tl.program_id(1) * BLOCK_H, tl.program_id(0) * BLOCK_W
-    source_ptr = table_ptr + image * 12
-    luma_ptr = data_ptr + tl.load(source_ptr)
-    u_ptr = data_ptr + tl.load(source_ptr + 1)
-    v_ptr = data_ptr + tl.load(source_ptr + 2)
+    row = table_ptr + image * TABLE_COLUMNS
+    luma_ptr = data_ptr + tl.load(row + Y_OFFSET)
+    u_ptr = data_ptr + tl.load(row + U_OFFSET)
+    v_ptr = data_ptr + tl.load(row + V_OFFSET)
     # 64 bits find the planes in a batch; within a plane 32 are enough.
-    y_pitch, uv_pitch = tl.load(source_ptr + 3).to(tl.int32), tl.load(source_ptr + 4).to(tl.int32)
-    uv_step = tl.load(source_ptr + 5).to(tl.int32)
-    sample_bytes = tl.load(source_ptr + 6).to(tl.int32)
-    height, width = tl.load(source_ptr + 7).to(tl.int32), tl.load(source_ptr + 8).to(tl.int32)
-    rotation = tl.load(source_ptr + 9).to(tl.int32)
-    resized_height = tl.load(source_ptr + 10).to(tl.int32)
-    resized_width = tl.load(source_ptr + 11).to(tl.int32)
+    y_pitch = tl.load(row + Y_PITCH).to(tl.int32)
+    uv_pitch = tl.load(row + UV_PITCH).to(tl.int32)
+    uv_step = tl.load(row + UV_STEP).to(tl.int32)
+    sample_bytes = tl.load(row + SAMPLE_BYTES).to(tl.int32)
+    height, width = tl.load(row + HEIGHT).to(tl.int32), tl.load(row + WIDTH).to(tl.int32)
+    rotation = tl.load(row + ROTATION).to(tl.int32)
+    resized_height = tl.load(row + RESIZED_HEIGHT).to(tl.int32)
+    resized_width = tl.load(row + RESIZED_WIDTH).to(tl.int32)
 
     # From here on y and x are the axes of the output, whichever axis of the planes they walk along.
     turned = (rotation == 90) | (rotation == 270)
@@ -249,7 +270,7 @@ def preprocess_kernel(
     mask = (rows < out_height) & (columns < out_width)
     pixel_ptr = out_ptr + image * image_stride + (rows * row_stride + columns * column_stride)
     for channel in tl.static_range(3):
-        row_ptr = matrix_ptr + image * 12 + channel * 4
+        row_ptr = matrix_ptr + image * MATRIX_SIZE + channel * MATRIX_COLUMNS
         rgb = tl.fma(luma, tl.load(row_ptr), tl.load(row_ptr + 3))
         rgb = tl.fma(u, tl.load(row_ptr + 1), rgb)
         rgb = tl.fma(v, tl.load(row_ptr + 2), rgb)

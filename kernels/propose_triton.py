@@ -1,16 +1,17 @@
 """select_candidates in Triton: exact top-k of every level by radix selection, then decoding.
 
+These are steps 1 to 4 of `generate_proposals`: a to d select, and e decodes, clips and filters.
 All images and levels go together through 3 + P launches, P = 4 digits of 8 bits for float32 logits
 (2 for bfloat16, 3 for float16), none of which waits for the host:
 
-1. keys: logits are read in place, whatever their strides, and written as order-preserving int32
+a. keys: logits are read in place, whatever their strides, and written as order-preserving int32
    keys in anchor order; their highest digits are counted.
-2. digits (P − 1 launches): the next digit is counted where the digits before it equal those of the
+b. digits (P − 1 launches): the next digit is counted where the digits before it equal those of the
    k-th highest key.
-3. count: each block of anchors counts its keys above and at the k-th highest.
-4. compact: each block adds up the counts of the blocks before it and writes its survivors, so that
+c. count: each block of anchors counts its keys above and at the k-th highest.
+d. compact: each block adds up the counts of the blocks before it and writes its survivors, so that
    survivors lie in anchor order and ties are cut off in anchor order.
-5. rank and decode: a survivor's place is the number of survivors that go before it; its box is
+e. rank and decode: a survivor's place is the number of survivors that go before it; its box is
    decoded, clipped, filtered and written there.
 
 The places are counted (k² comparisons in tiles of 64 by 128) rather than sorted: k = 1000 is 16
@@ -26,8 +27,8 @@ are ordered by anchor index; NaN logits count as −inf, and −inf never comes 
 
 No race: a launch reads only what launches before it in the stream wrote, and of the histogram only
 the digits counted by them. Within a launch every word is written by one program, but for the digit
-being counted, which is added to atomically, in whatever order, and not read. The places of step 5
-are a permutation, as (key, anchor) pairs are all different.
+being counted, which is added to atomically, in whatever order, and not read. The places of
+launch e are a permutation, as (key, anchor) pairs are all different.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -156,17 +157,17 @@ def _locate(geometry, block_levels, num_levels, PASSES: tl.constexpr, BLOCK: tl.
 
 @triton.jit
 def propose_keys_kernel(
-    logits_ptrs,
-    keys_ptr,
-    histogram_ptr,
-    geometry,
-    block_levels,
+    logits_ptrs,  # per level [B, A or 2A, H, W], any strides
+    keys_ptr,  # [B, keys_per_image] int32
+    histogram_ptr,  # [B, L, PASSES, 256] int32
+    geometry,  # [L, FIELDS] int64
+    block_levels,  # [blocks] int32
     num_levels,
     keys_per_image,
     PASSES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Step 1: writes the keys of a block and counts their highest digits."""
+    """Launch a: writes the keys of a block and counts their highest digits."""
     image, row, n, histogram = _locate(geometry, block_levels, num_levels, PASSES, BLOCK)
     level = tl.load(block_levels + tl.program_id(0))
     logits = _load_logits(_of_level(logits_ptrs, level), image, n, row)
@@ -183,17 +184,17 @@ def propose_keys_kernel(
 
 @triton.jit
 def propose_digits_kernel(
-    keys_ptr,
-    histogram_ptr,
-    geometry,
-    block_levels,
+    keys_ptr,  # [B, keys_per_image] int32
+    histogram_ptr,  # [B, L, PASSES, 256] int32
+    geometry,  # [L, FIELDS] int64
+    block_levels,  # [blocks] int32
     num_levels,
     keys_per_image,
     DIGIT: tl.constexpr,
     PASSES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Step 2: counts digit number DIGIT of the keys that share the digits before it."""
+    """Launch b: counts digit number DIGIT of the keys that share the digits before it."""
     image, row, n, histogram = _locate(geometry, block_levels, num_levels, PASSES, BLOCK)
     k = tl.load(row + K).to(tl.int32)
     prefix, _ = _threshold(histogram_ptr + histogram, k, DIGIT)
@@ -222,17 +223,17 @@ def _above_and_at(keys_ptr, histogram, image, row, n, keys_per_image, PASSES: tl
 
 @triton.jit
 def propose_count_kernel(
-    keys_ptr,
-    histogram_ptr,
-    counts_ptr,
-    geometry,
-    block_levels,
+    keys_ptr,  # [B, keys_per_image] int32
+    histogram_ptr,  # [B, L, PASSES, 256] int32
+    counts_ptr,  # [B, blocks, 2] int32: above and at the k-th highest
+    geometry,  # [L, FIELDS] int64
+    block_levels,  # [blocks] int32
     num_levels,
     keys_per_image,
     PASSES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Step 3: writes a block's numbers of keys above and at the k-th highest."""
+    """Launch c: writes a block's numbers of keys above and at the k-th highest."""
     image, row, n, histogram = _locate(geometry, block_levels, num_levels, PASSES, BLOCK)
     _, above, at, _ = _above_and_at(
         keys_ptr, histogram_ptr + histogram, image, row, n, keys_per_image, PASSES
@@ -244,20 +245,20 @@ def propose_count_kernel(
 
 @triton.jit
 def propose_compact_kernel(
-    keys_ptr,
-    histogram_ptr,
-    counts_ptr,
-    selected_keys_ptr,
-    selected_ptr,
-    geometry,
-    block_levels,
+    keys_ptr,  # [B, keys_per_image] int32
+    histogram_ptr,  # [B, L, PASSES, 256] int32
+    counts_ptr,  # [B, blocks, 2] int32: above and at the k-th highest
+    selected_keys_ptr,  # [B, slots_per_image] int32
+    selected_ptr,  # [B, slots_per_image] int32, anchors
+    geometry,  # [L, FIELDS] int64
+    block_levels,  # [blocks] int32
     num_levels,
     keys_per_image,
     slots_per_image,
     PASSES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Step 4: writes a block's survivors, keys and anchors, behind those of earlier blocks."""
+    """Launch d: writes a block's survivors, keys and anchors, behind those of earlier blocks."""
     image, row, n, histogram = _locate(geometry, block_levels, num_levels, PASSES, BLOCK)
     keys, above, at, remaining = _above_and_at(
         keys_ptr, histogram_ptr + histogram, image, row, n, keys_per_image, PASSES
@@ -283,22 +284,22 @@ def propose_compact_kernel(
 
 @triton.jit
 def propose_decode_kernel(
-    selected_keys_ptr,
-    selected_ptr,
-    deltas_ptrs,
-    base_anchors_ptrs,
-    image_sizes_ptr,
-    boxes_ptr,
-    logits_ptr,
-    anchors_ptr,
-    geometry,
+    selected_keys_ptr,  # [B, slots_per_image] int32
+    selected_ptr,  # [B, slots_per_image] int32, anchors
+    deltas_ptrs,  # per level [B, 4A, H, W], any strides
+    base_anchors_ptrs,  # per level [A, 4]
+    image_sizes_ptr,  # [B, 2] (height, width)
+    boxes_ptr,  # [B, slots_per_image, 4]
+    logits_ptr,  # [B, slots_per_image]
+    anchors_ptr,  # [B, slots_per_image] int32
+    geometry,  # [L, FIELDS] int64
     slots_per_image,
     score_thresh,
     min_size,
     TILE: tl.constexpr,
     OTHERS: tl.constexpr,
 ):
-    """Step 5: ranks a tile of survivors among all of their level, and decodes and writes them."""
+    """Launch e: ranks a tile of survivors among all of their level, and decodes and writes them."""
     level = tl.program_id(1)
     image = tl.program_id(2)
     row = geometry + level * FIELDS
