@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from stream_rpn import load
+from stream_rpn.network import onednn
 from stream_rpn.network.onednn import PackedConv2d, packed
+from tests.agreement import assert_within, tolerances
 
 
 def outputs(rpn, images):
@@ -17,24 +19,26 @@ def outputs(rpn, images):
     return [*maps, *objectness, *deltas]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", ["tiny", "resnet50_fpn_v2", "mobilenet_v3_large_320_fpn"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_a_packed_network_is_as_exact_as_the_plain_one(name, dtype):
+def test_a_packed_network_is_right(name, dtype):
     torch.manual_seed(0)
     layout = torch.channels_last
     rpn = load(name, None if name == "tiny" else "random").to(dtype, memory_format=layout)
-    fast, exact = packed(rpn), copy.deepcopy(rpn).double()
+    fast, exact = packed(rpn), copy.deepcopy(rpn).float()
+    if dtype == torch.bfloat16 and not onednn._works(dtype):
+        assert fast is rpn
+        pytest.skip("this processor has no bfloat16 convolution that takes packed weights")
     assert fast is not rpn
     # The second shape is not the one that the weights were laid out for.
     for shape in ((1, 3, 96, 160), (2, 3, 64, 64)):
         images = torch.randn(shape).to(dtype, memory_format=layout)
-        given = (outputs(model, images) for model in (rpn, fast))
-        for plain, quick, true in zip(*given, outputs(exact, images.double()), strict=True):
-            assert (quick.dtype, quick.stride()) == (dtype, plain.stride())
-            unit = torch.finfo(dtype).eps * true.abs().max()
-            error = (plain - true).abs().max()
-            # It sums in another order; the largest of few errors varies.
-            assert (quick - true).abs().max() <= 4 * error + 2 * unit
+        expected, within = tolerances(lambda images=images: outputs(exact, images.float()), dtype)
+        found = outputs(fast, images)
+        assert_within(found, expected, within)
+        for one, other in zip(found, expected, strict=True):
+            assert (one.dtype, one.stride()) == (dtype, other.stride())
 
 
 def test_the_model_stays_as_it_is():
@@ -47,6 +51,7 @@ def test_the_model_stays_as_it_is():
     assert fast.head.cls_logits.weight is rpn.head.cls_logits.weight
 
 
+@pytest.mark.numeric
 def test_what_is_no_plain_convolution_stays():
     class Doubling(nn.Conv2d):
         def forward(self, x):
@@ -65,8 +70,9 @@ def test_what_is_no_plain_convolution_stays():
     images = torch.randn(1, 3, 16, 16)
     fast = packed(model)
     assert [isinstance(layer, PackedConv2d) for layer in fast] == [0, 0, 0, 0, 1, 0, 1]
+    expected, within = tolerances(lambda: model(images))
     with torch.inference_mode():
-        torch.testing.assert_close(fast(images), model(images))
+        assert_within(fast(images), expected, within)
 
 
 def test_a_number_format_that_the_processor_lacks_stays_plain():
