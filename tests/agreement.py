@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from stream_rpn import anchors as anchor_ops
 from stream_rpn.kernels import boxes as box_ops
 
 RUNS = 3
@@ -144,6 +145,73 @@ class Limits:
     min_size: float = 0.0
 
 
+def expectations(
+    heads: Callable[[], Any],
+    base_anchors: Sequence[Tensor],
+    strides: Sequence[tuple[int, int]],
+    image_sizes: Tensor,
+    *,
+    pre_nms_top_n: int,
+    post_nms_top_n: int,
+    nms_thresh: float,
+    score_thresh: float = 0.0,
+    min_size: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> list[tuple[Limits, Selection]]:
+    """Returns, for each image, what `assert_same_selection` needs to know of a proposal stage.
+
+    Args:
+        heads: returns objectness and deltas of every level. Their computation counts among what
+            rounds, unless it was done before.
+        base_anchors: as the other arguments, those of `generate_proposals`.
+        dtype: of the network.
+    """
+    named: list[Tensor] = []
+
+    def decoded() -> tuple[Tensor, Tensor]:
+        objectness, deltas = heads()
+        boxes, scores = [], []
+        named[:] = [], []
+        levels = zip(objectness, deltas, base_anchors, strides, strict=True)
+        for level, (logits, delta, base, stride) in enumerate(levels):
+            batch, count, (height, width) = len(logits), len(base), logits.shape[2:]
+            logits = logits.float().permute(0, 2, 3, 1).flatten(1)
+            if logits.shape[1] == 2 * count * height * width:
+                logits = logits[:, 1::2] - logits[:, 0::2]
+            delta = delta.float().permute(0, 2, 3, 1).reshape(batch, -1, 4)
+            grid = anchor_ops.grid(base, (height, width), stride)
+            boxes.append(box_ops.clip(box_ops.decode(delta, grid), image_sizes))
+            scores.append(box_ops.sigmoid(logits))
+            named[0] += [level] * len(grid)
+            named[1] += range(len(grid))
+        return torch.cat(boxes, 1), torch.cat(scores, 1)
+
+    (boxes, scores), (moved, changed) = tolerances(decoded, dtype)
+    levels, anchors = map(torch.tensor, named)
+    found = []
+    for image in range(len(boxes)):
+        floors = [score_thresh] if score_thresh else []
+        for level in range(len(base_anchors)):
+            ranked = scores[image, levels == level].sort(descending=True).values
+            floors += ranked[pre_nms_top_n - 1 : pre_nms_top_n].tolist()
+        limits = Limits(moved, changed, nms_thresh, post_nms_top_n, floors, min_size)
+        found.append((limits, Selection(boxes[image], scores[image], levels, anchors)))
+    return found
+
+
+def scored(boxes: Tensor, limits: Limits, candidates: Selection) -> Selection:
+    """Returns boxes that came without scores, best first, with those of the candidates they are."""
+    exact, all_scores = candidates.boxes.double(), candidates.scores.double()
+    scores: list[float] = []
+    for index, box in enumerate(boxes.double()):
+        these = all_scores[(exact - box).abs().amax(1) <= limits.boxes]
+        if scores:
+            these = these[these <= scores[-1] + limits.scores]
+        assert len(these), f"number {index} is no candidate, or none in falling order: {box}"
+        scores.append(min(float(these.max()), scores[-1] if scores else 1.0))
+    return Selection(boxes, torch.tensor(scores, dtype=torch.float64))
+
+
 def selections(kept) -> list[Selection]:
     """Returns the selection of every image of a ProposalBatch."""
     return [
@@ -154,7 +222,7 @@ def selections(kept) -> list[Selection]:
 
 def assert_same_selection(
     ours: Selection, theirs: Selection, limits: Limits, candidates: Selection | None = None
-) -> None:
+) -> dict[int, int]:
     """Asserts that two selections are the same but for ties within the tolerances.
 
     Scores fall. A box that has its counterpart on the other side has the same numbers there, up to
@@ -166,6 +234,9 @@ def assert_same_selection(
     A reason of the first kind leads to a better box on one side only, and so on; where that ends
     there is a tie. So that no wrong box counts as one that won a tie, either both sides know their
     anchors, or every box is one of `candidates`: all there are, with exact numbers, in any order.
+
+    Returns:
+        Which of ours is which of theirs.
     """
     ours, theirs = _in_float64(ours), _in_float64(theirs)
     for name, side in (("ours", ours), ("theirs", theirs)):
@@ -182,6 +253,7 @@ def assert_same_selection(
     pairs = _pairs(alike)
     _assert_reasons("ours", ours, theirs, set(pairs), set(pairs.values()), limits)
     _assert_reasons("theirs", theirs, ours, set(pairs.values()), set(pairs), limits)
+    return pairs
 
 
 def _in_float64(side: Selection) -> Selection:

@@ -1,4 +1,4 @@
-"""The rules of `agreement` themselves: what differs by rounding agrees, what differs by more not."""
+"""The rules of `agreement`: what differs by rounding agrees, what differs by more does not."""
 
 from dataclasses import replace
 
@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from stream_rpn.kernels.generate import generate_proposals
-from stream_rpn.kernels.propose import level_sizes, propose
+from stream_rpn.kernels.proposals import HeadOutputs, ProposalSpec
+from stream_rpn.kernels.propose import select_candidates
 from tests.agreement import (
     Limits,
     Selection,
@@ -23,11 +24,13 @@ TINY = 1e-6
 
 
 def outcome(objectness, deltas, rest, **changes) -> Selection:
-    return selections(generate_proposals(objectness, deltas, *rest, **{**SPEC, **changes}))[0]
+    spec = ProposalSpec(**{**SPEC, **changes})
+    return selections(generate_proposals(HeadOutputs(objectness, deltas, *rest), spec))[0]
 
 
 def everything(objectness, deltas, rest) -> Selection:
-    found = propose(objectness, deltas, *rest, pre_nms_top_n=10_000, score_thresh=0.0, min_size=0.0)
+    heads = HeadOutputs(objectness, deltas, *rest)
+    found = select_candidates(heads, ProposalSpec(pre_nms_top_n=10_000, min_size=0.0))
     return Selection(found.boxes[0], found.logits[0].sigmoid())
 
 
@@ -49,10 +52,9 @@ def made_up(seed: int, steps: int | None, *, grid: bool = False):
 
 def limits_of(objectness, deltas, rest, **changes) -> Limits:
     spec = {**SPEC, **changes}
-    sizes = level_sizes(objectness, rest[0], spec["pre_nms_top_n"])
-    found = propose(
-        objectness, deltas, *rest, pre_nms_top_n=spec["pre_nms_top_n"], score_thresh=0, min_size=0
-    )
+    heads = HeadOutputs(objectness, deltas, *rest)
+    sizes = heads.level_sizes(spec["pre_nms_top_n"])
+    found = select_candidates(heads, ProposalSpec(pre_nms_top_n=spec["pre_nms_top_n"], min_size=0))
     lowest = [level.sigmoid()[0, -1].item() for level in found.logits.split(sizes, 1)]
     # A delta moves a side by its share of the anchor's, of 100 pixels at most, or of the box's.
     return Limits(
@@ -145,11 +147,10 @@ def test_another_threshold_does_not(thresh, named):
     ours = outcome(*exact, rest, post_nms_top_n=400)
     theirs = outcome(*noisy, rest, post_nms_top_n=400, nms_thresh=thresh)
     limits = limits_of(*exact, rest, post_nms_top_n=400)
+    sides = (theirs,) if named else (unnamed(theirs),)
+    candidates = () if named else (everything(*exact, rest),)
     with pytest.raises(AssertionError, match="no counterpart and no reason"):
-        if named:
-            assert_same_selection(ours, theirs, limits)
-        else:
-            assert_same_selection(ours, unnamed(theirs), limits, everything(*exact, rest))
+        assert_same_selection(ours, *sides, limits, *candidates)
 
 
 def test_a_swap_at_the_cut_agrees_and_a_skip_does_not():

@@ -1,5 +1,5 @@
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from stream_rpn.kernels.nms import nms
 from stream_rpn.kernels.proposals import HeadOutputs, ProposalSpec
 from stream_rpn.kernels.propose import select_candidates
 from stream_rpn.kernels.propose_reference import select
+from tests.agreement import Selection, assert_same_selection, expectations, selections
 from tests.proposal_cases import DTYPES, FPN_SIZES, head_outputs, problems
 
 LIMITS = ProposalSpec(pre_nms_top_n=50, min_size=0.0)
@@ -197,6 +198,7 @@ def spread(maps, scale):
     return [level / level.std() * scale for level in maps]
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(
     ("builder", "size"),
@@ -237,19 +239,17 @@ def test_equal_to_torchvisions_rpn(builder, size, batch):
         score_thresh=rpn.score_thresh,
         min_size=rpn.min_size,
     )
-    ours = generate_proposals(heads, spec)
-    for image in range(batch):
-        count = int(ours.count[image])
-        boxes, scores = their_boxes[image], their_scores[image]
-        assert count == len(boxes)
-        assert count > 50
-        distance = (ours.boxes[image, :count, None] - boxes[None]).abs().amax(dim=-1)
-        nearest, match = distance.min(dim=1)
-        assert nearest.max() <= 1e-3
-        assert torch.equal(match.sort().values, torch.arange(count))
-        # The same order, but for boxes of exactly equal float32 probabilities in torchvision.
-        assert torch.equal(scores[match], scores)
-        torch.testing.assert_close(ours.scores[image, :count], scores, rtol=1e-6, atol=0)
+    ours = selections(generate_proposals(heads, spec))
+    expected = expectations(
+        lambda: (objectness, deltas),
+        heads.base_anchors,
+        heads.strides,
+        heads.image_sizes,
+        **asdict(spec),
+    )
+    for mine, boxes, scores, facts in zip(ours, their_boxes, their_scores, expected, strict=True):
+        assert len(mine) > 50
+        assert_same_selection(mine, Selection(boxes, scores), *facts)
 
 
 def both_ways(args, spec):
