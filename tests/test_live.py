@@ -815,8 +815,9 @@ class TestScenarios:
         ):
             code, summary = run(
                 *(first, second, stalled, clip),
-                *("-o", "all.jsonl", "-o", "{stem}.parquet", "--read-timeout", "1"),
-                *("--open-timeout", "10", "--reconnect", "1"),
+                *("-o", "all.jsonl", "-o", "{stem}.parquet", "--read-timeout", "3"),
+                # Long enough for three senders to start on a machine with other work.
+                *("--open-timeout", "60", "--reconnect", "1"),
                 until=gone_on,
             )
         assert code == 130

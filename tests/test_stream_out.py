@@ -202,7 +202,7 @@ class TestPeers:
     @pytest.mark.parametrize("scheme", ["rtsp", "rtmp"])
     def test_that_accepts_and_says_nothing(self, scheme, monkeypatch):
         """FFmpeg then waits for ever with the interpreter locked; the pipeline must not."""
-        monkeypatch.setattr(stream, "STUCK_SECONDS", 2.0)
+        monkeypatch.setattr(stream, "STUCK_SECONDS", 6.0)
         with socket.create_server(("127.0.0.1", 0)) as mute:
             sink = open_sink(f"{scheme}://me:secret@127.0.0.1:{mute.getsockname()[1]}/live/x")
             slowest = 0.0
@@ -218,7 +218,8 @@ class TestPeers:
                     seen_by_others = Path(f"/proc/{sink._relay.pid}/cmdline").read_bytes()
                     time.sleep(0.02)
             sink.abort()
-        assert slowest < 1.5
+        # Shorter than it may be stuck, and long enough for a machine with other work.
+        assert slowest < 5
         assert b"relay" in seen_by_others
         assert b"secret" not in seen_by_others
 

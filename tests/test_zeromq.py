@@ -150,7 +150,8 @@ def test_a_subscriber_that_stops_reading_costs_nothing():
         check=True,
     )
     slowest, grown_mib, got = map(float, answer.stdout.split())
-    assert slowest < 0.5
+    # One that waited for its reader would wait for ever; other work may take the cores meanwhile.
+    assert slowest < 10
     # 3,500 messages of 33 KB, were they kept, would be 110 MiB.
     assert grown_mib < 10
     assert got > 100
