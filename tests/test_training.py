@@ -24,7 +24,7 @@ from stream_rpn.kernels import boxes as box_ops
 from stream_rpn.models.checkpoint import load_model, save_weights
 from stream_rpn.training import loop
 from stream_rpn.training.augment import Augmentation, augment
-from stream_rpn.training.config import TrainConfig
+from stream_rpn.training.config import ASSIGNMENTS, TrainConfig
 from stream_rpn.training.loop import train
 from stream_rpn.training.losses import classic_losses, flatten_head, quality_losses
 from stream_rpn.training.targets import (
@@ -541,7 +541,7 @@ class TestLoop:
         data = json.loads(path.read_text())
         data["annotations"] = []
         path.write_text(json.dumps(data))
-        for assignment in loop.ASSIGNMENTS:
+        for assignment in ASSIGNMENTS:
             train(replace(config, epochs=1, assignment=assignment))
             assert all(box == 0 for _, _, box in curve(config))
 
