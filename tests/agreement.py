@@ -65,8 +65,9 @@ def _terms(function, args, out) -> int:
     # What is one operation under inference_mode may be several, of other names, without.
     if name in ("conv2d", "convolution", "linear"):
         return prod(args[1].shape[1:])
-    if name in ("addmm", "mm", "bmm", "matmul"):
-        return args[-1].shape[-2]
+    if name in ("addmm", "mm", "bmm", "matmul", "mv"):
+        # A vector has one dimension only.
+        return args[-1].shape[-2:][0]
     if name in ("mean", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "avg_pool2d"):
         return max(args[0].numel() // max(out.numel(), 1), 1)
     return int(name in ROUNDED_ONCE)
