@@ -187,7 +187,8 @@ def _growth() -> str:
 
 
 def _recall() -> str:
-    reports = {model: _load(f"{model}.json") for model in ("tiny", "small", "classic")}
+    models = ("tiny", "small", "nanodet_m", "nanodet_m_1.5x", "classic")
+    reports = {model: _load(f"{model}.json") for model in models}
     numbers = ("AR@100", "AR@1000", "R50@100", "R50@300", "R50@1000")
     lines = [
         "Recall (AR is the mean over IoU 0.5–0.95, R50 is at IoU 0.5, @ the number of proposals an "

@@ -24,7 +24,27 @@ from stream_rpn.preprocess import InputSpec, image_to_input, to_frame_boxes
 __all__ = ["RPN", "ProposalSpec", "RPNHead", "fold_batch_norms", "propose_image"]
 
 
-class RPNHead(nn.Module):
+class Head(nn.Module):
+    """What an RPN needs of a head, whatever computes it.
+
+    Attributes:
+        num_anchors: A, anchors per cell.
+        softmax: two logits per anchor, background|object interleaved, instead of one.
+    """
+
+    num_anchors: int
+    softmax: bool = False
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns objectness [B, A or 2A, H, W] and deltas [B, 4A, H, W], one each per level."""
+        raise NotImplementedError
+
+    def predictors(self) -> list[nn.Conv2d]:
+        """Returns the last convolutions, whose weights are small before training."""
+        raise NotImplementedError
+
+
+class RPNHead(Head):
     """3×3 convolutions, then 1×1 objectness and 1×1 deltas, shared by all levels.
 
     Args:
@@ -74,6 +94,10 @@ class RPNHead(nn.Module):
             deltas.append(self.bbox_pred(hidden))
         return objectness, deltas
 
+    def predictors(self) -> list[nn.Conv2d]:
+        """Returns the two siblings."""
+        return [self.cls_logits, self.bbox_pred]
+
 
 class RPN(nn.Module):
     """Images in, proposals out.
@@ -81,20 +105,23 @@ class RPN(nn.Module):
     Args:
         backbone: maps images [B, 3, H, W] to a feature map or to a mapping of names to feature
             maps, finest first.
-        head: the RPN head for these maps.
+        head: the head for these maps.
         anchors: an AnchorSpec, or per level the base anchors [A, 4] float32 themselves.
         input_spec: how frames become the backbone's input.
         proposal_spec: how head outputs become proposals.
+        strides: per level the input pixels per cell, on both axes; by default whatever the sizes of
+            the maps say, which is right where maps are never rounded up.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
-        head: RPNHead,
+        head: Head,
         anchors: AnchorSpec | Sequence[Tensor],
         *,
         input_spec: InputSpec,
         proposal_spec: ProposalSpec | None = None,
+        strides: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -104,6 +131,7 @@ class RPN(nn.Module):
         # The network's name in result files, and whether its weights mean anything.
         self.name = "custom"
         self.trained = True
+        self._strides = None if strides is None else tuple((s, s) for s in strides)
         self.set_anchors(anchors)
 
     def set_anchors(self, anchors: AnchorSpec | Sequence[Tensor]) -> None:
@@ -122,7 +150,7 @@ class RPN(nn.Module):
                 )
             if self.anchor_spec is None and not base_anchors.isfinite().all():
                 raise ValueError(f"the base anchors of level {level} must be finite")
-            device = self.head.cls_logits.weight.device
+            device = next(self.parameters()).device
             name = f"base_anchors_{level}"
             self.register_buffer(name, base_anchors.float().to(device), persistent=False)
         self.num_levels = len(levels)
@@ -148,7 +176,9 @@ class RPN(nn.Module):
         return dict(features) if isinstance(features, Mapping) else {"0": features}
 
     def strides(self, images: Tensor, maps: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
-        """Returns per level the (y, x) input pixels per cell: padded size // map size."""
+        """Returns per level the (y, x) input pixels per cell: given, or padded size // map size."""
+        if self._strides is not None:
+            return self._strides
         height, width = images.shape[-2:]
         return tuple((height // m.shape[-2], width // m.shape[-1]) for m in maps)
 
@@ -210,7 +240,7 @@ def propose_image(rpn: RPN, image: Tensor | np.ndarray) -> Proposals:
         rpn: the network; runs on its own device in its own dtype.
         image: a tensor [3, H, W] (uint8, or float in [0, 1]) or an array [H, W, 3] (uint8).
     """
-    weight = rpn.head.cls_logits.weight
+    weight = next(rpn.parameters())
     inputs, sizes = image_to_input(
         image, rpn.input_spec, device=weight.device, dtype=weight.dtype, channels_last=True
     )

@@ -20,7 +20,9 @@ def outputs(rpn, images):
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("name", ["tiny", "resnet50_fpn_v2", "mobilenet_v3_large_320_fpn"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "nanodet_m", "resnet50_fpn_v2", "mobilenet_v3_large_320_fpn"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_a_packed_network_is_right(name, dtype):
     torch.manual_seed(0)
@@ -73,6 +75,20 @@ def test_what_is_no_plain_convolution_stays():
     expected, within = tolerances(lambda: model(images))
     with torch.inference_mode():
         assert_within(fast(images), expected, within)
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(0.1), nn.LeakyReLU(0.3)]
+)
+def test_an_activation_is_computed_within_the_convolution(activation):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 16, 1), activation).eval()
+    images = 10 * torch.randn(1, 8, 5, 7)
+    fast = packed(model)
+    assert isinstance(fast[0], PackedConv2d)
+    assert isinstance(fast[1], nn.Identity)
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(images), model(images))
 
 
 def test_a_number_format_that_the_processor_lacks_stays_plain():

@@ -232,8 +232,8 @@ def _randomise(rpn: RPN) -> None:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    for sibling in (rpn.head.cls_logits, rpn.head.bbox_pred):
-        nn.init.normal_(sibling.weight, std=0.01)
+    for layer in rpn.head.predictors():
+        nn.init.normal_(layer.weight, std=0.01)
     torch.set_rng_state(state)
 
 

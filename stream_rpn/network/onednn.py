@@ -8,9 +8,10 @@ are used here without it: compiling takes a minute, and a C++ compiler that user
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 M = TypeVar("M", bound=nn.Module)
 
 # oneDNN's name of each activation, with its numbers.
-_ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
-    nn.ReLU: ("relu", []),
-    nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+_ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[str, list[float]]]] = {
+    nn.ReLU: lambda _: ("relu", []),
+    nn.ReLU6: lambda _: ("hardtanh", [0.0, 6.0]),
+    nn.LeakyReLU: lambda layer: ("leaky_relu", [layer.negative_slope]),
 }
 
 
@@ -34,7 +36,7 @@ class PackedConv2d(nn.Module):
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
         self._geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        name, numbers = _ACTIVATIONS[type(activation)] if activation else ("none", [])
+        name, numbers = _ACTIVATIONS[type(activation)](activation) if activation else ("none", [])
         self._activation = (name, numbers, "")
         self._packed: Tensor | None = None
 
