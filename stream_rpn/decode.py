@@ -226,21 +226,9 @@ class Decoder:
         pts = self._last_pts = image.pts
         arrived = None if self._given is None else cast("float | None", image.opaque)
         seconds = float(pts * self._time_base) if pts is not None and self._time_base else None
-        rotation = display_rotation(image)
-        width, height = displayed_size(image, rotation)
-        image, color = self._planes.convert(image)
-        return Frame(
-            index=index,
-            pts=pts,
-            pts_seconds=seconds,
-            width=width,
-            height=height,
-            rotation=rotation,
-            color=color,
-            image=image,
-            drops=tally.take_drops(),
-            arrived=arrived,
-        )
+        frame = self._planes.frame(image, index, pts, seconds)
+        frame.drops, frame.arrived = tally.take_drops(), arrived
+        return frame
 
 
 class PlaneConverter:
@@ -252,6 +240,32 @@ class PlaneConverter:
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
         self._colors: dict[tuple[str, int, int, int, bool], Color] = {}
+
+    def frame(
+        self,
+        image: av.VideoFrame,
+        index: int,
+        pts: int | None = None,
+        pts_seconds: float | None = None,
+    ) -> Frame:
+        """Returns the record of a decoded image: how it is displayed, and its planes converted.
+
+        Raises:
+            StreamRPNError: FFmpeg has no conversion from the image's pixel format.
+        """
+        rotation = display_rotation(image)
+        width, height = displayed_size(image, rotation)
+        image, color = self.convert(image)
+        return Frame(
+            index=index,
+            pts=pts,
+            pts_seconds=pts_seconds,
+            width=width,
+            height=height,
+            rotation=rotation,
+            color=color,
+            image=image,
+        )
 
     def convert(self, image: av.VideoFrame) -> tuple[av.VideoFrame, Color]:
         """Returns the image in one of KEPT_FORMATS, or on the GPU, and the colour of its planes.

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import av.error
 
-from stream_rpn.decode import PlaneConverter, Tally, display_rotation, displayed_size
+from stream_rpn.decode import PlaneConverter, Tally
 from stream_rpn.frame import DropReason, Frame, StreamInfo, StreamRPNError
 from stream_rpn.sources import members_of, stem
 from stream_rpn.sources.address import local_path
@@ -86,22 +86,9 @@ class ImagesSource(Source):
                 tally.lose(DropReason.DAMAGED_IMAGE)
                 continue
             tally.frames_decoded += 1
-            rotation = display_rotation(image)
-            width, height = displayed_size(image, rotation)
-            image, color = self._planes.convert(image)
-            yield Frame(
-                index=index,
-                pts=None,
-                pts_seconds=None,
-                width=width,
-                height=height,
-                rotation=rotation,
-                color=color,
-                image=image,
-                drops=tally.take_drops(),
-                image_id=image_id,
-                name=name,
-            )
+            frame = self._planes.frame(image, index)
+            frame.drops, frame.image_id, frame.name = tally.take_drops(), image_id, name
+            yield frame
 
     def _decode(self, data: Path | bytes) -> av.VideoFrame | None:
         try:
