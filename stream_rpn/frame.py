@@ -254,6 +254,49 @@ class Proposals:
     source_index: int = 0
     unix_seconds: float | None = None
 
+    @classmethod
+    def of(
+        cls,
+        frame: Frame,
+        *,
+        boxes: np.ndarray,
+        scores: np.ndarray,
+        levels: np.ndarray,
+        anchors: np.ndarray,
+        input_boxes: np.ndarray,
+        input_size: tuple[int, int] = (0, 0),
+        strides: tuple[tuple[int, int], ...] = (),
+        features: dict[str, torch.Tensor] | None = None,
+        keep_image: bool = False,
+    ) -> Proposals:
+        """Returns the proposals of `frame`, with all that is known of it.
+
+        `keep_image` keeps its picture, too; the others are as in the attributes.
+        """
+        return cls(
+            frame=frame.index,
+            pts=frame.pts,
+            pts_seconds=frame.pts_seconds,
+            width=frame.width,
+            height=frame.height,
+            boxes=boxes,
+            scores=scores,
+            levels=levels,
+            anchors=anchors,
+            input_boxes=input_boxes,
+            input_size=input_size,
+            strides=strides,
+            drops=frame.drops,
+            image=frame.image if keep_image else None,
+            features=features,
+            image_id=frame.image_id,
+            name=frame.name,
+            rotation=frame.rotation,
+            color=frame.color,
+            arrived=frame.arrived,
+            source_index=frame.source_index,
+        )
+
     @property
     def age_seconds(self) -> float | None:
         """Seconds since the frame's last packet came, by now; None for files."""

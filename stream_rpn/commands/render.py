@@ -169,20 +169,12 @@ def _shown(frame: Frame, record: Proposals | None, score_thresh: float) -> Propo
     else:
         kept = record.scores >= score_thresh
         boxes, scores, levels = record.boxes[kept], record.scores[kept], record.levels[kept]
-    return Proposals(
-        frame=frame.index,
-        pts=frame.pts,
-        pts_seconds=frame.pts_seconds,
-        width=frame.width,
-        height=frame.height,
+    return Proposals.of(
+        frame,
         boxes=boxes,
         scores=scores,
         levels=levels,
         anchors=np.full(len(scores), -1, np.int32),
         input_boxes=np.zeros((len(scores), 4), np.float32),
-        image=frame.image,
-        image_id=frame.image_id,
-        name=frame.name,
-        rotation=frame.rotation,
-        color=frame.color,
+        keep_image=True,
     )

@@ -115,12 +115,8 @@ class Network(ABC):
         for row, frame in enumerate(frames):
             n = int(counts[row])
             results.append(
-                Proposals(
-                    frame=frame.index,
-                    pts=frame.pts,
-                    pts_seconds=frame.pts_seconds,
-                    width=frame.width,
-                    height=frame.height,
+                Proposals.of(
+                    frame,
                     boxes=frame_boxes[row, :n],
                     scores=scores[row, :n],
                     levels=levels[row, :n],
@@ -128,15 +124,8 @@ class Network(ABC):
                     input_boxes=boxes[row, :n],
                     input_size=sizes[row],
                     strides=output.strides,
-                    drops=frame.drops,
-                    image=frame.image if self.images else None,
                     features={name: m[row] for name, m in output.maps.items()} or None,
-                    image_id=frame.image_id,
-                    name=frame.name,
-                    rotation=frame.rotation,
-                    color=frame.color,
-                    arrived=frame.arrived,
-                    source_index=frame.source_index,
+                    keep_image=self.images,
                 )
             )
         return results
