@@ -8,9 +8,19 @@ import torch
 from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import clip_boxes_to_image
 
 import stream_rpn
 from stream_rpn.fusion import FusedRegionProposalNetwork
+from tests.agreement import (
+    Limits,
+    Selection,
+    assert_same_selection,
+    expectations,
+    scored,
+    tolerances,
+)
 from tests.test_models import detector, picture
 
 KINDS = [
@@ -48,29 +58,86 @@ def rpn_boxes(model, pictures):
     return boxes
 
 
-def assert_same_boxes(ours, theirs):
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.shape == other.shape
+@torch.inference_mode()
+def proposal_facts(model, pictures):
+    """Per image what `assert_same_selection` must know of the proposals."""
+    images, _ = model.transform(pictures)
+    rpn, maps = model.rpn, list(model.backbone(images.tensors).values())
+    heads = rpn.head(maps)
+    height, width = images.tensors.shape[-2:]
+    return expectations(
+        lambda: heads,
+        rpn.anchor_generator.cell_anchors,
+        [(height // m.shape[-2], width // m.shape[-1]) for m in maps],
+        torch.tensor(images.image_sizes),
+        pre_nms_top_n=rpn.pre_nms_top_n(),
+        post_nms_top_n=rpn.post_nms_top_n(),
+        nms_thresh=rpn.nms_thresh,
+        score_thresh=rpn.score_thresh,
+        min_size=rpn.min_size,
+    )
+
+
+def assert_same_boxes(ours, theirs, facts):
+    for mine, other, (limits, candidates) in zip(ours, theirs, facts, strict=True):
         assert mine.dtype == other.dtype
-        # Equal float32 scores may stand in either order: compare as sets of boxes.
-        nearest = torch.cdist(mine.float(), other.float(), p=torch.inf).amin(1)
-        assert nearest.max() < 1e-3
+        sides = [scored(boxes, limits, candidates) for boxes in (mine, other)]
+        assert_same_selection(*sides, limits, candidates)
 
 
+@torch.inference_mode()
+def detection_facts(model, pictures):
+    """Per image what `assert_same_selection` must know of the boxes of all classes."""
+    heads = model.roi_heads
+    images, _ = model.transform(pictures)
+    features = model.backbone(images.tensors)
+    proposals, _ = model.rpn(images, features)
+
+    def all_classes():
+        given = proposals
+        for _ in range(6):  # as many roundings as it takes to decode them
+            given = [boxes * 1.0 for boxes in given]
+        pooled = heads.box_roi_pool(features, given, images.image_sizes)
+        logits, deltas = heads.box_predictor(heads.box_head(pooled))
+        lengths = [len(boxes) for boxes in given]
+        all_boxes = heads.box_coder.decode(deltas, given).split(lengths)
+        all_scores = logits.softmax(1).split(lengths)
+        for boxes, scores, size, picture in zip(
+            all_boxes, all_scores, images.image_sizes, pictures, strict=True
+        ):
+            clipped = clip_boxes_to_image(boxes[:, 1:], size).flatten(0, 1)
+            yield resize_boxes(clipped, size, picture.shape[-2:]), scores[:, 1:].flatten()
+
+    found, within = tolerances(lambda: list(all_classes()))
+    return [
+        (
+            Limits(moved, changed, heads.nms_thresh, heads.detections_per_img),
+            Selection(boxes, scores),
+        )
+        for (boxes, scores), moved, changed in zip(found, within[::2], within[1::2], strict=True)
+    ]
+
+
+@pytest.mark.numeric
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
 def test_detections_equal(kind, pictures):
     model = lively(kind)
-    expected = model(pictures)
+    expected, facts = model(pictures), detection_facts(model, pictures)
     assert stream_rpn.fuse(model) is model
     found = model(pictures)
     assert min(len(detections["boxes"]) for detections in expected) >= 5
-    for mine, other in zip(found, expected, strict=True):
+    for mine, other, (limits, candidates) in zip(found, expected, facts, strict=True):
         assert mine.keys() == other.keys()
-        for name, values in other.items():
-            torch.testing.assert_close(mine[name], values, atol=1e-2, rtol=1e-3)
+        sides = (Selection(d["boxes"], d["scores"], d["labels"]) for d in (mine, other))
+        pairs = assert_same_selection(*sides, limits, candidates)
+        for name in mine.keys() - {"boxes", "scores"}:
+            torch.testing.assert_close(
+                mine[name][list(pairs)], other[name][list(pairs.values())], atol=1e-2, rtol=1e-3
+            )
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     "change",
     [
@@ -90,19 +157,22 @@ def test_settings_are_read_when_called(mobile, pictures, change):
     for name, value in change.items():
         setattr(model.rpn, name, value)
     ours = rpn_boxes(model, pictures)
-    assert_same_boxes(ours, rpn_boxes(stream_rpn.unfuse(model), pictures))
+    facts = proposal_facts(model, pictures)
+    assert_same_boxes(ours, rpn_boxes(stream_rpn.unfuse(model), pictures), facts)
     assert min(map(len, ours)) > 0
     if change:
         assert sum(map(len, ours)) < sum(map(len, before))
 
 
+@pytest.mark.numeric
 def test_other_anchors_are_read_when_called(mobile, pictures):
     model = stream_rpn.fuse(copy.deepcopy(mobile))
     model.rpn.anchor_generator = AnchorGenerator(
         ((20, 40, 80, 160, 200),) * 3, ((0.4, 1.0, 3.0),) * 3
     )
     ours = rpn_boxes(model, pictures)
-    assert_same_boxes(ours, rpn_boxes(stream_rpn.unfuse(model), pictures))
+    facts = proposal_facts(model, pictures)
+    assert_same_boxes(ours, rpn_boxes(stream_rpn.unfuse(model), pictures), facts)
 
 
 def test_undone_and_idempotent(mobile):

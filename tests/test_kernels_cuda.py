@@ -13,6 +13,7 @@ from stream_rpn.kernels import dispatch, propose_triton
 from stream_rpn.kernels.generate import generate_proposals
 from stream_rpn.kernels.nms import nms
 from stream_rpn.kernels.proposals import ProposalSpec
+from tests.agreement import assert_same_selection, expectations, scored
 from tests.proposal_cases import DTYPES, FPN_SIZES, candidates, head_outputs
 
 pytestmark = pytest.mark.needs_cuda
@@ -134,7 +135,20 @@ def test_a_fused_detector_proposes_what_torchvisions_does():
     images = ImageList(torch.empty(2, 3, 320, 448, device="cuda"), [(320, 430), (300, 448)])
     ours, _ = fuse(model).rpn(images, maps)
     theirs, _ = unfuse(model).rpn(images, maps)
-    for mine, other in zip(ours, theirs, strict=True):
-        assert len(mine) == len(other) > 50
-        # Equal float32 probabilities may stand in either order: compare as sets of boxes.
-        assert torch.cdist(mine, other, p=torch.inf).amin(1).max() < 1e-3
+    rpn = model.rpn
+    heads = [[level.cpu() for level in levels] for levels in rpn.head(list(maps.values()))]
+    facts = expectations(
+        lambda: heads,
+        [base.cpu() for base in rpn.anchor_generator.cell_anchors],
+        [(320 // m.shape[2], 448 // m.shape[3]) for m in maps.values()],
+        torch.tensor(images.image_sizes),
+        pre_nms_top_n=rpn.pre_nms_top_n(),
+        post_nms_top_n=rpn.post_nms_top_n(),
+        nms_thresh=rpn.nms_thresh,
+        score_thresh=rpn.score_thresh,
+        min_size=rpn.min_size,
+    )
+    for mine, other, (limits, candidates) in zip(ours, theirs, facts, strict=True):
+        assert min(len(mine), len(other)) > 50
+        sides = [scored(boxes.cpu(), limits, candidates) for boxes in (mine, other)]
+        assert_same_selection(*sides, limits, candidates)
