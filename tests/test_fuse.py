@@ -102,11 +102,11 @@ def detection_facts(model, pictures):
         lengths = [len(boxes) for boxes in given]
         all_boxes = heads.box_coder.decode(deltas, given).split(lengths)
         all_scores = logits.softmax(1).split(lengths)
-        for boxes, scores, size, picture in zip(
+        for boxes, scores, size, image in zip(
             all_boxes, all_scores, images.image_sizes, pictures, strict=True
         ):
             clipped = clip_boxes_to_image(boxes[:, 1:], size).flatten(0, 1)
-            yield resize_boxes(clipped, size, picture.shape[-2:]), scores[:, 1:].flatten()
+            yield resize_boxes(clipped, size, image.shape[-2:]), scores[:, 1:].flatten()
 
     found, within = tolerances(lambda: list(all_classes()))
     return [

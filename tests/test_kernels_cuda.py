@@ -148,7 +148,7 @@ def test_a_fused_detector_proposes_what_torchvisions_does():
         score_thresh=rpn.score_thresh,
         min_size=rpn.min_size,
     )
-    for mine, other, (limits, candidates) in zip(ours, theirs, facts, strict=True):
+    for mine, other, (limits, known) in zip(ours, theirs, facts, strict=True):
         assert min(len(mine), len(other)) > 50
-        sides = [scored(boxes.cpu(), limits, candidates) for boxes in (mine, other)]
-        assert_same_selection(*sides, limits, candidates)
+        sides = [scored(boxes.cpu(), limits, known) for boxes in (mine, other)]
+        assert_same_selection(*sides, limits, known)
