@@ -27,9 +27,13 @@ RUNS = 3
 MARGIN = 2
 
 ROUNDED_ONCE = {
-    "add", "sub", "mul", "div", "addcmul", "exp", "sigmoid", "softmax", "_softmax", "hardsigmoid",
+    "add", "sub", "mul", "div", "rsub", "addcmul", "exp", "log", "sqrt", "sigmoid", "softmax", "_softmax", "hardsigmoid",
     "hardswish", "upsample_bilinear2d", "batch_norm", "native_batch_norm",
     "_native_batch_norm_legit_no_training", "roi_align",
+}  # fmt: skip
+REDUCTIONS = {
+    "sum", "mean", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "avg_pool2d",
+    "binary_cross_entropy_with_logits", "cross_entropy_loss", "l1_loss", "smooth_l1_loss",
 }  # fmt: skip
 FLOAT32 = 2.0**-24
 
@@ -68,20 +72,23 @@ def _terms(function, args, out) -> int:
     if name in ("addmm", "mm", "bmm", "matmul", "mv"):
         # A vector has one dimension only.
         return args[-1].shape[-2:][0]
-    if name in ("mean", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "avg_pool2d"):
+    if name in REDUCTIONS:
         return max(args[0].numel() // max(out.numel(), 1), 1)
     return int(name in ROUNDED_ONCE)
 
 
 def tolerances(
-    run: Callable[[], Any], dtype: torch.dtype = torch.float32
+    run: Callable[[], Any], dtype: torch.dtype = torch.float32, *, runs: int = RUNS
 ) -> tuple[Any, list[float]]:
-    """Returns what `run` returns, and how far another way may be from each tensor in it."""
+    """Returns what `run` returns, and how far another way may be from each tensor in it.
+
+    More `runs` are for few numbers, of which one may happen not to move.
+    """
     with torch.inference_mode(), torch.random.fork_rng(devices=()):
         result = run()
         tensors = _tensors(result)
         moved = [0.0] * len(tensors)
-        for seed in range(RUNS):
+        for seed in range(runs):
             torch.manual_seed(seed)
             with Roundings(dtype):
                 again = _tensors(run())

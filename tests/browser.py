@@ -61,7 +61,7 @@ class Browser:
     async def _call(self, method: str, **parameters: object) -> dict:
         self._count += 1
         await self._tab.send_json({"id": self._count, "method": method, "params": parameters})
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while True:
                 answer = await self._tab.receive_json()
                 if answer.get("id") == self._count:
@@ -92,7 +92,7 @@ class Browser:
         path.write_bytes(base64.b64decode(answer["data"]))
 
 
-async def until(condition, *, seconds: float = 10) -> None:
+async def until(condition, *, seconds: float = 60) -> None:
     """Waits until a condition holds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -119,13 +119,14 @@ class TestStages:
 
 class TestMeter:
     def test_time_work_and_memory(self):
+        began = time.perf_counter()
         with Meter() as used:
             until = time.perf_counter() + 0.2
             block = torch.ones(64 << 20, dtype=torch.uint8)
             while time.perf_counter() < until:
                 block.sum()
         usage = used.usage
-        assert 0.2 <= usage.seconds < 2
+        assert 0.2 <= usage.seconds < time.perf_counter() - began
         assert 0 < usage.cpu_utilisation <= 1.1
         assert usage.peak_memory_mb > 64
         assert usage.others_utilisation >= 0

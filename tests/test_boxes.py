@@ -6,6 +6,8 @@ import torchvision
 
 from stream_rpn.kernels import boxes as box_ops
 
+pytestmark = pytest.mark.numeric
+
 
 def random_boxes(n: int, span: float = 500.0) -> torch.Tensor:
     corner, sides = torch.rand(n, 2) * span, torch.rand(n, 2) * 100 + 5

@@ -22,6 +22,7 @@ PICTURES = [
 ]
 
 
+@pytest.mark.numeric
 class TestOp:
     @pytest.mark.parametrize("antialias", [False, True], ids=["bilinear", "antialias"])
     @pytest.mark.parametrize("picture", PICTURES, ids=str)

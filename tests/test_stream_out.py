@@ -32,7 +32,7 @@ RECEIVER = """
     import json, sys, time, av
     url, options, count = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
     seen, delays = [], []
-    with av.open(url, options=options, timeout=(30, 10)) as container:
+    with av.open(url, options=options, timeout=(120, 60)) as container:
         for frame in container.decode(video=0):
             luma = frame.to_ndarray()[: frame.height]
             seen.append(int(luma[10, 10]))
@@ -87,7 +87,7 @@ def proposals(number, luma=90):
     )
 
 
-def feed(sink, until, written=None, *, seconds=30.0):
+def feed(sink, until, written=None, *, seconds=120.0):
     """Writes 25 frames per second, each of another gray, until something has come about.
 
     `written` gets the time of each.
@@ -119,7 +119,7 @@ def _no_thread_or_process_left():
     ("url", "listening"),
     [
         ("udp://127.0.0.1:{port}", {"fifo_size": "50000", "overrun_nonfatal": "1"}),
-        ("rtsp://127.0.0.1:{port}/live", {"rtsp_flags": "listen", "listen_timeout": "20"}),
+        ("rtsp://127.0.0.1:{port}/live", {"rtsp_flags": "listen", "listen_timeout": "120"}),
         ("rtmp://127.0.0.1:{port}/live/x", {"listen": "1", "analyzeduration": "1"}),
     ],
     ids=["udp", "rtsp", "rtmp"],
@@ -137,7 +137,7 @@ def test_a_receiver_sees_the_boxes(url, listening):
         with contextlib.suppress(StreamRPNError):  # the receiver leaves when it has enough
             feed(sink, lambda: process.poll() is not None, written)
         sink.abort()
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 0, err
@@ -202,7 +202,7 @@ class TestPeers:
     @pytest.mark.parametrize("scheme", ["rtsp", "rtmp"])
     def test_that_accepts_and_says_nothing(self, scheme, monkeypatch):
         """FFmpeg then waits for ever with the interpreter locked; the pipeline must not."""
-        monkeypatch.setattr(stream, "STUCK_SECONDS", 6.0)
+        monkeypatch.setattr(stream, "STUCK_SECONDS", 5.0)
         with socket.create_server(("127.0.0.1", 0)) as mute:
             sink = open_sink(f"{scheme}://me:secret@127.0.0.1:{mute.getsockname()[1]}/live/x")
             slowest = 0.0
@@ -218,8 +218,7 @@ class TestPeers:
                     seen_by_others = Path(f"/proc/{sink._relay.pid}/cmdline").read_bytes()
                     time.sleep(0.02)
             sink.abort()
-        # Shorter than it may be stuck, and long enough for a machine with other work.
-        assert slowest < 5
+        assert slowest < 4  # nothing waits until it is given up
         assert b"relay" in seen_by_others
         assert b"secret" not in seen_by_others
 
@@ -275,11 +274,11 @@ def test_ctrl_c_ends_the_stream_cleanly(tmp_path):
     )
     watching = receiver(f"udp://127.0.0.1:{port}", 25)
     try:
-        out, err = watching.communicate(timeout=60)
+        out, err = watching.communicate(timeout=120)
         assert watching.returncode == 0, err
         # To the whole group, as a terminal does.
         os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=120)
     finally:
         process.kill()
         watching.kill()

@@ -36,6 +36,7 @@ from stream_rpn.training.targets import (
     match_classic,
     sample,
 )
+from tests.agreement import assert_within, tolerances
 from tests.synthetic_coco import png, shapes, write_dataset
 
 STRIDES = (8, 16)
@@ -189,6 +190,7 @@ class TestDenseTargets:
         assert offsets.count_nonzero() <= 4
 
 
+@pytest.mark.numeric
 class TestClassicLoss:
     @pytest.mark.parametrize("seed", range(4))
     def test_equals_torchvision_with_the_same_random_choice(self, seed):
@@ -216,9 +218,10 @@ class TestClassicLoss:
         matches = [match_classic(anchors, boxes) for boxes in gt_boxes]
         torch.manual_seed(seed)
         samples = [sample(match) for match in matches]
-        losses = classic_losses(logits, flat, anchors, matches, gt_boxes, samples)
-        torch.testing.assert_close(losses.objectness, expected[0], rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(losses.box, expected[1], rtol=1e-5, atol=1e-6)
+        losses, within = tolerances(
+            lambda: classic_losses(logits, flat, anchors, matches, gt_boxes, samples), runs=20
+        )
+        assert_within(losses, expected, within)
 
     def test_softmax_over_two_logits_is_sigmoid_of_their_difference(self):
         generator = torch.Generator().manual_seed(0)
@@ -229,9 +232,9 @@ class TestClassicLoss:
         pair = torch.randn(1, len(anchors), 2, generator=generator)
         deltas = torch.randn(1, len(anchors), 4, generator=generator)
         arguments = (deltas, anchors, matches, gt_boxes, samples)
-        two = classic_losses(pair, *arguments)
+        two, within = tolerances(lambda: classic_losses(pair, *arguments), runs=20)
         one = classic_losses(pair[..., 1:] - pair[..., :1], *arguments)
-        torch.testing.assert_close(two, one)
+        assert_within(one, two, within)
 
     def test_images_without_objects_have_no_box_loss(self):
         anchors = torch.cat(level_anchors())

@@ -71,7 +71,7 @@ def resident():
 def meet(sink, *receivers):
     """Publishes until all receivers have had something: joining takes a moment."""
     waiting = set(receivers)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while waiting:
         assert time.monotonic() < end
         sink.write(proposals(0))
@@ -150,7 +150,7 @@ def test_a_subscriber_that_stops_reading_costs_nothing():
         check=True,
     )
     slowest, grown_mib, got = map(float, answer.stdout.split())
-    # One that waited for its reader would wait for ever; other work may take the cores meanwhile.
+    # Who waits for it waits for ever: it reads nothing until the end.
     assert slowest < 10
     # 3,500 messages of 33 KB, were they kept, would be 110 MiB.
     assert grown_mib < 10
@@ -200,7 +200,7 @@ def test_command_publishes_what_it_writes(tmp_path, monkeypatch, context):
     thread.start()
     outputs = ("-o", "x.jsonl", "-o", f"zmq:{address}")
     assert cli.main([*FAST, "synthetic:64x64@10,40", *outputs]) == 0
-    thread.join(10)
+    thread.join(60)
     written = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     by_frame = {line["frame"]: line for line in written if "frame" in line}
     results = [message for _, message in found if "frame" in message]
