@@ -27,9 +27,9 @@ RUNS = 3
 MARGIN = 2
 
 ROUNDED_ONCE = {
-    "add", "sub", "mul", "div", "rsub", "addcmul", "exp", "log", "sqrt", "sigmoid", "softmax", "_softmax", "hardsigmoid",
-    "hardswish", "upsample_bilinear2d", "batch_norm", "native_batch_norm",
-    "_native_batch_norm_legit_no_training", "roi_align",
+    "add", "sub", "rsub", "mul", "div", "addcmul", "exp", "log", "sqrt", "sigmoid", "softmax",
+    "_softmax", "hardsigmoid", "hardswish", "upsample_bilinear2d", "roi_align", "batch_norm",
+    "native_batch_norm", "_native_batch_norm_legit_no_training",
 }  # fmt: skip
 REDUCTIONS = {
     "sum", "mean", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "avg_pool2d",
