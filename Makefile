@@ -35,12 +35,12 @@ AS_PLAIN := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 
 # The two that differ most.
 test-furthest: $(VENV)/.installed-dev
-	$(AS_PLAIN) OMP_NUM_THREADS=1 $(NUMERIC)
-	OMP_NUM_THREADS=4 $(NUMERIC)
+	$(AS_PLAIN) OMP_NUM_THREADS=1 $(NUMERIC) -n 2
+	OMP_NUM_THREADS=4 OMP_WAIT_POLICY=PASSIVE $(NUMERIC)
 
 test-processors: $(VENV)/.installed-dev
 	set -e; for threads in 1 4; do \
-		export OMP_NUM_THREADS=$$threads; \
+		export OMP_NUM_THREADS=$$threads OMP_WAIT_POLICY=PASSIVE; \
 		env $(AS_PLAIN) $(NUMERIC); \
 		env ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(NUMERIC); \
 		for isa in AVX512_CORE AVX512_CORE_BF16 AVX512_CORE_AMX; do \

@@ -86,8 +86,17 @@ def test_mobilenet_v2_equals_torchvision():
         assert_within(ours(image), expected, within)
 
 
-@pytest.mark.numeric
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet50_fpn_v2",
+        *(
+            pytest.param(name, marks=pytest.mark.numeric)
+            for name in DETECTORS
+            if name != "resnet50_fpn_v2"  # the longest, and much like the other
+        ),
+    ],
+)
 def test_proposals_equal_torchvision(name, checkpoint):
     theirs = detector(name)
     ours = load(load_model(name, checkpoint(name, theirs), fold=False), top=None)
@@ -95,8 +104,8 @@ def test_proposals_equal_torchvision(name, checkpoint):
     spec = ours.input_spec
     if spec.min_size == 800:
         # Full size would take minutes here; the arithmetic is the same.
-        theirs.transform.min_size, theirs.transform.max_size = (160,), 250
-        ours = load(ours, size=160, top=None)
+        theirs.transform.min_size, theirs.transform.max_size = (128,), 200
+        ours = load(ours, size=128, top=None)
     with torch.inference_mode():
         batch, _ = theirs.transform(images)
         features = theirs.backbone(batch.tensors)
@@ -130,7 +139,7 @@ def test_features_and_head_equal_torchvision_after_folding(checkpoint):
     theirs = detector("resnet50_fpn")
     ours = load_model("resnet50_fpn", checkpoint("r50", theirs))
     assert not any(isinstance(m, nn.BatchNorm2d) for m in ours.modules())
-    images = torch.rand(1, 3, 128, 160)
+    images = torch.rand(1, 3, 96, 128)
     expected, within = tolerances(lambda: dict(theirs.backbone(images)))
     with torch.inference_mode():
         found = ours.features(images)
@@ -309,10 +318,9 @@ class TestClassic:
         )
         assert_within(rpn.head.bbox_pred(hidden).permute(0, 2, 3, 1), linear, within)
 
-    @pytest.mark.numeric
     @torch.inference_mode()
     def test_shifting_the_input_by_the_stride_shifts_the_outputs(self, rpn):
-        images = torch.rand(1, 3, 480, 320)
+        images = torch.rand(1, 3, 320, 288)
         shifted = torch.roll(images, 16, dims=2)
         first, within = tolerances(lambda: rpn.head(list(rpn.features(images).values())))
         second = rpn.head(list(rpn.features(shifted).values()))
