@@ -78,7 +78,9 @@ def test_equal_to_torchvision_on_one_level(n, thresh):
     boxes, logits = given_candidates.boxes[0], given_candidates.logits[0]
     expected = torchvision.ops.nms(boxes, logits, thresh)
     theirs = Selection(boxes[expected], sigmoid(logits[expected]), 0 * expected, expected)
-    (ours,) = selections(nms(given_candidates, [n], nms_thresh=thresh, post_nms_top_n=n))
+    (ours,) = selections(
+        nms(given_candidates, [n], ProposalSpec(nms_thresh=thresh, post_nms_top_n=n))
+    )
     # The same numbers, but for the roundings of an IoU.
     assert_same_selection(ours, theirs, Limits(0, 0, thresh, top=n))
 
