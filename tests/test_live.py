@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import av
 import pytest
 
-import stream_rpn.packet_queue
+import stream_rpn.sources.packet_queue
 from bench.senders import free_port, sender
 from stream_rpn import multistream, read, stream
 from stream_rpn.cli import main
@@ -276,7 +276,7 @@ class TestPacketQueue:
     def test_a_slow_decoder_loses_whole_groups_and_knows_how_much(self, group, monkeypatch):
         clock, due = SimpleNamespace(now=0.0), threading.Semaphore(4)
         monkeypatch.setattr(
-            stream_rpn.packet_queue, "time", SimpleNamespace(monotonic=lambda: clock.now)
+            stream_rpn.sources.packet_queue, "time", SimpleNamespace(monotonic=lambda: clock.now)
         )
 
         def packets():
