@@ -267,7 +267,7 @@ class TestCommand:
         )  # fmt: skip
         assert "decode alone" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == 130
         assert "Traceback" not in err
 

@@ -206,7 +206,7 @@ class TestResults:
     def test_standard_input_is_a_source(self, tmp_path):
         data = clip("synthetic:64x64@10,4")
         process = start("-", "-o", "out.jsonl", stdin=subprocess.PIPE)
-        _, err = process.communicate(data, timeout=120)
+        _, err = process.communicate(data, timeout=300)
         assert process.returncode == 0, err.decode()
         assert lines("out.jsonl")[-1]["end"]["frames"] == 4
 
@@ -221,7 +221,7 @@ class TestResults:
             container.mux(stream.encode(None))
         with open("clip.mp4", "rb") as file:
             process = start("-", "-o", "out.jsonl", stdin=file)
-            _, err = process.communicate(timeout=120)
+            _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err.decode()
         assert lines("out.jsonl")[-1]["end"]["frames"] == 3
 
@@ -388,7 +388,7 @@ class TestFailuresUnderWay:
         process.stdout.readline()
         process.stdout.close()
         err = process.stderr.read().decode()
-        assert process.wait(timeout=120) == 0, err
+        assert process.wait(timeout=300) == 0, err
         assert "Traceback" not in err
 
     def test_a_closed_standard_error_sends_nothing_to_standard_output(self):
@@ -410,7 +410,7 @@ class TestFailuresUnderWay:
         wait_for_lines("out.jsonl", 5)
         process.send_signal(number)
         err = process.stderr.read().decode()
-        assert process.wait(timeout=120) == code, err
+        assert process.wait(timeout=300) == code, err
         assert "Traceback" not in err
         frames = lines("out.jsonl")[-1]["end"]["frames"]
         assert 4 <= frames < 3000
@@ -422,7 +422,7 @@ class TestFailuresUnderWay:
         # The encoder looks ahead by some dozens of frames.
         wait_for_lines("out.jsonl", 250)
         process.kill()
-        process.wait(timeout=60)
+        process.wait(timeout=300)
         process.stderr.close()
         frames = list(read("out.jsonl"))
         assert len(frames) >= 240
@@ -431,7 +431,7 @@ class TestFailuresUnderWay:
 
 
 def wait_for_lines(path: str, count: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if Path(path).exists() and Path(path).read_bytes().count(b"\n") >= count:
             return

@@ -155,11 +155,11 @@ def test_terminated_it_leaves_nothing_half_written(tmp_path):
     results = save_results(tmp_path / "r.jsonl", video, [0], size=(320, 240))
     command = [sys.executable, "-m", "stream_rpn", "render", results, video, "-o", "out.mp4"]
     process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()})
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not list(tmp_path.glob("*out.mp4*")):
         time.sleep(0.01)
     process.terminate()
-    assert process.wait(timeout=60) == 143
+    assert process.wait(timeout=300) == 143
     assert [path.name for path in tmp_path.iterdir()] == ["r.jsonl"]
 
 

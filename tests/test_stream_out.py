@@ -137,7 +137,7 @@ def test_a_receiver_sees_the_boxes(url, listening):
         with contextlib.suppress(StreamRPNError):  # the receiver leaves when it has enough
             feed(sink, lambda: process.poll() is not None, written)
         sink.abort()
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 0, err
@@ -274,11 +274,11 @@ def test_ctrl_c_ends_the_stream_cleanly(tmp_path):
     )
     watching = receiver(f"udp://127.0.0.1:{port}", 25)
     try:
-        out, err = watching.communicate(timeout=120)
+        out, err = watching.communicate(timeout=300)
         assert watching.returncode == 0, err
         # To the whole group, as a terminal does.
         os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=300)
     finally:
         process.kill()
         watching.kill()

@@ -597,7 +597,7 @@ class TestCommand:
             (_, header), *results = events(url, 6)
             metrics = get(url + "metrics")[1]
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+            process.communicate(timeout=300)
         finally:
             process.kill()
         assert process.returncode == 130
