@@ -18,12 +18,14 @@ from stream_rpn.frame import StreamRPNError
 from stream_rpn.measure import meter, peers, stages
 from stream_rpn.measure.meter import Meter, Usage
 from stream_rpn.measure.stages import BatchReport, Looped, Part
+from stream_rpn.models.checkpoint import load_model, save_weights
 from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.preprocess import image_to_input, to_frame_boxes
 from stream_rpn.queues import prefetch
 from stream_rpn.sources.synthetic import SyntheticVideo
 from tests.agreement import assert_same_selection, expectations, scored
+from tests.test_models import enliven, picture
 
 FRAMES = 5
 
@@ -152,11 +154,16 @@ class TestMeter:
 class TestPeers:
     @pytest.mark.numeric
     @pytest.mark.parametrize("model", ["tiny", "mobilenet_v3_large_320_fpn"])
-    def test_torchvision_finds_the_same_boxes_with_the_same_weights(self, model):
+    def test_torchvision_finds_the_same_boxes_with_the_same_weights(self, model, tmp_path):
         image = torch.rand(3, 200, 300, generator=torch.Generator().manual_seed(0))
         image = (image * 255).to(torch.uint8)
-        pipeline = Pipeline(api.load(model, "random", top=50), device="cpu", dtype="float32")
-        theirs = peers.TorchvisionProposer(model, "random", top=50)
+        weights = str(tmp_path / "lively.safetensors")
+        lively = load_model(model, "random", fold=False)
+        with torch.no_grad():
+            enliven(lively.head, list(lively.features(picture(256, 320)[None]).values()))
+        save_weights(lively, weights, model=model)
+        pipeline = Pipeline(api.load(model, weights, top=50), device="cpu", dtype="float32")
+        theirs = peers.TorchvisionProposer(model, weights, top=50)
         with torch.inference_mode():
             (found,) = peers.torchvision_boxes(theirs, pipeline.device, tuned=False)([image])
             (ours,) = peers.our_boxes(pipeline)([image])

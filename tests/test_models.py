@@ -34,6 +34,18 @@ def picture(height: int, width: int) -> torch.Tensor:
     return blobs[0] * 0.9 + torch.rand(3, height, width) * 0.1
 
 
+def enliven(head: nn.Module, features: list[torch.Tensor]) -> None:
+    """Per channel, gives logits a standard deviation of 2 and deltas one of 0.3 around 0."""
+    objectness, deltas = (torch.cat([m.flatten(2) for m in maps], 2) for maps in head(features))
+    for layer, output, deviation in (
+        (head.cls_logits, objectness, 2.0),
+        (head.bbox_pred, deltas, 0.3),
+    ):
+        scale = deviation / output.std((0, 2))
+        layer.weight *= scale[:, None, None, None]
+        layer.bias.copy_(-scale * output.mean((0, 2)))
+
+
 def detector(name: str, **options) -> nn.Module:
     """A torchvision detector whose random weights give lively scores and boxes."""
     torch.manual_seed(0)
@@ -46,19 +58,7 @@ def detector(name: str, **options) -> nn.Module:
             layer.weight.data.uniform_(0.5, 1.0)
             layer.bias.data.normal_(std=0.1)
     with torch.no_grad():
-        # Per channel, logits of standard deviation 2 and deltas of 0.3 around 0.
-        features = list(model.backbone(picture(256, 320)[None]).values())
-        outputs = zip(*model.rpn.head(features), strict=True)
-        objectness, deltas = (
-            torch.cat([m.flatten(2) for m in maps], 2) for maps in zip(*outputs, strict=True)
-        )
-        for layer, output, deviation in (
-            (model.rpn.head.cls_logits, objectness, 2.0),
-            (model.rpn.head.bbox_pred, deltas, 0.3),
-        ):
-            scale = deviation / output.std((0, 2))
-            layer.weight *= scale[:, None, None, None]
-            layer.bias.copy_(-scale * output.mean((0, 2)))
+        enliven(model.rpn.head, list(model.backbone(picture(256, 320)[None]).values()))
     return model
 
 
