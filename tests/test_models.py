@@ -134,7 +134,6 @@ def test_proposals_equal_torchvision(name, checkpoint):
     assert_same_selection(found[1], selections(alone)[0], expected[1][0])
 
 
-@pytest.mark.numeric
 def test_features_and_head_equal_torchvision_after_folding(checkpoint):
     theirs = detector("resnet50_fpn")
     ours = load_model("resnet50_fpn", checkpoint("r50", theirs))

@@ -19,9 +19,14 @@ def outputs(rpn, images):
     return [*maps, *objectness, *deltas]
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize(
-    "name", ["tiny", "nanodet_m", "resnet50_fpn_v2", "mobilenet_v3_large_320_fpn"]
+    "name",
+    [
+        pytest.param("tiny", marks=pytest.mark.numeric),
+        pytest.param("nanodet_m", marks=pytest.mark.numeric),
+        "resnet50_fpn_v2",
+        pytest.param("mobilenet_v3_large_320_fpn", marks=pytest.mark.numeric),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_a_packed_network_is_right(name, dtype):
