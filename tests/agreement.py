@@ -164,7 +164,6 @@ def expectations(
     nms_thresh: float,
     score_thresh: float = 0.0,
     min_size: float = 0.0,
-    dtype: torch.dtype = torch.float32,
 ) -> list[tuple[Limits, Selection]]:
     """Returns, for each image, what `assert_same_selection` needs to know of a proposal stage.
 
@@ -172,14 +171,13 @@ def expectations(
         heads: returns objectness and deltas of every level. Their computation counts among what
             rounds, unless it was done before.
         base_anchors: as the other arguments, those of `generate_proposals`.
-        dtype: of the network.
     """
-    named: list[Tensor] = []
+    named: list[list[int]] = []
 
     def decoded() -> tuple[Tensor, Tensor]:
         objectness, deltas = heads()
         boxes, scores = [], []
-        named[:] = [], []
+        named[:] = [[], []]
         levels = zip(objectness, deltas, base_anchors, strides, strict=True)
         for level, (logits, delta, base, stride) in enumerate(levels):
             batch, count, (height, width) = len(logits), len(base), logits.shape[2:]
@@ -194,7 +192,7 @@ def expectations(
             named[1] += range(len(grid))
         return torch.cat(boxes, 1), torch.cat(scores, 1)
 
-    (boxes, scores), (moved, changed) = tolerances(decoded, dtype)
+    (boxes, scores), (moved, changed) = tolerances(decoded)
     levels, anchors = map(torch.tensor, named)
     found = []
     for image in range(len(boxes)):
@@ -275,14 +273,9 @@ def _in_float64(side: Selection) -> Selection:
 
 
 def _assert_candidates(name: str, side: Selection, candidates: Selection, limits: Limits) -> None:
-    order = candidates.scores.argsort()
-    boxes, scores = candidates.boxes[order], candidates.scores[order]
     for index, (box, score) in enumerate(zip(side.boxes, side.scores, strict=True)):
-        start, stop = torch.searchsorted(
-            scores, torch.stack((score - limits.scores, score + limits.scores))
-        ).tolist()
-        near = (boxes[start : stop + 1] - box).abs().amax(1) <= limits.boxes
-        assert near.any(), (
+        near = candidates.boxes[(candidates.scores - score).abs() <= limits.scores]
+        assert ((near - box).abs().amax(1) <= limits.boxes).any(), (
             f"number {index} of {name} is no candidate: {box.tolist()}, score {float(score)}"
         )
 
