@@ -14,9 +14,10 @@ from torch import Tensor
 
 from bench.gpu_record import PREDICTED_US, Proof
 from stream_rpn.frame import Color, Frame
+from stream_rpn.input_spec import InputSpec
 from stream_rpn.kernels.preprocess import PlaneLayout, preprocess_batch
 from stream_rpn.network.gpu import GPUNetwork
-from stream_rpn.preprocess import InputSpec, color_matrix
+from stream_rpn.preprocess import color_matrix
 from stream_rpn.queues import prefetch
 from stream_rpn.timing import StageTimes
 

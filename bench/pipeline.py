@@ -80,8 +80,8 @@ def ours(pipeline: Pipeline, clip: str, out: str, frames: int) -> Turn:
     """Runs the product's own pipeline and sink."""
     selection = Selection(max_frames=frames)
     with Meter() as meter, pipeline.open(clip, selection) as stream:
-        settings = parameters(pipeline.rpn, selection)
-        header = sinks.make_header(stream.info, model=pipeline.rpn.name, parameters=settings)
+        settings = parameters(pipeline.model, selection)
+        header = sinks.make_header(stream.info, model=pipeline.model.name, parameters=settings)
         with sinks.open_sink(out, overwrite=True) as sink:
             sink.begin(header, stream.info)
             for proposals in stream:
@@ -137,7 +137,7 @@ def sides(name: str, weights: str | None, clip: str, out: str, *, only_ours: boo
     if native_bfloat16(torch.device("cpu")):
         dtypes.append("bfloat16")
     for dtype in dtypes:
-        pipeline = Pipeline(api.load(name, weights), device="cpu", dtype=dtype)
+        pipeline = Pipeline(api.load(name, weights), engine="torch", device="cpu", dtype=dtype)
         found.append(Side(f"stream-rpn {dtype}", partial(ours, pipeline, clip, out)))
     if only_ours:
         return found

@@ -52,13 +52,13 @@ def main():
     arguments = parser.parse_args()
 
     rpn = api.load(arguments.model, arguments.weights, top=1000)
-    pipeline = Pipeline(rpn, dtype=arguments.dtype)
-    rows = images(pipeline.rpn, arguments.data / "coco")
+    pipeline = Pipeline(rpn, engine="torch", dtype=arguments.dtype)
+    rows = images(pipeline.model, arguments.data / "coco")
     for name in VIDEOS:
         rows.append(
             {"data": name, **video(pipeline, arguments.data / "video" / f"{name}.mp4").summary()}
         )
-    dtype = str(pipeline.dtype).removeprefix("torch.")
+    dtype = pipeline.dtype
     if arguments.json:
         report.write_json(
             arguments.json,

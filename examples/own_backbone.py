@@ -6,7 +6,7 @@ from torch import nn
 
 import stream_rpn
 from stream_rpn.anchors import AnchorSpec
-from stream_rpn.preprocess import InputSpec
+from stream_rpn.input_spec import InputSpec
 from stream_rpn.rpn import RPN, ProposalSpec, RPNHead
 
 

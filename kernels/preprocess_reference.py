@@ -136,12 +136,34 @@ def preprocess_planes(
             stored, target = stored.mT, target.mT
             sizes, scales = sizes[::-1], scales[::-1]
         resize(stored, sizes, False, *scales, out=target)
+    color_planes(samples, matrix, mean, std, out, rotation=rotation)
+
+
+def color_planes(
+    samples: Tensor,
+    matrix: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    out: Tensor,
+    *,
+    rotation: int = 0,
+) -> None:
+    """Converts planes that have their size already, normalises them and pads.
+
+    Args:
+        samples: [3, rows, columns] float32: y, u and v.
+        matrix: [3, 4] float32, sample values (and 1) to RGB in [0, 1].
+        mean: [3] float32.
+        std: [3] float32.
+        out: [3, H, W], any floating dtype and strides, at least as large as the turned picture.
+        rotation: degrees clockwise: 0, 90, 180 or 270.
+    """
     # Normalisation is folded into the matrix, and with it the clamp's bounds.
     scaled = matrix[:, :3] / std[:, None]
     offset = (matrix[:, 3] - mean) / std
-    rgb = torch.addmm(offset[:, None], scaled, samples.view(3, -1)).view(3, rows, columns)
+    rgb = torch.addmm(offset[:, None], scaled, samples.view(3, -1)).view_as(samples)
     lowest, highest = (-mean / std).tolist(), ((1 - mean) / std).tolist()
-    height, width = size
+    height, width = rgb.shape[1:] if rotation % 180 == 0 else rgb.mT.shape[1:]
     for channel, slot, low, high in zip(rgb, out, lowest, highest, strict=True):
         channel.clamp_(low, high)
         slot[:height, :width].copy_(torch.rot90(channel, -rotation // 90) if rotation else channel)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import ceil
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
-from torch import Tensor
 
-from stream_rpn import compute, models, multistream, sources
+from stream_rpn import models, multistream, sources
+from stream_rpn.engines import choose_engine
 from stream_rpn.frame import Proposals, StreamRPNError
-from stream_rpn.models.checkpoint import load_model
+from stream_rpn.model import Model
 from stream_rpn.pipeline import Pipeline
-from stream_rpn.rpn import RPN, propose_image
 from stream_rpn.sources.select import Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stream_rpn.rpn import RPN
+
+M = TypeVar("M", bound=Model)
 
 DEFAULT_TOP = 300
 
@@ -52,49 +57,124 @@ def load(
     Raises:
         StreamRPNError: what was asked for does not exist or does not fit, in one sentence.
     """
-    if isinstance(model, RPN):
+    if isinstance(model, Model):
         if weights is not None:
             raise StreamRPNError(
                 "an RPN of your own has its weights already; load others into it with PyTorch"
             )
         rpn = model
     else:
+        from stream_rpn.models.checkpoint import load_model
+
         rpn = load_model(str(model), weights)
         top = DEFAULT_TOP if top is None else top
-    try:
-        rpn.override(
-            post_nms_top_n=top,
-            pre_nms_top_n=pre_nms,
-            nms_thresh=nms,
-            score_thresh=score_thresh,
-            min_size=min_size,
-        )
-        if anchor_sizes is not None or anchor_ratios is not None:
-            if rpn.anchor_spec is None:
-                raise StreamRPNError(
-                    "this model's anchors were given box by box; change them with set_anchors"
-                )
+    _adjust(
+        rpn,
+        size,
+        post_nms_top_n=top,
+        pre_nms_top_n=pre_nms,
+        nms_thresh=nms,
+        score_thresh=score_thresh,
+        min_size=min_size,
+    )
+    if anchor_sizes is not None or anchor_ratios is not None:
+        if rpn.anchor_spec is None:
+            raise StreamRPNError(
+                "this model's anchors were given box by box; change them with set_anchors"
+            )
+        try:
             rpn.set_anchors(rpn.anchor_spec.override(anchor_sizes, anchor_ratios))
+        except ValueError as error:
+            raise StreamRPNError(str(error)) from error
+    return rpn
+
+
+def _adjust(model: M, size: int | None, **limits: float | int | None) -> M:
+    try:
+        return model.override(**limits).resize(size)
     except ValueError as error:
         raise StreamRPNError(str(error)) from error
-    if size is not None:
-        if size < 1:
-            raise StreamRPNError(f"the input size must be at least 1 pixel, got {size}")
-        spec = rpn.input_spec
-        longest = max(spec.max_size, ceil(spec.max_size * size / spec.min_size))
-        rpn.input_spec = replace(spec, min_size=size, max_size=longest)
-    return rpn
+
+
+def open_pipeline(
+    model: str | Path | Model = models.DEFAULT_MODEL,
+    *,
+    engine: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    batch: str | int = "auto",
+    features: bool = False,
+    images: bool = False,
+    threads: int | None = None,
+    **load_options: Any,
+) -> Pipeline:
+    """Returns a pipeline of a model; for OpenVINO without torch, where its graph is there already.
+
+    Args:
+        model: see `load`.
+        engine: see `Pipeline`, as the others before `load_options`.
+        device: where to compute.
+        dtype: the network's number format.
+        batch: frames per network call.
+        features: attach the feature maps.
+        images: keep the decoded frames.
+        threads: cores to compute on.
+        **load_options: see `load`.
+
+    Raises:
+        StreamRPNError: what was asked for does not exist or does not fit, in one sentence.
+    """
+    chosen = choose_engine(engine, device=device, dtype=dtype, features=features)
+    if chosen == "openvino" and not isinstance(model, Model):
+        ready = _ready(str(model), **load_options)
+    else:
+        ready = load(cast("RPN | str | Path", model), **load_options)
+    return Pipeline(
+        ready,
+        engine=engine,
+        device=device,
+        dtype=dtype,
+        batch=batch,
+        features=features,
+        images=images,
+        threads=threads,
+    )
+
+
+def _ready(model: str, weights: str | Path | None = None, **options: Any) -> Model:
+    """Returns a model by name or file, converted where it can be."""
+    from stream_rpn.models import graphs
+    from stream_rpn.network.converted import Converted, UnconvertibleError
+
+    weights = None if weights is None else str(weights)
+    anchors = {name: options.pop(name, None) for name in ("anchor_sizes", "anchor_ratios")}
+    if any(value is not None for value in anchors.values()):
+        return load(model, weights, **options, **anchors)
+    found = graphs.find(model, weights)
+    if found is None:
+        rpn = load(model, weights)
+        try:
+            found = Converted.of(rpn)
+        except UnconvertibleError:
+            return load(rpn, **{"top": DEFAULT_TOP, **options})
+        graphs.keep(found, model, weights)
+    names = {"top": "post_nms_top_n", "pre_nms": "pre_nms_top_n", "nms": "nms_thresh"}
+    size = options.pop("size", None)
+    options["top"] = DEFAULT_TOP if options.get("top") is None else options["top"]
+    return _adjust(found, size, **{names.get(name, name): v for name, v in options.items()})
 
 
 def stream(
     source: str | Path,
     *,
     model: str | Path | RPN = models.DEFAULT_MODEL,
+    engine: str = "auto",
     device: str = "auto",
     dtype: str = "auto",
     batch: str | int = "auto",
     features: bool = False,
     images: bool = False,
+    threads: int | None = None,
     start: float | None = None,
     end: float | None = None,
     stride: int = 1,
@@ -115,11 +195,13 @@ def stream(
     Args:
         source: a video file, a URL, "webcam", a directory or glob of images, "synthetic:".
         model: see `load`.
+        engine: "auto" (OpenVINO on a CPU, where it can), "torch" or "openvino".
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         dtype: the network's number format: "auto", "float32", "bfloat16" or "float16".
         batch: frames per network call, or "auto".
         features: attach the feature maps, for RoIAlign.
         images: attach the decoded frame.
+        threads: cores to compute on, on a CPU; by default all that this process may use.
         start: seconds from the first timestamp.
         end: seconds from the first timestamp, exclusive.
         stride: use every stride-th frame.
@@ -134,13 +216,16 @@ def stream(
     Raises:
         StreamRPNError: the source or the model cannot be opened, in one sentence.
     """
-    pipeline = Pipeline(
-        load(model, **load_options),
+    pipeline = open_pipeline(
+        model,
+        engine=engine,
         device=device,
         dtype=dtype,
         batch=batch,
         features=features,
         images=images,
+        threads=threads,
+        **load_options,
     )
     selection = Selection(start, end, stride, fps, max_frames, video_stream, decoder)
     policy = policy or multistream.LivePolicy()
@@ -168,6 +253,9 @@ def propose(
         device: where to compute.
         **load_options: see `load`.
     """
+    from stream_rpn import compute
+    from stream_rpn.rpn import propose_image
+
     several = isinstance(image, (list, tuple))
     images: Sequence[Tensor | np.ndarray] = image if several else [image]  # type: ignore[list-item,assignment]
     where = compute.choose_device(device)

@@ -64,18 +64,3 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise StreamRPNError(f"there is no dtype '{name}'; choose auto or {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def choose_batch(name: str, device: torch.device) -> int:
-    """Returns the batch size called `name`: a number, or `auto`: 8 on CUDA, 1 elsewhere.
-
-    On a CPU a batch of one frame keeps the intermediate maps in the caches.
-
-    Raises:
-        StreamRPNError: not a positive number.
-    """
-    if name == "auto":
-        return 8 if device.type == "cuda" else 1
-    if not name.isdecimal() or int(name) < 1:
-        raise StreamRPNError(f"--batch must be auto or a whole number from 1 up, got '{name}'")
-    return int(name)

@@ -21,9 +21,9 @@ from typing import Any
 
 from stream_rpn import sources
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
+from stream_rpn.input_spec import input_shape
 from stream_rpn.multiplex import Lane, Multiplexer
 from stream_rpn.pipeline import Pipeline
-from stream_rpn.preprocess import input_shape
 from stream_rpn.queues import Closing
 from stream_rpn.sources.live import LivePolicy, LiveSource
 from stream_rpn.sources.select import Selection
@@ -198,13 +198,15 @@ class LiveStreams(Closing):
             [(stream.lane, stream.frames()) for stream in self.streams],
             size=pipeline.queue_size,
             batch=pipeline.batch,
-            shape=partial(input_shape, spec=pipeline.rpn.input_spec),
+            shape=partial(input_shape, spec=pipeline.model.input_spec),
             max_age=policy.max_age,
             batch_wait=policy.batch_wait,
             limit=selection.max_frames,
             stopped=stopped,
         )
-        self._queues = pipeline.network.queues(self._merge, self.times)
+        self._queues = pipeline.network.queues(
+            self._merge, self.times, latency=len(self.streams) == 1
+        )
 
     def __iter__(self) -> Iterator[Proposals | None]:
         while True:

@@ -10,56 +10,104 @@ import itertools
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-
-from stream_rpn import compute, sources
-from stream_rpn.frame import Frame, Proposals
-from stream_rpn.network.eager import EagerNetwork
-from stream_rpn.network.gpu import GPUNetwork
+from stream_rpn import sources
+from stream_rpn.cores import available_cores
+from stream_rpn.engines import choose_batch, choose_engine, native_bfloat16
+from stream_rpn.frame import Frame, Proposals, StreamRPNError
+from stream_rpn.model import Model
 from stream_rpn.network.network import Network
 from stream_rpn.queues import Closing, prefetch
-from stream_rpn.rpn import RPN
 from stream_rpn.sources.select import Selection
 from stream_rpn.sources.source import Source
 from stream_rpn.statistics import StreamStatistics
 from stream_rpn.timing import StageTimes
+
+if TYPE_CHECKING:
+    from stream_rpn.network.converted import Converted
+    from stream_rpn.rpn import RPN
 
 
 class Pipeline:
     """A model on a device, ready for any number of sources.
 
     Args:
-        rpn: the model; it is moved to `device` and `dtype` in place. From then on its weights and
-            anchors must stay as they are: a captured CUDA graph holds their addresses.
+        model: what `stream_rpn.load` returns or an RPN of your own; or one that is converted
+            already. For torch an RPN is moved to `device` and `dtype` in place: from then on its
+            weights and anchors must stay as they are, as a captured CUDA graph holds their
+            addresses.
+        engine: "auto", "torch" or "openvino", see `choose_engine`.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         dtype: "auto", "float32", "bfloat16" or "float16", for the network; boxes are float32.
-        batch: frames per network call, or "auto".
+        batch: frames per network call of torch, or "auto".
         features: attach the feature maps to the results.
         images: keep the decoded frame in the results.
+        threads: cores to compute on, on a CPU; by default all that this process may use.
+
+    Attributes:
+        model: as it is computed.
+        engine: "torch" or "openvino".
+        device: what computes: "cpu", "cuda:N" or "mps".
+        dtype: the number format's name.
+        batch: frames per call.
+        network: what computes it.
     """
 
     def __init__(
         self,
-        rpn: RPN,
+        model: Model,
         *,
+        engine: str = "auto",
         device: str = "auto",
         dtype: str = "auto",
         batch: str | int = "auto",
         features: bool = False,
         images: bool = False,
+        threads: int | None = None,
     ) -> None:
-        self.device = compute.choose_device(device)
-        self.dtype = compute.choose_dtype(dtype, self.device)
-        self.batch = compute.choose_batch(str(batch), self.device)
+        self.engine = choose_engine(engine, device=device, dtype=dtype, features=features)
         self.features = features
         self.images = images
-        self.rpn = rpn.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.rpn.eval()
-        form = GPUNetwork if self.device.type == "cuda" else EagerNetwork
-        self.network: Network = form(
-            self.rpn, self.device, self.dtype, self.batch, features=features, images=images
+        self.model = model
+        if self.engine == "openvino":
+            self.model, self.engine = _converted(model, required=engine == "openvino")
+        if self.engine == "openvino":
+            from stream_rpn.network.openvino import OpenVINONetwork
+
+            choose_batch(str(batch), "cpu")  # which says what is wrong with it
+            self.device, self.batch = "cpu", 1
+            self.dtype = dtype
+            if dtype == "auto":
+                self.dtype = "bfloat16" if native_bfloat16() else "float32"
+            self.network: Network = OpenVINONetwork(
+                cast("Converted", self.model),
+                self.dtype,
+                threads or available_cores(),
+                images=images,
+            )
+        else:
+            self._compute_with_torch(cast("RPN", model), device, dtype, str(batch), threads)
+
+    def _compute_with_torch(
+        self, rpn: RPN, device_name: str, dtype_name: str, batch: str, threads: int | None
+    ) -> None:
+        import torch
+
+        from stream_rpn import compute
+        from stream_rpn.network.eager import EagerNetwork
+        from stream_rpn.network.gpu import GPUNetwork
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        device = compute.choose_device(device_name)
+        dtype = compute.choose_dtype(dtype_name, device)
+        self.device, self.dtype = str(device), compute.DTYPE_NAMES[dtype]
+        self.batch = choose_batch(batch, device.type)
+        rpn = rpn.to(device, dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        form = GPUNetwork if device.type == "cuda" else EagerNetwork
+        self.network = form(
+            rpn, device, dtype, self.batch, features=self.features, images=self.images
         )
 
     def open(
@@ -85,17 +133,18 @@ class Pipeline:
                 source,
                 decoder=selection.decoder,
                 video_stream=selection.video_stream,
-                device=str(self.device),
+                device=self.device,
             )
         return Stream(self, source, selection, stop or threading.Event())
 
     def facts(self) -> dict[str, Any]:
-        """Returns what computes, as summaries tell it: device, dtype, batch and model."""
+        """Returns what computes, as summaries tell it: engine, device, dtype, batch and model."""
         return {
-            "device": str(self.device),
-            "dtype": compute.DTYPE_NAMES[self.dtype],
+            "engine": self.engine,
+            "device": self.device,
+            "dtype": self.dtype,
             "batch": self.batch,
-            "model": self.rpn.name,
+            "model": self.model.name,
         }
 
     @property
@@ -153,12 +202,26 @@ class Stream(StreamStatistics, Closing):
         self._source.close()
 
 
-def parameters(rpn: RPN, selection: Selection) -> dict[str, Any]:
+def _converted(model: Model, *, required: bool) -> tuple[Model, str]:
+    """Returns the model as OpenVINO takes it, and the engine: torch for one that it cannot take."""
+    from stream_rpn.network.converted import Converted, UnconvertibleError
+
+    if isinstance(model, Converted):
+        return model, "openvino"
+    try:
+        return Converted.of(cast("RPN", model)), "openvino"
+    except UnconvertibleError as error:
+        if required:
+            raise StreamRPNError(f"the engine openvino cannot be used: {error}") from error
+        return model, "torch"
+
+
+def parameters(model: Model, selection: Selection) -> dict[str, Any]:
     """Returns every number that shaped the results, for a result file's header."""
     return {
-        "trained": rpn.trained,
-        "input": asdict(rpn.input_spec),
-        "proposals": asdict(rpn.proposal_spec),
+        "trained": model.trained,
+        "input": asdict(model.input_spec),
+        "proposals": asdict(model.proposal_spec),
         "selection": asdict(selection),
     }
 

@@ -180,12 +180,14 @@ class Queues(Closing, Generic[T]):
             queue.close()
 
 
-def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+def map_in_order(
+    function: Callable[[T], R], items: Iterable[T], workers: int, *, share_cores: bool = False
+) -> Iterator[R]:
     """Yields function(item) of each item, in order, computed for `workers` items at a time.
 
-    An item is taken from `items`, in a thread of its own, once a worker is free for it. The workers
-    share the cores out: operations of torch run on torch.get_num_threads() // workers of them. An
-    exception of `items` or of `function` is raised after the results before it.
+    An item is taken from `items`, in a thread of its own, once a worker is free for it. With
+    `share_cores` operations of torch run on torch.get_num_threads() // workers cores. An exception
+    of `items` or of `function` is raised after the results before it.
     """
     iterator, free = iter(items), threading.Semaphore(workers)
 
@@ -204,7 +206,8 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="worker")
     try:
-        _share_cores(pool, workers)
+        if share_cores:
+            _share_cores(pool, workers)
         with prefetch(submitted(), workers, name="begin") as futures:
             for future in futures:
                 yield future.result()
@@ -216,7 +219,7 @@ _sharing = threading.Lock()
 
 
 def _share_cores(pool: ThreadPoolExecutor, workers: int) -> None:
-    # Not at the top: sources, which queue their packets here, do without torch.
+    # Not at the top: whoever does without torch queues here as well.
     import torch
 
     with _sharing:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from stream_rpn.anchors import AnchorSpec
 from stream_rpn.frame import Proposals
+from stream_rpn.input_spec import InputSpec
 from stream_rpn.kernels.generate import generate_proposals
 from stream_rpn.kernels.proposals import HeadOutputs, ProposalBatch, ProposalSpec
-from stream_rpn.preprocess import InputSpec, image_to_input, to_frame_boxes
+from stream_rpn.model import Model
+from stream_rpn.preprocess import image_to_input, to_frame_boxes
 
 __all__ = ["RPN", "ProposalSpec", "RPNHead", "fold_batch_norms", "propose_image"]
 
@@ -99,7 +101,7 @@ class RPNHead(Head):
         return [self.cls_logits, self.bbox_pred]
 
 
-class RPN(nn.Module):
+class RPN(nn.Module, Model):
     """Images in, proposals out.
 
     Args:
@@ -131,7 +133,7 @@ class RPN(nn.Module):
         # The network's name in result files, and whether its weights mean anything.
         self.name = "custom"
         self.trained = True
-        self._strides = None if strides is None else tuple((s, s) for s in strides)
+        self.given_strides = None if strides is None else tuple((s, s) for s in strides)
         self.set_anchors(anchors)
 
     def set_anchors(self, anchors: AnchorSpec | Sequence[Tensor]) -> None:
@@ -177,8 +179,8 @@ class RPN(nn.Module):
 
     def strides(self, images: Tensor, maps: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
         """Returns per level the (y, x) input pixels per cell: given, or padded size // map size."""
-        if self._strides is not None:
-            return self._strides
+        if self.given_strides is not None:
+            return self.given_strides
         height, width = images.shape[-2:]
         return tuple((height // m.shape[-2], width // m.shape[-1]) for m in maps)
 
@@ -207,12 +209,6 @@ class RPN(nn.Module):
         maps = list(self.features(images).values())
         objectness, deltas = self.head(maps)
         return self.proposals_of_heads(objectness, deltas, self.strides(images, maps), image_sizes)
-
-    def override(self, **changes: float | int | None) -> RPN:
-        """Changes fields of the proposal spec in place (None leaves one alone); returns self."""
-        given = {name: value for name, value in changes.items() if value is not None}
-        self.proposal_spec = replace(self.proposal_spec, **given)  # type: ignore[arg-type]
-        return self
 
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:

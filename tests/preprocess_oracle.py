@@ -7,8 +7,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stream_rpn.input_spec import IMAGENET_MEAN, IMAGENET_STD
 from stream_rpn.kernels.preprocess import PlaneLayout
-from stream_rpn.preprocess import IMAGENET_MEAN, IMAGENET_STD, color_matrix
+from stream_rpn.preprocess import color_matrix
 
 MEAN, STD = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
 

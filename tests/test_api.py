@@ -10,7 +10,7 @@ from torch import nn
 
 import stream_rpn
 from stream_rpn import anchors
-from stream_rpn.preprocess import InputSpec
+from stream_rpn.input_spec import InputSpec
 from stream_rpn.rpn import RPN, ProposalSpec, RPNHead
 
 SYNTHETIC = "synthetic:128x96@10,6"

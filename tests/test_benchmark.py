@@ -87,7 +87,7 @@ class TestStages:
 
     def test_the_gpu_form_is_measured_the_same_way(self, clip):
         pipeline = small()
-        rpn, device = pipeline.rpn, torch.device("cpu")
+        rpn, device = pipeline.model, torch.device("cpu")
         pipeline.network = GPUNetwork(rpn, device, torch.float32, 2, features=False, images=False)
         frames = stages.sample(clip)
         unqueued, _ = stages.network_unqueued(pipeline, frames, 0.05)
@@ -167,7 +167,7 @@ class TestPeers:
         with torch.inference_mode():
             (found,) = peers.torchvision_boxes(theirs, pipeline.device, tuned=False)([image])
             (ours,) = peers.our_boxes(pipeline)([image])
-        rpn = pipeline.rpn
+        rpn = pipeline.model
         inputs, sizes = image_to_input(image, rpn.input_spec)
         with torch.inference_mode():
             maps = list(rpn.features(inputs).values())

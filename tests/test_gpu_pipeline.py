@@ -39,7 +39,7 @@ def pipeline(rpn, form, *, batch=4, device="cpu", dtype="float32", **options):
     made = Pipeline(rpn, device=device, dtype=dtype, batch=batch, **options)
     if device == "cpu":
         made.network = form(
-            made.rpn,
+            made.model,
             made.device,
             made.dtype,
             made.batch,

@@ -20,10 +20,10 @@ from bench.senders import free_port, sender
 from stream_rpn import multistream, read, stream
 from stream_rpn.cli import main
 from stream_rpn.frame import Color, Drop, Frame, StreamRPNError
+from stream_rpn.input_spec import InputSpec
 from stream_rpn.multiplex import Lane, Multiplexer
 from stream_rpn.network import eager
 from stream_rpn.network.eager import batches
-from stream_rpn.preprocess import InputSpec
 from stream_rpn.sources import expand, is_live, masked, stem
 from stream_rpn.sources.address import device_input
 from stream_rpn.sources.live import LivePolicy, LiveSource

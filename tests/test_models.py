@@ -8,9 +8,9 @@ import torchvision
 from torch import nn
 
 from stream_rpn import StreamRPNError, anchors, load, models
+from stream_rpn.input_spec import padded_size, resized_size
 from stream_rpn.models import mobilenet_v2, vgg16
 from stream_rpn.models.checkpoint import load_model, read_checkpoint, save_weights
-from stream_rpn.preprocess import padded_size, resized_size
 from tests.agreement import (
     Selection,
     assert_same_selection,

@@ -8,8 +8,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 
 from stream_rpn import preprocess
 from stream_rpn.frame import Color, Frame, StreamRPNError
+from stream_rpn.input_spec import InputSpec, padded_size, resized_size
 from stream_rpn.kernels.preprocess import preprocess_batch
-from stream_rpn.preprocess import InputSpec
 from tests.preprocess_oracle import MEAN, STD
 
 SPEC = InputSpec(min_size=48, max_size=80)
@@ -76,7 +76,7 @@ class TestSizes:
         ids=str,
     )
     def test_known(self, size, limits, expected):
-        assert preprocess.resized_size(*size, *limits) == expected
+        assert resized_size(*size, *limits) == expected
 
     @settings(max_examples=60, deadline=None)
     @given(
@@ -89,13 +89,13 @@ class TestSizes:
             expected, _ = transform(InputSpec(*limits)).eval().resize(torch.empty(3, height, width))
         except RuntimeError:
             with pytest.raises(StreamRPNError, match="elongated"):
-                preprocess.resized_size(height, width, *limits)
+                resized_size(height, width, *limits)
         else:
-            assert preprocess.resized_size(height, width, *limits) == expected.shape[1:]
+            assert resized_size(height, width, *limits) == expected.shape[1:]
 
     def test_padding(self):
-        assert preprocess.padded_size((749, 1333), 32) == (768, 1344)
-        assert preprocess.padded_size((64, 1), 32) == (64, 32)
+        assert padded_size((749, 1333), 32) == (768, 1344)
+        assert padded_size((64, 1), 32) == (64, 32)
 
     def test_boxes_return_as_in_torchvision(self):
         boxes = torch.rand(2, 7, 4) * 700

@@ -9,12 +9,13 @@ import torch
 
 from stream_rpn import preprocess, sources
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.input_spec import InputSpec
 from stream_rpn.network.eager import batches
 from stream_rpn.network.upload import NUM_SLOTS, Download, HostStream, Slot, upload
 from stream_rpn.queues import map_in_order, prefetch
 from stream_rpn.timing import StageTimes
 
-SPEC = preprocess.InputSpec(min_size=64, max_size=128)
+SPEC = InputSpec(min_size=64, max_size=128)
 CPU = torch.device("cpu")
 
 

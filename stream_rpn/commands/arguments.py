@@ -12,7 +12,7 @@ def add_model_arguments(
     *,
     several: bool = False,
     batch: str | None = "auto",
-    batch_help: str = "frames per call, or auto",
+    batch_help: str = "frames per call of torch, or auto",
 ) -> None:
     """Adds the options that say which model runs, and where.
 
@@ -42,7 +42,18 @@ def add_model_arguments(
     model.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     model.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     if not several:
+        model.add_argument(
+            "--engine",
+            default="auto",
+            help="auto (OpenVINO on a CPU, where it can), torch or openvino",
+        )
         model.add_argument("--batch", default=batch, metavar="N", help=batch_help)
+        model.add_argument(
+            "--threads",
+            type=positive,
+            metavar="N",
+            help="cores to compute on, on a CPU (default: all that this process may use)",
+        )
     model.add_argument(
         "--size", type=positive, metavar="PX", help="shorter side of the network's input"
     )

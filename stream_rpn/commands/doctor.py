@@ -16,7 +16,7 @@ from rich.table import Table
 from stream_rpn import __version__, models
 from stream_rpn.commands.tables import print_table
 
-_PACKAGES = ("torch", "torchvision", "triton", "av", "numpy", "pyarrow", "supervision")
+_PACKAGES = ("torch", "torchvision", "triton", "openvino", "av", "numpy", "pyarrow", "supervision")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +135,10 @@ def _weights() -> str:
 
 def _choices() -> Iterator[tuple[str, str]]:
     from stream_rpn import compute
+    from stream_rpn.engines import choose_batch, why_not_openvino
 
+    reason = why_not_openvino()
+    yield "--engine auto", "openvino" if reason is None else f"torch (not openvino: {reason})"
     device = compute.choose_device()
     yield (
         "--device auto",
@@ -144,6 +147,6 @@ def _choices() -> Iterator[tuple[str, str]]:
     dtype = compute.choose_dtype("auto", device)
     native = "native here" if compute.native_bfloat16(device) else "emulated here"
     yield "--dtype auto", f"{str(dtype).removeprefix('torch.')} (bfloat16 is {native})"
-    yield "--batch auto", str(compute.choose_batch("auto", device))
+    yield "--batch auto", str(choose_batch("auto", device.type))
     decoder = "NVDEC where it can, else the CPU" if device.type == "cuda" else "the CPU"
     yield "--decoder auto", decoder

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    import torch
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
@@ -29,7 +28,7 @@ class Progress:
     On standard error only. Where that is no terminal, one plain line per source every ten seconds.
     """
 
-    def __init__(self, selection: Selection, device: torch.device, *, quiet: bool = False) -> None:
+    def __init__(self, selection: Selection, device: str, *, quiet: bool = False) -> None:
         self._selection = selection
         self._device = device
         self._quiet = quiet

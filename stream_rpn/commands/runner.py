@@ -7,13 +7,10 @@ import json
 import signal
 import threading
 import types
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from stream_rpn import api
 from stream_rpn.commands.arguments import load_options
@@ -70,32 +67,22 @@ def run(arguments: argparse.Namespace) -> int:
         video_stream=arguments.video_stream,
         decoder=arguments.decoder,
     )
-    with _one_thread():
-        rpn = api.load(arguments.model, **load_options(arguments))
-        pipeline = Pipeline(
-            rpn,
-            device=arguments.device,
-            dtype=arguments.dtype,
-            batch=arguments.batch,
-            images=any(output.needs_image for output in outputs),
-        )
-    if not rpn.trained:
+    pipeline = api.open_pipeline(
+        arguments.model,
+        engine=arguments.engine,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        batch=arguments.batch,
+        images=any(output.needs_image for output in outputs),
+        threads=arguments.threads,
+        **load_options(arguments),
+    )
+    if not pipeline.model.trained:
         complain(
-            f"warning: the model '{rpn.name}' is UNTRAINED: its boxes mean nothing yet; only the "
-            "speed is real"
+            f"warning: the model '{pipeline.model.name}' is UNTRAINED: its boxes mean nothing yet; "
+            "only the speed is real"
         )
     return _Run(arguments, pipeline, selection, policy, uris, outputs, together).run()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Limits torch to one thread: on weights, threads would wait longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _policy(arguments: argparse.Namespace) -> LivePolicy:
@@ -286,8 +273,8 @@ class _Run:
     def _begin(self, stream: StreamStatistics, mine: list[OutputInUse]) -> None:
         header = make_header(
             stream.info,
-            model=self.pipeline.rpn.name,
-            parameters=parameters(self.pipeline.rpn, self.selection),
+            model=self.pipeline.model.name,
+            parameters=parameters(self.pipeline.model, self.selection),
         )
         for output in mine:
             output.begin(header, stream.info, lambda: self._status(stream, mine))
@@ -368,7 +355,8 @@ def _names(outputs: Iterable[OutputInUse]) -> list[str]:
 def _is_out_of_memory(error: Exception) -> bool:
     # torch has an exception of its own for GPUs only.
     return (
-        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
         or "DefaultCPUAllocator" in str(error)
         or "Storage size calculation overflowed" in str(error)
     )

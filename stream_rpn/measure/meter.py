@@ -50,9 +50,9 @@ class Usage:
 class Meter:
     """Measures what runs inside its `with`; the answer is in `usage` afterwards."""
 
-    def __init__(self, device: torch.device | None = None, *, rapl: Path = RAPL) -> None:
+    def __init__(self, device: str = "cpu", *, rapl: Path = RAPL) -> None:
         self.usage = Usage()
-        self._gpu = _GPU(device) if device is not None and device.type == "cuda" else None
+        self._gpu = _GPU(torch.device(device)) if device.startswith("cuda") else None
         self._rapl = _rapl_domains(rapl)
         self._resident: list[float] = []
         self._stop = threading.Event()

@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import torch
@@ -33,7 +33,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from stream_rpn import preprocess
-from stream_rpn.compute import native_bfloat16
+from stream_rpn.compute import DTYPES, native_bfloat16
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.measure.meter import Meter
 from stream_rpn.models.checkpoint import load_model
@@ -228,14 +228,14 @@ def torchvision_boxes(proposer: TorchvisionProposer, device: torch.device, *, tu
 
 def our_boxes(pipeline: Pipeline) -> Boxes:
     """Returns our model on RGB images: everything of ours but decoding, planes and threads."""
-    rpn = pipeline.rpn
+    rpn = cast(RPN, pipeline.model)
 
     def run(images: list[Tensor]) -> list[Tensor]:
         inputs, image_sizes = preprocess.image_to_input(
             [image.to(pipeline.device) for image in images],
             rpn.input_spec,
             device=pipeline.device,
-            dtype=pipeline.dtype,
+            dtype=DTYPES[pipeline.dtype],
             channels_last=True,
         )
         kept = rpn(inputs, image_sizes)
@@ -279,16 +279,16 @@ class Peer:
 def peers(
     pipeline: Pipeline, model: str, weights: str | None = None, *, size: int | None = None
 ) -> list[Peer]:
-    """Returns the peers of a pipeline, those that cannot run here with the reason why."""
+    """Returns the peers of a pipeline of torch, those that cannot run here with the reason why."""
     found = []
-    top = pipeline.rpn.proposal_spec.post_nms_top_n
+    top = pipeline.model.proposal_spec.post_nms_top_n
     for name, tuned in (("torchvision loop", False), ("torchvision loop, tuned", True)):
         try:
             proposer = TorchvisionProposer(model, weights, size=size, top=top)
         except StreamRPNError as error:
             found.append(Peer(name, "PyAV to RGB", our_boxes(pipeline), missing=str(error)))
             continue
-        boxes = torchvision_boxes(proposer, pipeline.device, tuned=tuned)
+        boxes = torchvision_boxes(proposer, torch.device(pipeline.device), tuned=tuned)
         found.append(Peer(name, "PyAV to RGB", boxes, pipeline.batch if tuned else 1))
     for name, (package, _) in DECODERS.items():
         peer = Peer(f"{name}, our model", name, our_boxes(pipeline), pipeline.batch)

@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stream_rpn import api
-from stream_rpn.compute import choose_batch
+from stream_rpn.engines import choose_batch
 from stream_rpn.frame import StreamInfo, StreamRPNError
 from stream_rpn.measure import peers, stages
 from stream_rpn.measure.stages import BatchReport
@@ -42,14 +40,23 @@ class Bench:
         self.out = folder / "proposals.jsonl"
         self.batches = _batches(batches)
         self.pipeline = self._pipeline(self.batches[0])
+        if self.pipeline.engine == "openvino":
+            # Which takes frames side by side instead.
+            self.batches = [self.pipeline.batch]
         self.reports: list[BatchReport] = []
         self.compared: list[dict[str, Any]] = []
         self.left_out: list[str] = []
 
-    def _pipeline(self, batch: int) -> Pipeline:
+    def _pipeline(self, batch: int, **changes: str) -> Pipeline:
         given = self.arguments
-        rpn = api.load(given.model, **self.options)
-        return Pipeline(rpn, device=given.device, dtype=given.dtype, batch=batch)
+        asked = {"engine": given.engine, "device": given.device, "dtype": given.dtype, **changes}
+        return api.open_pipeline(
+            given.model,
+            **asked,
+            batch=batch,
+            threads=given.threads,
+            **self.options,
+        )
 
     @property
     def best(self) -> BatchReport:
@@ -66,7 +73,7 @@ class Bench:
         info, pipeline = self.info, self.pipeline
         return (
             f"{self.arguments.source}: {info.width}x{info.height} {info.codec}; "
-            f"{pipeline.rpn.name} in {_dtype(pipeline)} on {pipeline.device}; "
+            f"{pipeline.model.name} in {pipeline.dtype} on {pipeline.device} by {pipeline.engine}; "
             f"{self.arguments.seconds:g} s a number"
         )
 
@@ -109,7 +116,10 @@ class Bench:
         # Measured once more, so that both sides have the machine as it is in the same minute.
         ours = stages.whole(self.pipeline, self.path, self.out, given.seconds, given.decoder)
         self.compared.append({"name": "stream-rpn", "fps": round(ours.fps, 3), "ratio": 1.0})
-        for peer in peers.peers(self.pipeline, given.model, given.weights, size=given.size):
+        by_torch = self.pipeline
+        if by_torch.engine != "torch":
+            by_torch = self._pipeline(self.best.batch, engine="torch", dtype=self.pipeline.dtype)
+        for peer in peers.peers(by_torch, given.model, given.weights, size=given.size):
             row = peers.measure_peer(peer, self.path, self.out, given.seconds)
             if "fps" in row:
                 row["ratio"] = round(ours.fps / row["fps"], 3)
@@ -124,10 +134,11 @@ class Bench:
             "width": self.info.width,
             "height": self.info.height,
             "codec": self.info.codec,
-            "model": pipeline.rpn.name,
-            "trained": pipeline.rpn.trained,
-            "device": str(pipeline.device),
-            "dtype": _dtype(pipeline),
+            "model": pipeline.model.name,
+            "trained": pipeline.model.trained,
+            "engine": pipeline.engine,
+            "device": pipeline.device,
+            "dtype": pipeline.dtype,
             "seconds_per_number": self.arguments.seconds,
             "bottleneck": self.best.bottleneck(),
             "left_out": self.left_out,
@@ -157,9 +168,5 @@ def _local(source: str, folder: Path) -> tuple[str, StreamInfo]:
 
 
 def _batches(text: str) -> list[int]:
-    sizes = [choose_batch(part, torch.device("cpu")) for part in text.split(",")]
+    sizes = [choose_batch(part, "cpu") for part in text.split(",")]
     return list(dict.fromkeys(sizes))
-
-
-def _dtype(pipeline: Pipeline) -> str:
-    return str(pipeline.dtype).removeprefix("torch.")

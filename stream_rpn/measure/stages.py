@@ -207,7 +207,7 @@ def decode_alone(uri: str, pipeline: Pipeline, seconds: float, decoder: Decoder 
     """Measures decoding by the product's own decoder and settings."""
     times = StageTimes()
     frames = 0
-    with Looped(uri, decoder=decoder, device=str(pipeline.device)) as source:
+    with Looped(uri, decoder=decoder, device=pipeline.device) as source:
         decoded = times.each("decode", source)
         next(decoded)
         with Meter(pipeline.device) as meter:
@@ -249,25 +249,25 @@ def network_unqueued(
     On a GPU the stages are timed in a second run, kernel by kernel, as a graph has no inside: their
     sum exceeds the time of the graph.
     """
-    part, kept = _one_at_a_time(pipeline.network, frames, seconds)
-    if isinstance(pipeline.network, GPUNetwork) and pipeline.device.type == "cuda":
+    part, kept = _one_at_a_time(pipeline.network, pipeline, frames, seconds)
+    if isinstance(pipeline.network, GPUNetwork) and pipeline.device.startswith("cuda"):
         eager = GPUNetwork(
-            pipeline.rpn,
-            pipeline.device,
-            pipeline.dtype,
+            pipeline.network.rpn,
+            pipeline.network.device,
+            pipeline.network.dtype,
             pipeline.batch,
             features=False,
             images=False,
             graphs=False,
         )
-        part.stages_ms = _one_at_a_time(eager, frames, seconds)[0].stages_ms
+        part.stages_ms = _one_at_a_time(eager, pipeline, frames, seconds)[0].stages_ms
     return part, kept
 
 
 def _one_at_a_time(
-    network: Network, frames: list[Frame], seconds: float
+    network: Network, pipeline: Pipeline, frames: list[Frame], seconds: float
 ) -> tuple[Part, list[Proposals]]:
-    batch, endless = network.batch, _cycled(frames)
+    batch, endless = pipeline.batch, _cycled(frames)
     handed_out = 0.0
 
     def feed(until: float) -> Iterator[list[Frame]]:
@@ -283,7 +283,7 @@ def _one_at_a_time(
     times, latency = StageTimes(), Histogram()
     kept: list[Proposals] = []
     count = 0
-    with Meter(network.device) as meter:
+    with Meter(pipeline.device) as meter:
         for proposals in network.process(feed(time.perf_counter() + seconds), times):
             count += 1
             if count % batch == 0:
@@ -319,7 +319,7 @@ def whole(
     The clock starts when the first batches are through and the queues are as full as they stay.
     """
     started, batch = time.perf_counter(), pipeline.batch
-    source = Looped(uri, decoder=decoder, device=str(pipeline.device))
+    source = Looped(uri, decoder=decoder, device=pipeline.device)
     latency, count = Histogram(), 0
     with pipeline.open(source, Selection(decoder=decoder)) as stream, _sink(path) as sink:
         sink.begin(_header(pipeline, source), stream.info)
@@ -362,8 +362,8 @@ def _sink(path: Path) -> sinks.Sink:
 
 
 def _header(pipeline: Pipeline, source: Source) -> dict[str, Any]:
-    settings = parameters(pipeline.rpn, Selection())
-    return sinks.make_header(source.info, model=pipeline.rpn.name, parameters=settings)
+    settings = parameters(pipeline.model, Selection())
+    return sinks.make_header(source.info, model=pipeline.model.name, parameters=settings)
 
 
 def _count(number: int, noun: str) -> str:

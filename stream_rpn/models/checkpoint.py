@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from importlib import resources
 from pathlib import Path
 from urllib.error import URLError
@@ -42,7 +42,23 @@ def load_model(
         StreamRPNError: unknown model, unreadable file, tensors that do not fit, NaN among them, or
             weights that must be fetched while offline.
     """
-    model = str(model)
+    with _one_thread():
+        rpn = _load_model(str(model), weights)
+        return fold_batch_norms(rpn) if fold else rpn  # type: ignore[return-value]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Limits torch to one thread: on weights, threads would wait longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _load_model(model: str, weights: str | Path | None) -> RPN:
     if model not in models.MODELS and (model.endswith(SUFFIXES) or Path(model).is_file()):
         if weights is not None:
             raise StreamRPNError(
@@ -65,8 +81,7 @@ def load_model(
         else:
             _load_own_weights(rpn, name, entry)
     rpn.name = name
-    rpn.eval()
-    return fold_batch_norms(rpn) if fold else rpn  # type: ignore[return-value]
+    return rpn.eval()
 
 
 def save_weights(rpn: nn.Module, path: str | Path, *, model: str, half: bool = False) -> None:

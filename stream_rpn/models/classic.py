@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from stream_rpn.anchors import AnchorSpec
+from stream_rpn.input_spec import InputSpec
 from stream_rpn.models import mobilenet_v2
-from stream_rpn.preprocess import InputSpec
 from stream_rpn.rpn import RPN, ProposalSpec, RPNHead
 
 STRIDE = 16
@@ -53,6 +53,7 @@ def build() -> RPN:
             size_divisor=STRIDE,
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
+            antialias=True,
         ),
         proposal_spec=ProposalSpec(pre_nms_top_n=6000, post_nms_top_n=300),
     )

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stream_rpn.anchors import AnchorSpec
+from stream_rpn.input_spec import InputSpec
 from stream_rpn.models import mobilenet_v2
-from stream_rpn.preprocess import InputSpec
 from stream_rpn.rpn import RPN, ProposalSpec, RPNHead
 
 ANCHOR_RATIOS = (0.5, 1.2, 2.6)
@@ -98,6 +98,7 @@ def _build(width: int, strides: tuple[int, ...], shorter_side: int) -> RPN:
             size_divisor=strides[-1],
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
+            antialias=True,
         ),
         proposal_spec=ProposalSpec(pre_nms_top_n=2000),
     )

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from stream_rpn.input_spec import InputSpec
 from stream_rpn.models.gfl_head import ANCHOR, GFLHead
 from stream_rpn.models.ghost_pan import GhostPAN
 from stream_rpn.models.shufflenet_v2 import Order, ShuffleNetV2, keep_plain_order
-from stream_rpn.preprocess import InputSpec
 from stream_rpn.rpn import RPN, ProposalSpec
 
 STRIDES = (8, 16, 32, 64)
@@ -75,8 +75,9 @@ def _build(body_channels: Sequence[int], channels: int) -> RPN:
         # Not a spec: other sizes would not fit the distances that the head has learned.
         [unit * stride for stride in STRIDES],
         # The mean and deviation that it was trained with are ImageNet's, the defaults.
-        input_spec=InputSpec(min_size=416, max_size=832),
-        proposal_spec=ProposalSpec(pre_nms_top_n=4000),
+        input_spec=InputSpec(min_size=416, max_size=832, antialias=True),
+        # All cells of a wide picture at this size: nothing need be selected.
+        proposal_spec=ProposalSpec(pre_nms_top_n=5000),
         strides=STRIDES,
     )
 

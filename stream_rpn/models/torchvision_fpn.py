@@ -9,7 +9,7 @@ from torchvision.models import mobilenet_v3_large, resnet50
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 from stream_rpn.anchors import AnchorSpec
-from stream_rpn.preprocess import InputSpec
+from stream_rpn.input_spec import InputSpec
 from stream_rpn.rpn import RPN, ProposalSpec, RPNHead
 
 RATIOS = (0.5, 1.0, 2.0)

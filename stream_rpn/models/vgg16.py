@@ -3,7 +3,7 @@
 from torchvision.models import vgg16
 
 from stream_rpn.anchors import AnchorSpec
-from stream_rpn.preprocess import InputSpec
+from stream_rpn.input_spec import InputSpec
 from stream_rpn.rpn import RPN, ProposalSpec, RPNHead
 
 STRIDE = 16

@@ -10,9 +10,9 @@ import torch
 
 from stream_rpn import preprocess
 from stream_rpn.frame import Frame, Proposals
-from stream_rpn.network.network import Network
+from stream_rpn.input_spec import InputSpec, input_shape
 from stream_rpn.network.onednn import packed
-from stream_rpn.preprocess import input_shape
+from stream_rpn.network.torch_network import TorchNetwork
 from stream_rpn.queues import Queues, map_in_order, prefetch
 from stream_rpn.timing import StageTimes
 
@@ -20,7 +20,7 @@ from stream_rpn.timing import StageTimes
 MAX_WORKERS = 8
 
 
-class EagerNetwork(Network):
+class EagerNetwork(TorchNetwork):
     """Batches preprocessed by the CPU.
 
     On a CPU, batches side by side on a core each beat batch after batch on all cores: no core waits
@@ -33,11 +33,13 @@ class EagerNetwork(Network):
             self._layers = packed(self.rpn)
 
     def queues(  # noqa: D102
-        self, frames: Iterable[Frame | None], times: StageTimes
+        self, frames: Iterable[Frame | None], times: StageTimes, *, latency: bool = False
     ) -> Queues[Proposals]:
         grouped = batches(frames, self.batch, self.rpn.input_spec)
         workers = min(torch.get_num_threads(), MAX_WORKERS) if self.device.type == "cpu" else 1
-        computed = map_in_order(lambda batch: self._process(batch, times), grouped, workers)
+        computed = map_in_order(
+            lambda batch: self._process(batch, times), grouped, workers, share_cores=True
+        )
         proposals = prefetch(chain.from_iterable(computed), 2 * self.batch, name="propose")
         return Queues(frames, last=proposals)
 
@@ -70,9 +72,7 @@ class EagerNetwork(Network):
             return self._results(frames, sizes, [t.cpu() for t in output.kept], output)
 
 
-def batches(
-    frames: Iterable[Frame | None], size: int, spec: preprocess.InputSpec
-) -> Iterator[list[Frame]]:
+def batches(frames: Iterable[Frame | None], size: int, spec: InputSpec) -> Iterator[list[Frame]]:
     """Yields lists of at most `size` consecutive frames that share one padded input shape.
 
     `None` among the frames ends a batch before it is full. An exception of `frames` is raised after

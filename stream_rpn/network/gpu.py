@@ -14,7 +14,7 @@ import torch
 from stream_rpn.frame import Frame, Proposals
 from stream_rpn.kernels.preprocess import preprocess_batch
 from stream_rpn.network.graph import GraphCache
-from stream_rpn.network.network import Network, Output
+from stream_rpn.network.torch_network import Output, TorchNetwork
 from stream_rpn.network.upload import (
     AHEAD,
     NUM_SLOTS,
@@ -30,7 +30,7 @@ from stream_rpn.queues import Queues, prefetch
 from stream_rpn.timing import StageTimes
 
 
-class GPUNetwork(Network):
+class GPUNetwork(TorchNetwork):
     """Uploads, network and downloads overlap; the network is a CUDA graph.
 
     The results of a batch are waited for only once the next one has been launched, or when there is
@@ -51,7 +51,7 @@ class GPUNetwork(Network):
         self._lock = threading.Lock()
 
     def queues(  # noqa: D102
-        self, frames: Iterable[Frame | None], times: StageTimes
+        self, frames: Iterable[Frame | None], times: StageTimes, *, latency: bool = False
     ) -> Queues[Proposals]:
         slots = self._slots()
         arriving = upload(frames, slots, times, keep_images=self.images)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from stream_rpn import preprocess
 from stream_rpn.frame import Frame
+from stream_rpn.input_spec import InputSpec, input_shape
 from stream_rpn.kernels.preprocess import PlaneLayout
-from stream_rpn.preprocess import input_shape
 from stream_rpn.timing import StageTimes
 
 
@@ -97,7 +97,7 @@ class Slot:
       memory next waits for it.
     """
 
-    def __init__(self, device: torch.device, batch: int, spec: preprocess.InputSpec) -> None:
+    def __init__(self, device: torch.device, batch: int, spec: InputSpec) -> None:
         self._on, self._batch, self._spec = device, batch, spec
         self._copies = new_stream(device)
         # FFmpeg fills its surfaces on the device's legacy stream, which no other is ordered with.

@@ -1,0 +1,95 @@
+"""Which engine computes the network: PyTorch everywhere, OpenVINO on CPUs, where it is faster."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from pathlib import Path
+
+from stream_rpn.frame import StreamRPNError
+
+ENGINES = ("auto", "torch", "openvino")
+
+# What a driver of NVIDIA's or AMD's puts there. Where none is, torch need not be asked, and on a
+# CPU its import alone would take longer than everything else before the first proposal.
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
+
+
+def choose_engine(
+    name: str = "auto", *, device: str = "auto", dtype: str = "auto", features: bool = False
+) -> str:
+    """Returns the engine called `name`: "torch" or "openvino".
+
+    `auto` is OpenVINO where it is installed and computes what is asked for, torch otherwise.
+
+    Args:
+        name: auto, torch or openvino.
+        device: auto, cpu, cuda, cuda:N or mps.
+        dtype: auto, float32, bfloat16 or float16.
+        features: whether feature maps are wanted.
+
+    Raises:
+        StreamRPNError: there is no such engine, or OpenVINO was asked for and cannot.
+    """
+    if name not in ENGINES:
+        raise StreamRPNError(f"there is no engine '{name}'; choose {', '.join(ENGINES)}")
+    if name == "torch":
+        return "torch"
+    reason = why_not_openvino(device=device, dtype=dtype, features=features)
+    if reason is None:
+        return "openvino"
+    if name == "openvino":
+        raise StreamRPNError(f"the engine openvino cannot be used: {reason}")
+    return "torch"
+
+
+def why_not_openvino(
+    *, device: str = "auto", dtype: str = "auto", features: bool = False
+) -> str | None:
+    """Returns what keeps OpenVINO from computing this; None where nothing does."""
+    if device not in ("auto", "cpu"):
+        return f"it computes on the CPU here, not on {device}"
+    if features:
+        return "it keeps no feature maps"
+    if importlib.util.find_spec("openvino") is None:
+        return "it is not installed (pip install openvino)"
+    if dtype not in ("auto", "float32", "bfloat16"):
+        return f"it computes in float32 or bfloat16, not in {dtype}"
+    if dtype == "bfloat16" and not native_bfloat16():
+        return "this processor has no bfloat16"
+    if device == "auto" and has_gpu():
+        return "there is a GPU (--device cpu leaves it alone)"
+    return None
+
+
+def native_bfloat16() -> bool:
+    """Returns whether OpenVINO finds that this processor multiplies bfloat16 itself."""
+    from stream_rpn.network.openvino import core
+
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def has_gpu() -> bool:
+    """Returns whether torch has a GPU here; it is asked only where there may be one."""
+    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    if not (apple or sys.platform == "win32" or any(Path(name).exists() for name in _GPU_DEVICES)):
+        return False
+    from stream_rpn.compute import choose_device
+
+    return choose_device().type != "cpu"
+
+
+def choose_batch(name: str, device: str) -> int:
+    """Returns the batch size called `name`: a number, or `auto`: 8 on CUDA, 1 elsewhere.
+
+    On a CPU a batch of one frame keeps the intermediate maps in the caches.
+
+    Raises:
+        StreamRPNError: not a positive number.
+    """
+    if name == "auto":
+        return 8 if device == "cuda" else 1
+    if not name.isdecimal() or int(name) < 1:
+        raise StreamRPNError(f"--batch must be auto or a whole number from 1 up, got '{name}'")
+    return int(name)

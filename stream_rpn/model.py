@@ -1,0 +1,54 @@
+"""What a model is to everybody but those who compute it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import ceil
+from typing import Self
+
+from stream_rpn.frame import StreamRPNError
+from stream_rpn.input_spec import InputSpec
+from stream_rpn.kernels.proposals import ProposalSpec
+
+
+class Model:
+    """A region proposal network: an `RPN` of torch, or the same converted for another engine.
+
+    Attributes:
+        name: in result files.
+        trained: whether its weights mean anything.
+        input_spec: how frames become its input.
+        proposal_spec: how its outputs become proposals.
+    """
+
+    name: str = "custom"
+    trained: bool = True
+    input_spec: InputSpec
+    proposal_spec: ProposalSpec
+
+    def override(self, **changes: float | int | None) -> Self:
+        """Changes fields of the proposal spec in place (None leaves one alone); returns self.
+
+        Raises:
+            ValueError: a number is out of its range.
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        self.proposal_spec = replace(self.proposal_spec, **given)  # type: ignore[arg-type]
+        return self
+
+    def resize(self, size: int | None) -> Self:
+        """Changes the shorter side of the input in place (None leaves it alone); returns self.
+
+        The limit of the longer side grows in proportion and never shrinks.
+
+        Raises:
+            StreamRPNError: the size is not positive.
+        """
+        if size is None:
+            return self
+        if size < 1:
+            raise StreamRPNError(f"the input size must be at least 1 pixel, got {size}")
+        spec = self.input_spec
+        longest = max(spec.max_size, ceil(spec.max_size * size / spec.min_size))
+        self.input_spec = replace(spec, min_size=size, max_size=longest)
+        return self

@@ -1,0 +1,87 @@
+"""Converted models that are there already: one ships with the package, others lie in a cache.
+
+A model is converted at its first use, which takes seconds and needs torch; from then on its graph
+is read, which takes a twentieth and needs none. A graph in the cache is found by everything that it
+was made of: weights, code, and the version of OpenVINO.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import stream_rpn
+from stream_rpn import models
+from stream_rpn.network.converted import Converted
+
+PACKAGE = Path(stream_rpn.__file__).parent
+
+
+def find(model: str, weights: str | None = None) -> Converted | None:
+    """Returns the graph of a model; None where it has not been made yet.
+
+    Args:
+        model: as `stream_rpn.load` takes it.
+        weights: as `stream_rpn.load` takes them.
+    """
+    shipped = PACKAGE / "models" / f"{model}.xml"
+    if weights is None and model in models.MODELS and shipped.is_file():
+        return Converted.read(shipped)
+    path = _cached(model, weights)
+    return None if path is None else Converted.read(path)
+
+
+def keep(converted: Converted, model: str, weights: str | None = None) -> None:
+    """Keeps a graph for `find`, where that is possible."""
+    path = _cached(model, weights)
+    if path is not None:
+        with suppress(OSError):
+            converted.save(path)
+
+
+def cache_folder() -> Path:
+    """Returns the folder of the cache: `stream-rpn` in XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stream-rpn"
+
+
+def _cached(model: str, weights: str | None) -> Path | None:
+    """Returns where the graph lies or would lie; None for one that is not kept."""
+    source = model if weights is None else weights
+    name = Path(model).stem if model not in models.MODELS else model
+    if source == "random":
+        return None
+    if source in models.MODELS:
+        source = models.MODELS[source].weights
+        if source.endswith(".safetensors"):
+            source = str(PACKAGE / "models" / source)
+    digest = hashlib.sha256(_code())
+    digest.update(model.encode() if model in models.MODELS else b"")
+    if Path(source).is_file():
+        with suppress(OSError), open(source, "rb") as file:
+            digest = _of_file(digest, file)
+    elif source.endswith(".safetensors") or model not in models.MODELS or weights is not None:
+        return None
+    else:
+        # Of torchvision, which checks what it fetches.
+        digest.update(f"{source} {metadata.version('torchvision')}".encode())
+    return cache_folder() / f"{name}-{digest.hexdigest()[:20]}.xml"
+
+
+def _of_file(digest: hashlib._Hash, file) -> hashlib._Hash:  # type: ignore[no-untyped-def]
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest
+
+
+@cache
+def _code() -> bytes:
+    """Returns a digest of the code that makes graphs, and of the version of OpenVINO."""
+    digest = hashlib.sha256(metadata.version("openvino").encode())
+    made_by = [PACKAGE / "rpn.py", PACKAGE / "network" / "converted.py"]
+    for path in (*made_by, *sorted(PACKAGE.glob("models/*.py"))):
+        digest.update(path.read_bytes())
+    return digest.digest()

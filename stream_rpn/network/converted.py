@@ -1,0 +1,227 @@
+"""Models of torch as OpenVINO's graphs, with all that is known of them, in one file each.
+
+A graph goes from the network's input to the raw outputs of its head, for any size of the input.
+Whoever has the file needs neither torch nor the model's code.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import openvino as ov
+
+from stream_rpn.input_spec import InputSpec
+from stream_rpn.kernels.proposals import ProposalSpec
+from stream_rpn.model import Model
+from stream_rpn.network.openvino_stage import Level
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stream_rpn.rpn import RPN
+
+# Of the record in the file; a file of another format is made anew.
+FORMAT = 1
+_RECORD = ["stream_rpn"]
+
+
+class UnconvertibleError(Exception):
+    """A model that OpenVINO cannot take over, or not without changing what it computes."""
+
+
+@dataclass(kw_only=True)
+class Converted(Model):
+    """A model as OpenVINO has it.
+
+    Attributes:
+        heads: from images [1, 3, H, W] float32 to the objectness of each level, then its deltas.
+        levels: what decoding needs to know of each.
+        name: as in `Model`.
+        trained: as in `Model`.
+        input_spec: as in `Model`.
+        proposal_spec: as in `Model`.
+    """
+
+    heads: ov.Model
+    levels: tuple[Level, ...]
+    name: str
+    trained: bool
+    input_spec: InputSpec
+    proposal_spec: ProposalSpec
+
+    @classmethod
+    def of(cls, rpn: RPN) -> Converted:
+        """Returns an RPN converted, which stays as it is; it takes seconds.
+
+        Raises:
+            UnconvertibleError: its layers cannot be, or compute something else afterwards.
+        """
+        return cls(
+            heads=_heads(rpn),
+            levels=levels_of(rpn),
+            name=rpn.name,
+            trained=rpn.trained,
+            input_spec=rpn.input_spec,
+            proposal_spec=rpn.proposal_spec,
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Converted | None:
+        """Returns what `save` wrote; None where it is not there, damaged or of another format."""
+        if not path.is_file():
+            return None
+        from stream_rpn.network.openvino import core
+
+        try:
+            heads = core().read_model(path)
+            record = json.loads(heads.get_rt_info(_RECORD).astype(str))
+            if record.pop("format") != FORMAT:
+                return None
+            levels = tuple(
+                Level(
+                    None if level["stride"] is None else tuple(level["stride"]),
+                    np.array(level["base_anchors"], np.float32),
+                    level["softmax"],
+                )
+                for level in record.pop("levels")
+            )
+            input_spec = record.pop("input")
+            for name in ("mean", "std"):
+                input_spec[name] = tuple(input_spec[name])
+            return cls(
+                heads=heads,
+                levels=levels,
+                input_spec=InputSpec(**input_spec),
+                proposal_spec=ProposalSpec(**record.pop("proposals")),
+                **record,
+            )
+        except (RuntimeError, ValueError, TypeError, KeyError):
+            return None
+
+    def save(self, path: Path, *, half: bool = False) -> None:
+        """Writes `path` and its neighbour with the weights, each whole or not at all.
+
+        Args:
+            path: ends with ".xml".
+            half: round weights to float16, for half the size.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        record = {
+            "format": FORMAT,
+            "name": self.name,
+            "trained": self.trained,
+            "input": asdict(self.input_spec),
+            "proposals": asdict(self.proposal_spec),
+            "levels": [
+                {**asdict(level), "base_anchors": level.base_anchors.tolist()}
+                for level in self.levels
+            ],
+        }
+        heads = self.heads.clone()
+        heads.set_rt_info(json.dumps(record), _RECORD)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.stem}.{os.getpid()}.xml")
+        try:
+            try:
+                ov.save_model(heads, part, compress_to_fp16=half)
+            except RuntimeError as error:
+                raise OSError(str(error)) from error
+            # The graph last: a reader that finds it finds its weights.
+            os.replace(part.with_suffix(".bin"), path.with_suffix(".bin"))
+            os.replace(part, path)
+        finally:
+            for suffix in (".xml", ".bin"):
+                part.with_suffix(suffix).unlink(missing_ok=True)
+
+
+# Of RPNs that are used again and again, while their weights stay as they are.
+_known: WeakKeyDictionary[RPN, tuple[list[tuple[int, int]], ov.Model]] = WeakKeyDictionary()
+
+
+def _heads(rpn: RPN) -> ov.Model:
+    # torch counts the changes of a tensor.
+    now = [(tensor.data_ptr(), tensor._version) for tensor in rpn.state_dict().values()]
+    before, heads = _known.get(rpn, (None, None))
+    if before != now or heads is None:
+        heads = _convert(rpn)
+        _known[rpn] = (now, heads)
+    return heads
+
+
+def levels_of(rpn: RPN) -> tuple[Level, ...]:
+    """Returns what decoding needs to know of each level of an RPN."""
+    strides = rpn.given_strides or [None] * rpn.num_levels
+    return tuple(
+        Level(stride, base.cpu().numpy(), rpn.head.softmax)
+        for stride, base in zip(strides, rpn.base_anchors, strict=True)
+    )
+
+
+def _convert(rpn: RPN) -> ov.Model:
+    import torch
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    from stream_rpn.rpn import RPN
+
+    if type(rpn) is not RPN or any(m._forward_hooks for m in rpn.modules()):
+        raise UnconvertibleError("it is a subclass of RPN or has hooks, which may do anything")
+    weight = next(rpn.parameters())
+    if weight.dtype != torch.float32 or weight.device.type != "cpu":
+        rpn = copy.deepcopy(rpn).to("cpu", torch.float32)
+    layers = _Layers(rpn).eval()
+    side = rpn.input_spec.size_divisor
+    sizes = [(side * -(-h // side), side * -(-w // side)) for h, w in ((128, 192), (224, 160))]
+    first, second = (torch.rand(1, 3, *size) for size in sizes)
+    try:
+        with torch.inference_mode(), warnings.catch_warnings():
+            # Tracing warns of numbers that become constants; whether one did is tried out below.
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(layers, first, check_trace=False)  # type: ignore[no-untyped-call]
+        # Not `openvino.convert_model`, which would send statistics of its use.
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        decoder = TorchScriptPythonDecoder(traced)  # the frontend does not keep it alive
+        heads = frontend.convert(frontend.load(decoder))
+        heads.reshape([1, 3, -1, -1])
+        with torch.inference_mode():
+            expected = layers(second)
+        found = ov.Core().compile_model(heads, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(
+            [second.numpy()]
+        )
+    except Exception as error:
+        raise UnconvertibleError(f"OpenVINO cannot take over the layers ({error})") from error
+    for ours, theirs in zip(expected, found.values(), strict=True):
+        # Far above what rounding does, far below what a wrong constant does.
+        limit = 1e-2 * max(float(ours.abs().max()), 1e-3)
+        if theirs.shape != ours.shape or np.abs(theirs - ours.numpy()).max() > limit:
+            raise UnconvertibleError(
+                "converted for OpenVINO, its layers compute something else on pictures of other "
+                "sizes; they depend on more than the values of their input"
+            )
+    return heads
+
+
+def _Layers(rpn: RPN) -> Any:
+    import torch
+
+    class Layers(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rpn = rpn
+
+        def forward(self, images: Tensor) -> Sequence[Tensor]:
+            objectness, deltas = self.rpn.head(list(self.rpn.features(images).values()))
+            return (*objectness, *deltas)
+
+    return Layers()

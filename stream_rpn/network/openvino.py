@@ -1,0 +1,165 @@
+"""The network on a CPU as one graph of OpenVINO, some frames side by side.
+
+Bytes go in and proposals come out (see `openvino_stage`). Where a source waits for its results, a
+frame is computed on each core, which beats all cores on one frame: no core waits for another. A
+live source has one frame at a time on all cores, so that it gets its result sooner.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from stream_rpn import yuv
+from stream_rpn.frame import Frame, Proposals
+from stream_rpn.input_spec import padded_size, resized_size
+from stream_rpn.network.converted import Converted
+from stream_rpn.network.network import Network, frame_boxes
+from stream_rpn.network.openvino_stage import whole_graph
+from stream_rpn.queues import Queues, map_in_order, prefetch
+from stream_rpn.timing import StageTimes
+
+# Each shape is compiled for itself, which takes half a second and memory, and is a third faster
+# than a graph for all shapes. Folders of pictures have dozens: those after the first few share one.
+MAX_SHAPES = 3
+ANY_SHAPE = (-1, -1)
+
+
+@cache
+def core() -> ov.Core:
+    """Returns the one core of this process."""
+    return ov.Core()
+
+
+class OpenVINONetwork(Network):
+    """The form for CPUs.
+
+    Args:
+        model: the network.
+        dtype: "float32" or "bfloat16".
+        cores: how many to compute on.
+        images: keep the decoded frame in the results.
+    """
+
+    batch = 1
+
+    def __init__(self, model: Converted, dtype: str, cores: int, *, images: bool) -> None:
+        self.model = model
+        self.images = images
+        self._dtype, self._cores = dtype, cores
+        self._latency = False
+        self._lock = threading.Lock()
+        self._compiled: dict[tuple[int, int], ov.CompiledModel] = {}
+        self._requests = threading.local()
+
+    def queues(  # noqa: D102
+        self, frames: Iterable[Frame | None], times: StageTimes, *, latency: bool = False
+    ) -> Queues[Proposals]:
+        if latency != self._latency:
+            self._latency, self._compiled = latency, {}
+        # One more than cores: while it is prepared and told, the others are computed.
+        workers = 1 if latency else self._cores + 1
+        one_by_one = (frame for frame in frames if frame is not None)
+        computed = map_in_order(lambda frame: self._process(frame, times), one_by_one, workers)
+        return Queues(frames, last=prefetch(computed, 2, name="propose"))
+
+    def process(  # noqa: D102
+        self, frames: Iterable[list[Frame]], times: StageTimes
+    ) -> Iterator[Proposals]:
+        for frame in chain.from_iterable(frames):
+            yield self._process(frame, times)
+
+    def _process(self, frame: Frame, times: StageTimes) -> Proposals:
+        spec = self.model.input_spec
+        size = resized_size(frame.height, frame.width, spec.min_size, spec.max_size)
+        request = self._request(padded_size(size, spec.size_divisor))
+        with times.measure("preprocess"):
+            request.prepare(frame, size)
+        with times.measure("network"):
+            request.infer.infer()
+        with times.measure("results"):
+            boxes, scores, levels, anchors, strides = (
+                request.infer.get_output_tensor(i).data.copy() for i in range(5)
+            )
+            return Proposals.of(
+                frame,
+                boxes=frame_boxes(boxes, size, (frame.height, frame.width)),
+                scores=scores,
+                levels=levels,
+                anchors=anchors,
+                input_boxes=boxes,
+                input_size=size,
+                strides=tuple(map(tuple, strides.tolist())),
+                keep_image=self.images,
+            )
+
+    def _request(self, shape: tuple[int, int]) -> _Request:
+        """Returns this thread's request for inputs of a shape."""
+        compiled = self._graph(shape)
+        mine = self._requests.__dict__.setdefault("of", {})
+        key = (id(compiled), shape)
+        if key not in mine:
+            mine[key] = _Request(compiled, self.model, shape)
+        request: _Request = mine[key]
+        return request
+
+    def _graph(self, shape: tuple[int, int]) -> ov.CompiledModel:
+        with self._lock:
+            if shape not in self._compiled and len(self._compiled) >= MAX_SHAPES:
+                shape = ANY_SHAPE
+            if shape not in self._compiled:
+                self._compiled[shape] = self._compile(shape)
+            return self._compiled[shape]
+
+    def _compile(self, shape: tuple[int, int]) -> ov.CompiledModel:
+        model = self.model
+        heads = model.heads.clone()
+        heads.reshape([1, 3, *shape])
+        graph = whole_graph(heads, model.levels, model.input_spec, model.proposal_spec)
+        streams = 1 if self._latency else self._cores
+        config = {
+            "PERFORMANCE_HINT": "LATENCY" if self._latency else "THROUGHPUT",
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": self._cores,
+            "INFERENCE_PRECISION_HINT": "bf16" if self._dtype == "bfloat16" else "f32",
+            # Decoding needs the cores as well.
+            "ENABLE_CPU_PINNING": False,
+        }
+        return core().compile_model(graph, "CPU", config)
+
+
+class _Request:
+    """A graph in one thread, and the memory that its input lies in."""
+
+    def __init__(
+        self, compiled: ov.CompiledModel, model: Converted, shape: tuple[int, int]
+    ) -> None:
+        self.infer = compiled.create_infer_request()
+        self._spec = model.input_spec
+        bytes_first = self._spec.antialias
+        self._images = np.zeros((1, 3, *shape), np.uint8 if bytes_first else np.float32)
+        self._matrix = np.zeros((3, 4), np.float32)
+        self._size = np.zeros(2, np.float32)
+        inputs: dict[str, Any] = {"images": self._images, "image_size": self._size}
+        if bytes_first:
+            inputs["matrix"] = self._matrix
+        for name, array in inputs.items():
+            self.infer.set_tensor(name, ov.Tensor(array, shared_memory=True))
+
+    def prepare(self, frame: Frame, size: tuple[int, int]) -> None:
+        """Fills the input with a frame."""
+        self._size[:] = size
+        if self._spec.antialias:
+            self._matrix[:] = yuv.shrink(frame, size, self._images[0])
+        else:
+            import torch
+
+            from stream_rpn import preprocess
+
+            preprocess.to_input([frame], self._spec, out=torch.from_numpy(self._images))

@@ -1,0 +1,100 @@
+"""What the network's two forms in PyTorch share: the model and the way of its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stream_rpn.frame import Frame, Proposals
+from stream_rpn.kernels.proposals import ProposalBatch
+from stream_rpn.network.network import Network, frame_boxes
+from stream_rpn.rpn import RPN
+
+
+class Output(NamedTuple):
+    """The network's results for a batch.
+
+    Attributes:
+        kept: the proposals, on the device.
+        maps: feature maps [B, C, H, W] by name, if they are wanted.
+        strides: per level (y, x) input pixels per cell.
+    """
+
+    kept: ProposalBatch
+    maps: dict[str, Tensor]
+    strides: tuple[tuple[int, int], ...]
+
+
+class TorchNetwork(Network):
+    """A model on its device.
+
+    Args:
+        rpn: the model, on `device` in `dtype`.
+        device: where it is.
+        dtype: of its input.
+        batch: frames per call; shorter batches are padded.
+        features: attach the feature maps to the results.
+        images: keep the decoded frame in the results.
+    """
+
+    def __init__(
+        self,
+        rpn: RPN,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch: int,
+        *,
+        features: bool,
+        images: bool,
+    ) -> None:
+        self.rpn = rpn
+        # The layers that compute the maps and the head's outputs.
+        self._layers = rpn
+        self.device = device
+        self.dtype = dtype
+        self.batch = batch
+        self.features = features
+        self.images = images
+
+    def _run(self, images: Tensor, image_sizes: Tensor, mark: Callable[[str], None]) -> Output:
+        """Runs the network; `mark` is called with a stage's name after it."""
+        rpn = self.rpn
+        maps = self._layers.features(images)
+        mark("backbone")
+        objectness, deltas = self._layers.head(list(maps.values()))
+        mark("head")
+        strides = rpn.strides(images, list(maps.values()))
+        kept = rpn.proposals_of_heads(objectness, deltas, strides, image_sizes)
+        mark("proposals")
+        return Output(kept, maps if self.features else {}, strides)
+
+    def _results(
+        self,
+        frames: Sequence[Frame],
+        sizes: Sequence[tuple[int, int]],
+        kept: Sequence[Tensor],
+        output: Output,
+    ) -> list[Proposals]:
+        """Returns the records of a batch from its proposals `kept` on the host."""
+        boxes, scores, levels, anchors, counts = (tensor.numpy() for tensor in kept)
+        results = []
+        for row, frame in enumerate(frames):
+            n = int(counts[row])
+            results.append(
+                Proposals.of(
+                    frame,
+                    boxes=frame_boxes(boxes[row, :n], sizes[row], (frame.height, frame.width)),
+                    scores=scores[row, :n],
+                    levels=levels[row, :n],
+                    anchors=anchors[row, :n],
+                    input_boxes=boxes[row, :n],
+                    input_size=sizes[row],
+                    strides=output.strides,
+                    features={name: m[row] for name, m in output.maps.items()} or None,
+                    keep_image=self.images,
+                )
+            )
+        return results
