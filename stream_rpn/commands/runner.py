@@ -359,4 +359,5 @@ def _is_out_of_memory(error: Exception) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or "DefaultCPUAllocator" in str(error)
         or "Storage size calculation overflowed" in str(error)
+        or "bad_alloc" in str(error)
     )

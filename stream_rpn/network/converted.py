@@ -11,6 +11,7 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,6 +194,11 @@ def _convert(rpn: RPN) -> ov.Model:
         frontend = FrontEndManager().load_by_framework("pytorch")
         decoder = TorchScriptPythonDecoder(traced)  # the frontend does not keep it alive
         heads = frontend.convert(frontend.load(decoder))
+        # What reading a graph and compiling it would otherwise do at every start.
+        with suppress(ImportError):
+            from openvino._offline_transformations import apply_moc_transformations
+
+            apply_moc_transformations(heads, cf=False)
         heads.reshape([1, 3, -1, -1])
         with torch.inference_mode():
             expected = layers(second)

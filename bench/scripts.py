@@ -1,0 +1,169 @@
+"""Frames per second on a CPU beside the OpenVINO scripts that people write.
+
+    python -m bench.scripts [--video CLIP] [--seconds S] [--json PATH]
+
+All run NanoDet-Plus-m with the same weights from the same H.264 file to JSON lines of 300 boxes, in
+one process, in turns; what counts is the ratio within a round. The scripts stand in
+`stream_rpn/measure/openvino_scripts.py`. Their boxes are compared with ours before anything is
+timed. Start and memory are those of the command in a process of its own.
+"""
+
+import argparse
+import importlib.util
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from bench import report
+from bench.pipeline import CLIP, Side, ours, take_turns, theirs
+from stream_rpn import api, results
+from stream_rpn.measure.openvino_scripts import SCRIPTS
+from stream_rpn.queues import prefetch
+from stream_rpn.sources import open_source
+from stream_rpn.sources.synthetic import SyntheticVideo
+
+SIZE, TOP = 320, 300
+CAREFUL = f"PyAV + OpenVINO script, tuned, {SIZE}"
+
+
+def sides(clip: str, out: str) -> list[Side]:
+    """Returns who takes part; scripts whose packages are not installed say so and do not."""
+    rpn = api.load("nanodet_m", size=SIZE, top=TOP)
+    found = []
+    for name, (package, script) in SCRIPTS.items():
+        if importlib.util.find_spec(package) is None:
+            print(f"{name} is skipped: {package} is not installed", file=sys.stderr)
+            continue
+        peer = script(rpn, TOP)
+        found.append(Side(f"{name}, {SIZE}", partial(theirs, peer, clip, out)))
+    for engine, size in (("openvino", SIZE), ("openvino", None), ("torch", SIZE)):
+        pipeline = api.open_pipeline("nanodet_m", engine=engine, device="cpu", size=size, top=TOP)
+        shown = f"stream-rpn, {engine}, {pipeline.model.input_spec.min_size}"
+        found.append(Side(shown, partial(ours, pipeline, clip, out)))
+    return found
+
+
+def agreement(clip: str, folder: Path) -> float:
+    """Returns the share of our 50 best boxes of a frame that the careful script has as well."""
+    rpn = api.load("nanodet_m", size=SIZE, top=TOP)
+    # It knows the best class only.
+    rpn.head.certainty = 0.0
+    mine, other = str(folder / "mine.jsonl"), folder / "other.jsonl"
+    pipeline = api.open_pipeline(rpn, engine="torch", device="cpu", dtype="float32")
+    ours(pipeline, clip, mine, 2)
+    theirs(SCRIPTS["PyAV + OpenVINO script, tuned"][1](rpn, TOP), clip, str(other), 2)
+
+    written = [json.loads(line)["boxes"] for line in other.read_text().splitlines()]
+    shares = []
+    for proposals, boxes in zip(results.read(mine), written, strict=False):
+        distance = np.abs(proposals.boxes[:50, None] - np.array(boxes)[None]).max(2).min(1)
+        shares.append(float((distance < 8).mean()))
+    if min(shares) < 0.8:
+        sys.exit(f"WRONG: only {min(shares):.0%} of our best boxes are the script's as well")
+    return min(shares)
+
+
+def start(clip: str) -> dict[str, float]:
+    """Returns seconds to the first result, and peak memory of a whole run, of the command."""
+    command = [sys.executable, "-m", "stream_rpn", clip, "--device", "cpu", "-o", "null", "--quiet"]
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([*command, "--max-frames", "1"], check=True)
+        seconds.append(time.perf_counter() - began)
+    subprocess.run(command, check=True)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return {
+        "seconds_median": round(statistics.median(seconds), 3),
+        "seconds_min": round(min(seconds), 3),
+        "peak_memory_mb": round(peak, 1),
+    }
+
+
+def rows_of(taking_part: list[Side]) -> list[dict]:
+    """Returns a row a side: frames/s, and the ratio to the careful script, round by round."""
+    base = next(side for side in taking_part if side.name == CAREFUL)
+    rows = []
+    for side in taking_part:
+        fps = [turn.fps for turn in side.turns]
+        ratios = [a.fps / b.fps for a, b in zip(side.turns, base.turns, strict=True)]
+        middle = sorted(side.turns, key=lambda turn: turn.fps)[len(fps) // 2]
+        rows.append(
+            {
+                "what": side.name,
+                "fps_median": round(statistics.median(fps), 2),
+                "fps_min": round(min(fps), 2),
+                "fps_max": round(max(fps), 2),
+                "ratio": round(statistics.median(ratios), 3),
+                "ratio_min": round(min(ratios), 3),
+                "ratio_max": round(max(ratios), 3),
+                "rounds": len(fps),
+                "frames_a_round": middle.frames,
+                "cpu_ms_a_frame": round(middle.usage.cpu_seconds / middle.frames * 1e3, 2),
+                "others_utilisation": middle.usage.others_utilisation,
+                "stages_p50_ms": {k: stage["p50_ms"] for k, stage in middle.stages.items()},
+            }
+        )
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Ours beside OpenVINO scripts.")
+    parser.add_argument("--video", help=f"a clip (default: {CLIP}, encoded first)")
+    parser.add_argument("--seconds", type=float, default=100.0, help="in all, about")
+    parser.add_argument("--json", default="bench/results/scripts_cpu.json", metavar="PATH")
+    arguments = parser.parse_args()
+    facts = report.machine()
+    print(report.describe_machine(facts))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        clip = arguments.video or str(folder / "clip.mp4")
+        if arguments.video is None:
+            with SyntheticVideo.parse(CLIP).encoded() as encoded:
+                Path(clip).write_bytes(encoded.read())
+        with open_source(clip) as source:
+            info = source.info
+        first = start(clip)
+        found = SimpleNamespace()
+
+        def measured():
+            found.share = agreement(clip, folder)
+            taking_part = sides(clip, str(folder / "out.jsonl"))
+            take_turns(taking_part, arguments.seconds)
+            found.rows = rows_of(taking_part)
+            yield from found.rows
+
+        # In a thread, for the reason given in `stream_rpn/commands/bench.py`.
+        with prefetch(measured(), 1, name="bench") as rows:
+            report.print_table(
+                list(rows),
+                ["what", "fps_median", "fps_min", "fps_max", "ratio", "cpu_ms_a_frame",
+                 "others_utilisation"],
+            )  # fmt: skip
+    print(f"the command with the default model: {first}")
+    report.write_json(
+        arguments.json,
+        "OpenVINO scripts on a CPU",
+        found.rows,
+        machine=facts,
+        clip=arguments.video or CLIP,
+        width=info.width,
+        height=info.height,
+        codec=info.codec,
+        first_result=first,
+        boxes_in_common=found.share,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
