@@ -1,5 +1,6 @@
 """The command as its users run it: contract of arguments, outputs, exit codes and sentences."""
 
+import dataclasses
 import errno
 import io
 import json
@@ -8,14 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import av
 import pytest
 import torch
 
-from stream_rpn import Selection, StreamInfo, cli, load, read
+from stream_rpn import Selection, StreamInfo, cli, load, models, read
 from stream_rpn.commands.progress import expected_results
 from stream_rpn.sinks.jsonl import JSONLinesSink
 from stream_rpn.sources.synthetic import SyntheticVideo
@@ -158,7 +158,7 @@ class TestResults:
             rpn.base_anchors,
             rpn.strides(images, maps),
             sizes,
-            **asdict(rpn.proposal_spec),
+            **dataclasses.asdict(rpn.proposal_spec),
         )
         one, four = list(read("b1.npz")), list(read("b4.npz"))
         assert len(one) == 6
@@ -486,6 +486,15 @@ class TestSubcommands:
         out = capsys.readouterr().out
         assert "tiny (default)" in out
         assert "vgg16" in out
+
+    def test_models_says_which_has_no_weights(self, capsys, monkeypatch):
+        bare = dataclasses.replace(models.find("classic"), weights="", megabytes=0)
+        monkeypatch.setitem(models.MODELS, "bare", bare)
+        assert stream_rpn("models", fast=False) == 0
+        rows = capsys.readouterr().out.partition("bare")[2].splitlines()
+        assert [row.split() for row in rows if "weights" in row] == [
+            ["weights", "none:", "untrained"]
+        ]
 
     @pytest.mark.parametrize("reader", ["true", "head -1"])
     def test_a_table_whose_reader_leaves(self, reader):

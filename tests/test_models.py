@@ -1,6 +1,6 @@
 """The models against torchvision's own detectors, and the facts of the classic network."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -349,6 +349,22 @@ def test_every_model_builds_and_runs(name):
     maps = list(rpn.features(torch.zeros(1, 3, 256, 256)).values())
     assert [256 // m.shape[-1] for m in maps] == stated
     assert len(maps) == rpn.num_levels
+
+
+def test_a_model_without_weights_of_its_own_gets_random_ones_and_is_untrained(monkeypatch):
+    bare = replace(models.find("classic"), weights="", megabytes=0)
+    monkeypatch.setitem(models.MODELS, "bare", bare)
+    rpn, random = load_model("bare"), load_model("classic", "random")
+    assert not rpn.trained
+    for name, tensor in rpn.state_dict().items():
+        assert torch.equal(tensor, random.state_dict()[name])
+
+
+def test_weights_that_should_be_in_the_package_and_are_not_are_named(monkeypatch):
+    lost = replace(models.find("classic"), weights="lost.safetensors")
+    monkeypatch.setitem(models.MODELS, "lost", lost)
+    with pytest.raises(StreamRPNError, match=r"no checkpoint file '.*lost\.safetensors'"):
+        load_model("lost")
 
 
 @pytest.mark.parametrize("name", ["tiny", "classic"])
