@@ -17,6 +17,7 @@ import torch
 
 from stream_rpn import Selection, StreamInfo, cli, load, models, read
 from stream_rpn.commands.progress import expected_results
+from stream_rpn.sinks import READABLE
 from stream_rpn.sinks.jsonl import JSONLinesSink
 from stream_rpn.sources.synthetic import SyntheticVideo
 from tests import agreement
@@ -85,7 +86,7 @@ class TestResults:
         assert len([json.loads(line) for line in out.splitlines()]) == 3 + 2
 
     def test_every_format_at_once(self):
-        names = ["a.jsonl", "a.jsonl.gz", "a.parquet", "a.coco.json", "a.mot.txt", "a.npz"]
+        names = [f"a{ending}" for ending in READABLE]
         outputs = [*names, "a.mp4", "a.mkv", "crops/", "null"]
         flags = [flag for name in outputs for flag in ("-o", name)]
         assert stream_rpn("synthetic:128x96@10,5", *flags) == 0
