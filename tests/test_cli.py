@@ -23,7 +23,7 @@ from stream_rpn.sources.synthetic import SyntheticVideo
 from tests import agreement
 
 ROOT = Path(__file__).resolve().parents[1]
-FAST = ("--model", "mobilenet_v3_large_320_fpn", "--weights", "random", "--size", "96")
+FAST = ("--model", "tiny", "--weights", "random", "--size", "96")
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ class TestResults:
         assert header["stream_rpn"] == 1
         assert (header["width"], header["height"], header["rotation"]) == (128, 96, 0)
         assert header["decoder"] == "h264 (software)"
-        assert header["model"] == "mobilenet_v3_large_320_fpn"
+        assert header["model"] == "tiny"
         assert header["parameters"]["proposals"]["post_nms_top_n"] == 300
         assert [frame["frame"] for frame in frames] == list(range(6))
         assert [round(frame["pts_seconds"], 3) for frame in frames] == [0, 0.1, 0.2, 0.3, 0.4, 0.5]
@@ -149,7 +149,7 @@ class TestResults:
                 "synthetic:128x96@10,6", "--batch", batch, "--dtype", "float32", "-o",
                 f"b{batch}.npz",
             ) == 0  # fmt: skip
-        rpn = load("mobilenet_v3_large_320_fpn", "random", size=96)
+        rpn = load("tiny", "random", size=96)
         images, sizes = torch.rand(1, 3, 96, 128), torch.tensor([[96, 128]])
         with torch.inference_mode():
             maps = list(rpn.features(images).values())
@@ -183,7 +183,7 @@ class TestResults:
         assert summary["frames"] == 5
         assert [source["frames"] for source in summary["sources"]] == [2, 3]
         assert summary["outputs"] == ["synthetic.npz", "synthetic-2.npz"]
-        assert summary["model"] == "mobilenet_v3_large_320_fpn"
+        assert summary["model"] == "tiny"
         assert summary["damaged_packets"] == 0
 
     def test_sources_may_stand_on_both_sides_of_an_option(self):
@@ -419,7 +419,8 @@ class TestFailuresUnderWay:
             assert sum(1 for _ in container.decode(video=0)) == frames
 
     def test_killed_in_the_middle_leaves_whole_lines(self):
-        process = start("synthetic:320x240@30,3000", "-o", "out.jsonl", "-o", "out.mkv")
+        clip = "synthetic:64x64@30,30000"
+        process = start(clip, "--batch", "8", "-o", "out.jsonl", "-o", "out.mkv")
         # The encoder looks ahead by some dozens of frames.
         wait_for_lines("out.jsonl", 250)
         process.kill()
