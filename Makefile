@@ -21,12 +21,19 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-test-main: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest
+# Two tests at a time, each with as many threads as it likes: none of them spins while it waits.
+SIDE_BY_SIDE := -n 2 --dist loadgroup
+test-main test-interpreted test-furthest test-processors test-oldest: export OMP_WAIT_POLICY = PASSIVE
 
-# Triton decides at import whether it interprets, so these run in a process of their own.
+test-main: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE)
+
+# Triton decides at import whether it interprets, so these run in processes of their own; torch has
+# next to nothing to do in them.
+INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1
+
 test-interpreted: $(VENV)/.installed-dev
-	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -m interpreter
+	$(INTERPRETED) $(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m interpreter
 
 # Processors round differently, as they have other instructions and sum up in another order. oneDNN and
 # torch use none that are above what is named here, and none that are not there.
@@ -35,12 +42,12 @@ AS_PLAIN := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 
 # The two that differ most.
 test-furthest: $(VENV)/.installed-dev
-	$(AS_PLAIN) OMP_NUM_THREADS=1 $(NUMERIC) -n 2
-	OMP_NUM_THREADS=4 OMP_WAIT_POLICY=PASSIVE $(NUMERIC)
+	$(AS_PLAIN) OMP_NUM_THREADS=1 $(NUMERIC) $(SIDE_BY_SIDE)
+	OMP_NUM_THREADS=4 $(NUMERIC) $(SIDE_BY_SIDE)
 
 test-processors: $(VENV)/.installed-dev
 	set -e; for threads in 1 4; do \
-		export OMP_NUM_THREADS=$$threads OMP_WAIT_POLICY=PASSIVE; \
+		export OMP_NUM_THREADS=$$threads; \
 		env $(AS_PLAIN) $(NUMERIC); \
 		env ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(NUMERIC); \
 		for isa in AVX512_CORE AVX512_CORE_BF16 AVX512_CORE_AMX; do \
@@ -50,8 +57,8 @@ test-processors: $(VENV)/.installed-dev
 
 # The kernels must also compile, and agree with their references, at the oldest supported versions.
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest tests/test_kernels_compile.py tests/test_propose.py tests/test_nms.py
-	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest -m interpreter tests/test_*_interpreted.py
+	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) tests/test_kernels_compile.py tests/test_propose.py tests/test_nms.py
+	$(INTERPRETED) $(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) -m interpreter tests/test_*_interpreted.py
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -63,10 +70,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 # numpy 2.4 breaks Triton 3.6's interpreter ("only 0-dimensional arrays can be converted").
-$(OLDEST)/.installed: pyproject.toml
+$(OLDEST)/.installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet "torch==2.11.*" "torchvision==0.26.*" "triton==3.6.*" \
-		"numpy<2.4" "av>=18.1,<19" rich safetensors pytest hypothesis
+		"numpy<2.4" "av>=18.1,<19" rich safetensors pytest pytest-xdist hypothesis
 	touch $@
 
 # Others that are not installed are skipped by name: pip install opencv-python-headless torchcodec

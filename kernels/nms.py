@@ -70,7 +70,8 @@ def _(
     thresholds: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     # Counts are symbols here at times, which the record would refuse.
-    batch, (_, post_nms_top_n) = boxes.shape[0], counts
+    _, post_nms_top_n, *_ = counts
+    batch = boxes.shape[0]
     return (
         boxes.new_empty(batch, post_nms_top_n, 4),
         boxes.new_empty(batch, post_nms_top_n),

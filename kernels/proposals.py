@@ -98,7 +98,11 @@ class ProposalSpec:
             raise ValueError(f"min_size must not be negative, got {self.min_size}")
 
     def to_lists(self) -> tuple[list[int], list[float]]:
-        """Returns the counts and the thresholds, of which a torch op's schema can take lists."""
+        """Returns the counts and the thresholds, of which a torch op's schema can take lists.
+
+        One after the other they hold every field in the order in which the fields stand: counts
+        before thresholds. A new field goes after the others of its kind, here and there.
+        """
         return (
             [self.pre_nms_top_n, self.post_nms_top_n],
             [float(self.nms_thresh), float(self.score_thresh), float(self.min_size)],

@@ -88,7 +88,7 @@ def _(
     thresholds: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Counts are symbols here at times, which the record of the limits would refuse.
-    pre_nms_top_n, _ = counts
+    pre_nms_top_n, *_ = counts
     heads = HeadOutputs(objectness, deltas, base_anchors, (), image_sizes)
     batch, size = image_sizes.shape[0], sum(heads.level_sizes(pre_nms_top_n))
     return (

@@ -55,6 +55,8 @@ class FusedRegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
             [(height // m.shape[-2], width // m.shape[-1]) for m in maps],
             torch.tensor(images.image_sizes, device=device),
         )
+        # All the settings that torchvision has; others of ours stay at their defaults, which must
+        # therefore change nothing.
         spec = ProposalSpec(
             pre_nms_top_n=self.pre_nms_top_n(),
             post_nms_top_n=self.post_nms_top_n(),

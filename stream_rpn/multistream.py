@@ -194,7 +194,7 @@ class LiveStreams(Closing):
             LiveStream(i, uri, selection, policy, self.times, stopped, notice)
             for i, uri in enumerate(uris)
         ]
-        self._merge = Multiplexer(
+        self._multiplexer = Multiplexer(
             [(stream.lane, stream.frames()) for stream in self.streams],
             size=pipeline.queue_size,
             batch=pipeline.batch,
@@ -205,7 +205,7 @@ class LiveStreams(Closing):
             stopped=stopped,
         )
         self._queues = pipeline.network.queues(
-            self._merge, self.times, latency=len(self.streams) == 1
+            self._multiplexer, self.times, latency=len(self.streams) == 1
         )
 
     def __iter__(self) -> Iterator[Proposals | None]:
@@ -220,7 +220,7 @@ class LiveStreams(Closing):
 
     def end(self, stream: LiveStream) -> None:
         """Takes no further frame of a source."""
-        self._merge.end(stream.index)
+        self._multiplexer.end(stream.index)
 
     def close(self) -> None:
         """Stops decoding and joins the threads.

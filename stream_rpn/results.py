@@ -16,8 +16,7 @@ def read(path: str | os.PathLike[str]) -> Results:
     """Opens a result file that stream-rpn wrote, to iterate over its `Proposals`.
 
     Args:
-        path: a file ending in .jsonl, .jsonl.gz, .npz, .coco.json or .mot.txt, or a .parquet
-            directory.
+        path: of data, as its ending says: see `stream_rpn.sinks.READABLE`.
 
     Raises:
         StreamRPNError: it is missing, or not such a file (the sentence names the line).

@@ -1,12 +1,21 @@
 """Fixtures for every test: real data where it lies beside the checkout, CUDA where there is one."""
 
 import os
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# Clocks, ports and processes: where tests run side by side, these still run one after another.
+TIMED = {"test_bench", "test_benchmark", "test_live", "test_queues", "test_stream_out", "test_web",
+         "test_zeromq"}  # fmt: skip
+
+# What a shell starts in the background ignores Ctrl-C, and so would the commands under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +31,12 @@ def _restore_random_state():
     state = torch.get_rng_state()
     yield
     torch.set_rng_state(state)
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in TIMED:
+            item.add_marker(pytest.mark.xdist_group("timed"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -164,7 +164,7 @@ def test_memory_does_not_grow_with_the_video(rpn):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     small = stream_rpn.load(rpn, size=32, top=10)
-    for proposals in stream_rpn.stream("synthetic:320x240@30,600", model=small):
+    for proposals in stream_rpn.stream("synthetic:320x240@30,600", model=small, batch=8):
         if proposals.frame == 100:
             before = peak_megabytes()
     assert peak_megabytes() - before < 16

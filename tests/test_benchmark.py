@@ -187,6 +187,12 @@ class TestPeers:
         sides = [scored(boxes, limits, candidates) for boxes in (ours, found)]
         assert_same_selection(*sides, limits, candidates)
 
+    def test_torchvision_gets_all_of_our_limits(self):
+        limits = {"nms_thresh": 0.6, "score_thresh": 0.1, "min_size": 7.0}
+        rpn = load_model("tiny", "random", fold=False).override(**limits)
+        _, _, theirs = peers._of_parts(rpn, None)
+        assert {name: getattr(theirs, name) for name in limits} == limits
+
     def test_a_head_that_torchvision_does_not_know(self):
         with pytest.raises(StreamRPNError, match="two-class head of 'vgg16'"):
             peers.TorchvisionProposer("vgg16", "random")

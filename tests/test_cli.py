@@ -1,5 +1,6 @@
 """The command as its users run it: contract of arguments, outputs, exit codes and sentences."""
 
+import dataclasses
 import errno
 import io
 import json
@@ -8,21 +9,21 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import av
 import pytest
 import torch
 
-from stream_rpn import Selection, StreamInfo, cli, load, read
+from stream_rpn import Selection, StreamInfo, cli, load, models, read
 from stream_rpn.commands.progress import expected_results
+from stream_rpn.sinks import READABLE
 from stream_rpn.sinks.jsonl import JSONLinesSink
 from stream_rpn.sources.synthetic import SyntheticVideo
 from tests import agreement
 
 ROOT = Path(__file__).resolve().parents[1]
-FAST = ("--model", "mobilenet_v3_large_320_fpn", "--weights", "random", "--size", "96")
+FAST = ("--model", "tiny", "--weights", "random", "--size", "96")
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +64,7 @@ class TestResults:
         assert header["stream_rpn"] == 1
         assert (header["width"], header["height"], header["rotation"]) == (128, 96, 0)
         assert header["decoder"] == "h264 (software)"
-        assert header["model"] == "mobilenet_v3_large_320_fpn"
+        assert header["model"] == "tiny"
         assert header["parameters"]["proposals"]["post_nms_top_n"] == 300
         assert [frame["frame"] for frame in frames] == list(range(6))
         assert [round(frame["pts_seconds"], 3) for frame in frames] == [0, 0.1, 0.2, 0.3, 0.4, 0.5]
@@ -85,7 +86,7 @@ class TestResults:
         assert len([json.loads(line) for line in out.splitlines()]) == 3 + 2
 
     def test_every_format_at_once(self):
-        names = ["a.jsonl", "a.jsonl.gz", "a.parquet", "a.coco.json", "a.mot.txt", "a.npz"]
+        names = [f"a{ending}" for ending in READABLE]
         outputs = [*names, "a.mp4", "a.mkv", "crops/", "null"]
         flags = [flag for name in outputs for flag in ("-o", name)]
         assert stream_rpn("synthetic:128x96@10,5", *flags) == 0
@@ -148,7 +149,7 @@ class TestResults:
                 "synthetic:128x96@10,6", "--batch", batch, "--dtype", "float32", "-o",
                 f"b{batch}.npz",
             ) == 0  # fmt: skip
-        rpn = load("mobilenet_v3_large_320_fpn", "random", size=96)
+        rpn = load("tiny", "random", size=96)
         images, sizes = torch.rand(1, 3, 96, 128), torch.tensor([[96, 128]])
         with torch.inference_mode():
             maps = list(rpn.features(images).values())
@@ -158,7 +159,7 @@ class TestResults:
             rpn.base_anchors,
             rpn.strides(images, maps),
             sizes,
-            **asdict(rpn.proposal_spec),
+            **dataclasses.asdict(rpn.proposal_spec),
         )
         one, four = list(read("b1.npz")), list(read("b4.npz"))
         assert len(one) == 6
@@ -182,7 +183,7 @@ class TestResults:
         assert summary["frames"] == 5
         assert [source["frames"] for source in summary["sources"]] == [2, 3]
         assert summary["outputs"] == ["synthetic.npz", "synthetic-2.npz"]
-        assert summary["model"] == "mobilenet_v3_large_320_fpn"
+        assert summary["model"] == "tiny"
         assert summary["damaged_packets"] == 0
 
     def test_sources_may_stand_on_both_sides_of_an_option(self):
@@ -418,7 +419,8 @@ class TestFailuresUnderWay:
             assert sum(1 for _ in container.decode(video=0)) == frames
 
     def test_killed_in_the_middle_leaves_whole_lines(self):
-        process = start("synthetic:320x240@30,3000", "-o", "out.jsonl", "-o", "out.mkv")
+        clip = "synthetic:64x64@30,30000"
+        process = start(clip, "--batch", "8", "-o", "out.jsonl", "-o", "out.mkv")
         # The encoder looks ahead by some dozens of frames.
         wait_for_lines("out.jsonl", 250)
         process.kill()
@@ -486,6 +488,15 @@ class TestSubcommands:
         out = capsys.readouterr().out
         assert "tiny (default)" in out
         assert "vgg16" in out
+
+    def test_models_says_which_has_no_weights(self, capsys, monkeypatch):
+        bare = dataclasses.replace(models.find("classic"), weights="", megabytes=0)
+        monkeypatch.setitem(models.MODELS, "bare", bare)
+        assert stream_rpn("models", fast=False) == 0
+        rows = capsys.readouterr().out.partition("bare")[2].splitlines()
+        assert [row.split() for row in rows if "weights" in row] == [
+            ["weights", "none:", "untrained"]
+        ]
 
     @pytest.mark.parametrize("reader", ["true", "head -1"])
     def test_a_table_whose_reader_leaves(self, reader):

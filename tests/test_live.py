@@ -827,7 +827,7 @@ class TestScenarios:
             one, other, least, whole = counts()
             return whole == 90 and 0 < least < min(one, other) - 45
 
-        clip = "synthetic:64x48@30,90"
+        clip, before = "synthetic:64x48@30,90", set(threading.enumerate())
         with (
             udp_camera("160x96@15") as first,
             udp_camera("160x96@15") as second,
@@ -854,6 +854,9 @@ class TestScenarios:
         assert counted == {name: s["frames"] for name, s in by_name.items()}
         assert results.complete
         assert len(list(read("synthetic.parquet"))) == 90
+        # The thread that waits for the stalled one ends as soon as something comes.
+        with udp_camera("160x96@15", port=int(stalled.rpartition(":")[2])):
+            assert eventually(lambda: set(threading.enumerate()) <= before)
 
     def test_frames_that_nobody_wanted_are_no_damage(self, capsys):
         clip, camera = "synthetic:64x48@30,90", "lavfi:testsrc=size=64x48:rate=30"

@@ -1,6 +1,6 @@
 """The models against torchvision's own detectors, and the facts of the classic network."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 
 from stream_rpn import StreamRPNError, anchors, load, models
 from stream_rpn.input_spec import padded_size, resized_size
-from stream_rpn.models import mobilenet_v2, vgg16
+from stream_rpn.models import mobilenet_v2
 from stream_rpn.models.checkpoint import load_model, read_checkpoint, save_weights
 from tests.agreement import (
     Selection,
@@ -104,8 +104,8 @@ def test_proposals_equal_torchvision(name, checkpoint):
     spec = ours.input_spec
     if spec.min_size == 800:
         # Full size would take minutes here; the arithmetic is the same.
-        theirs.transform.min_size, theirs.transform.max_size = (128,), 200
-        ours = load(ours, size=128, top=None)
+        theirs.transform.min_size, theirs.transform.max_size = (96,), 160
+        ours = load(ours, size=96, top=None)
     with torch.inference_mode():
         batch, _ = theirs.transform(images)
         features = theirs.backbone(batch.tensors)
@@ -182,20 +182,20 @@ def test_our_own_files_carry_their_model(tmp_path):
 )
 def test_bad_checkpoints_get_one_sentence(tmp_path, spoil, sentence):
     path = tmp_path / "weights.pth"
-    torch.save(load_model("mobilenet_v3_large_320_fpn", "random", fold=False).state_dict(), path)
+    torch.save(load_model("tiny", "random", fold=False).state_dict(), path)
     spoil(path)
     with pytest.raises(StreamRPNError, match=sentence) as caught:
-        load_model("mobilenet_v3_large_320_fpn", path)
+        load_model("tiny", path)
     assert "weights.pth" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_nan_weights_are_refused_by_name(tmp_path):
-    state = load_model("mobilenet_v3_large_320_fpn", "random", fold=False).state_dict()
+    state = load_model("tiny", "random", fold=False).state_dict()
     state["head.bbox_pred.bias"][3] = float("nan")
     torch.save(state, tmp_path / "nan.pth")
     with pytest.raises(StreamRPNError, match=r"NaN.*head\.bbox_pred\.bias"):
-        load_model("mobilenet_v3_large_320_fpn", tmp_path / "nan.pth")
+        load_model("tiny", tmp_path / "nan.pth")
 
 
 def test_a_pickle_with_code_is_refused(tmp_path):
@@ -334,7 +334,7 @@ class TestClassic:
     def test_defaults(self, rpn):
         spec = rpn.proposal_spec
         assert (spec.pre_nms_top_n, spec.nms_thresh, spec.post_nms_top_n) == (6000, 0.7, 300)
-        assert vgg16.build().head.softmax
+        assert rpn.head.softmax
 
 
 @pytest.mark.parametrize("name", models.MODELS)
@@ -349,6 +349,22 @@ def test_every_model_builds_and_runs(name):
     maps = list(rpn.features(torch.zeros(1, 3, 256, 256)).values())
     assert [256 // m.shape[-1] for m in maps] == stated
     assert len(maps) == rpn.num_levels
+
+
+def test_a_model_without_weights_of_its_own_gets_random_ones_and_is_untrained(monkeypatch):
+    bare = replace(models.find("classic"), weights="", megabytes=0)
+    monkeypatch.setitem(models.MODELS, "bare", bare)
+    rpn, random = load_model("bare"), load_model("classic", "random")
+    assert not rpn.trained
+    for name, tensor in rpn.state_dict().items():
+        assert torch.equal(tensor, random.state_dict()[name])
+
+
+def test_weights_that_should_be_in_the_package_and_are_not_are_named(monkeypatch):
+    lost = replace(models.find("classic"), weights="lost.safetensors")
+    monkeypatch.setitem(models.MODELS, "lost", lost)
+    with pytest.raises(StreamRPNError, match=r"no checkpoint file '.*lost\.safetensors'"):
+        load_model("lost")
 
 
 @pytest.mark.parametrize("name", ["tiny", "classic"])

@@ -1,5 +1,5 @@
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
@@ -367,5 +367,24 @@ def test_records_of_another_kind_are_refused():
 
 
 def test_limits_come_out_of_lists_as_they_went_in():
-    spec = ProposalSpec(5, 4, nms_thresh=1, score_thresh=0.25, min_size=2)
-    assert ProposalSpec.from_lists(*spec.to_lists()) == spec
+    # Every field has a value of its own, which is not its default.
+    values = {
+        field.name: 2 + place if isinstance(field.default, int) else 1 / (2 + place)
+        for place, field in enumerate(fields(ProposalSpec))
+    }
+    spec = ProposalSpec(**values)
+    counts, thresholds = spec.to_lists()
+    assert [*counts, *thresholds] == list(values.values())
+    assert ProposalSpec.from_lists(counts, thresholds) == spec
+
+
+@pytest.mark.parametrize("more", [[], [7]], ids=["as it is", "with another count"])
+def test_shapes_are_foreseen_from_the_counts(more):
+    heads = head_outputs([(4, 5), (2, 3)], batch=2).to("meta")
+    counts, thresholds = LIMITS.to_lists()
+    lists = [[side for stride in heads.strides for side in stride], heads.image_sizes]
+    ops = torch.ops.stream_rpn
+    found = ops.select_candidates(*heads[:3], *lists, [*counts, *more], thresholds)
+    slots = found[0].shape[1]
+    kept = ops.nms(*found, [slots], [*counts, *more], thresholds)
+    assert kept[0].shape == (2, LIMITS.post_nms_top_n, 4)

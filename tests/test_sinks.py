@@ -12,15 +12,17 @@ import pytest
 
 import stream_rpn
 from stream_rpn.commands.outputs import resolve_outputs
+from stream_rpn.commands.stream import stream_parser
 from stream_rpn.frame import Color, Drop, Proposals, StreamInfo, StreamRPNError
-from stream_rpn.sinks import ReaderGone, make_header, open_sink
+from stream_rpn.sinks import SINKS, ReaderGone, make_header, open_sink
 from stream_rpn.sinks.jsonl import GzipJSONLinesSink
 from stream_rpn.sinks.parquet import ParquetSink
 
 COLOR = Color("bt709", full_range=False, tagged=True)
 INFO = StreamInfo("clips/a.mp4", "a", 96, 64, fps=25.0, color=COLOR)
-DATA_NAMES = ["x.jsonl", "x.jsonl.gz", "x.parquet", "x.coco.json", "x.mot.txt", "x.npz"]
-ALL_NAMES = [*DATA_NAMES, "x.mp4", "x.mkv", "x/"]
+ALL_NAMES = [f"x{ending}" for ending in SINKS if ending not in ("-", "null", ".parquet/")]
+# A file of these is whole or not there; of the others what was written is.
+WHOLE_ONLY = ("x.coco.json", "x.mot.txt", "x.npz", "x.mp4")
 BOX = [20.0, 16.0, 60.0, 48.0]
 
 
@@ -410,8 +412,7 @@ class TestPlaces:
         with pytest.raises(RuntimeError):
             write_until_something_fails(f"{tmp_path}/{name}")
         assert leftovers(tmp_path) == []
-        whole_only = name in ("x.coco.json", "x.mot.txt", "x.npz", "x.mp4")
-        assert (tmp_path / name).exists() != whole_only
+        assert (tmp_path / name).exists() != (name in WHOLE_ONLY)
 
     def test_aborting_keeps_what_was_to_be_replaced(self, tmp_path):
         path = tmp_path / "x.mot.txt"
@@ -536,7 +537,7 @@ def test_killed_in_the_middle(tmp_path, name):
         assert writer.stdout.readline() == b"written\n"
         writer.send_signal(signal.SIGKILL)
     path = tmp_path / name
-    if name in ("x.coco.json", "x.mot.txt", "x.npz", "x.mp4"):
+    if name in WHOLE_ONLY:
         assert not path.exists()
     elif name == "x.mkv":
         with av.open(str(path)) as container:
@@ -614,6 +615,14 @@ def test_lines_to_a_full_device(tmp_path):
     (tmp_path / "x.jsonl").symlink_to("/dev/full")
     with pytest.raises(StreamRPNError, match="the disk is full"):
         write_all(tmp_path / "x.jsonl", [make_proposals(0)])
+
+
+@pytest.mark.parametrize("place", ["--help", "README.md"])
+def test_every_ending_is_told(place):
+    text = Path(__file__).parents[1] / "README.md"
+    told = stream_parser().format_help() if place == "--help" else text.read_text()
+    known = {word.strip("`,|") for word in told.split()}
+    assert {ending for ending in SINKS if ending.startswith(".")} - {".parquet/"} <= known
 
 
 def test_images_are_kept_only_for_pictures(tmp_path):

@@ -22,7 +22,7 @@ from stream_rpn.frame import Color, Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks import make_header, open_sink, stream
 
 ROOT = Path(__file__).resolve().parents[1]
-FAST = ("--model", "mobilenet_v3_large_320_fpn", "--weights", "random", "--size", "96")
+FAST = ("--model", "tiny", "--weights", "random", "--size", "96")
 COLOR = Color("bt709", full_range=False, tagged=True)
 INFO = StreamInfo("camera", "camera", 320, 240, fps=25.0, color=COLOR)
 BOX = (64.0, 48.0, 256.0, 192.0)

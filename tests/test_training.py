@@ -474,7 +474,7 @@ class TestLoop:
                 annotations=str(annotations),
                 images=(str(images),),
                 output=str(tmp_path / "model.safetensors"),
-                epochs=120,
+                epochs=80,
                 batch_size=8,
                 learning_rate=3e-3,
                 ema_decay=0.9,

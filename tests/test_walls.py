@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stream_rpn.frame import Proposals, StreamInfo
-from stream_rpn.sinks import make_header, open_sink
+from stream_rpn.sinks import READABLE, make_header, open_sink
 
 COMMANDS = Path(__file__).resolve().parents[1] / "stream_rpn" / "commands"
 
@@ -20,10 +20,9 @@ def heavy_after(code: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    "name", ["a.jsonl", "a.jsonl.gz", "a.parquet", "a.npz", "a.coco.json", "a.mot.txt"]
-)
-def test_results_are_read_without_torch_and_pyav(tmp_path, name):
+@pytest.mark.parametrize("ending", READABLE)
+def test_results_are_read_without_torch_and_pyav(tmp_path, ending):
+    name = f"a{ending}"
     info = StreamInfo(source="a.mp4", stem="a", width=64, height=48)
     ones = np.ones(1, np.int32)
     box = np.array([[1, 2, 3, 4]], np.float32)

@@ -29,7 +29,7 @@ from stream_rpn.sinks.web.sink import WebSink
 from tests.browser import Browser, until
 
 ROOT = Path(__file__).resolve().parents[1]
-FAST = ("--model", "mobilenet_v3_large_320_fpn", "--weights", "random", "--size", "96")
+FAST = ("--model", "tiny", "--weights", "random", "--size", "96")
 COLOR = Color("bt709", full_range=False, tagged=True)
 WIDTH, HEIGHT = 320, 240
 BOX = (64.0, 48.0, 256.0, 192.0)

@@ -18,7 +18,7 @@ from stream_rpn import cli
 from stream_rpn.frame import Color, Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks import make_header, open_sink
 
-FAST = ("--model", "mobilenet_v3_large_320_fpn", "--weights", "random", "--size", "96")
+FAST = ("--model", "tiny", "--weights", "random", "--size", "96")
 COLOR = Color("bt709", full_range=False, tagged=True)
 INFO = StreamInfo("camera", "camera", 320, 240, color=COLOR)
 

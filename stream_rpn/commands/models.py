@@ -25,7 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
         table.add_row("  input", entry.input)
         table.add_row("  strides", entry.strides)
         table.add_row("  anchors", entry.anchors)
-        table.add_row("  weights", f"{entry.weights}, {entry.megabytes:g} MB")
+        weights = f"{entry.weights}, {entry.megabytes:g} MB" if entry.weights else "none: untrained"
+        table.add_row("  weights", weights)
         table.add_row("  licence", entry.licence)
     print_table(table)
     return 0

@@ -26,7 +26,7 @@ sources:
   (MJPEG, HLS), a named pipe; with one of them, or --realtime, all sources run at a time
 
 outputs, by extension; several may be given:
-  .jsonl .jsonl.gz .parquet .coco.json .mot.txt .npz   data
+  .jsonl .jsonl.gz .parquet .npz .coco.json .mot.txt   data
   .mp4 .mkv                                            annotated video
   DIR/                                                 crops of the best boxes
   -                                                    JSON lines on standard output

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -114,29 +113,29 @@ class Script:
         scale = np.tile([width / size[1], height / size[0]], 2).astype(np.float32)
         queue = ov.AsyncInferQueue(self._compiled[padded])
         done: dict[int, np.ndarray] = {}
-        ready = threading.Condition()
 
         def finished(request: Any, index: int) -> None:
             outputs = [request.get_output_tensor(level).data for level in range(len(STRIDES))]
-            boxes = self._boxes(outputs, cells) * scale
-            with ready:
-                done[index] = boxes
-                ready.notify()
+            done[index] = self._boxes(outputs, cells) * scale
 
         queue.set_callback(finished)
         written = 0
-        with open(out, "w") as file:
-            for index, image in enumerate(self._images(path, size, padded, len(queue))):
-                queue.start_async({0: image}, index)
+        try:
+            with open(out, "w") as file:
+                for index, image in enumerate(self._images(path, size, padded, len(queue))):
+                    queue.start_async({0: image}, index)
+                    while written in done:
+                        _write(file, written, done.pop(written))
+                        written += 1
+                        yield
+                queue.wait_all()
                 while written in done:
                     _write(file, written, done.pop(written))
                     written += 1
                     yield
+        finally:
+            # Its callbacks want the lock that the queue's end would hold.
             queue.wait_all()
-            while written in done:
-                _write(file, written, done.pop(written))
-                written += 1
-                yield
 
     def _images(
         self, path: str, size: tuple[int, int], padded: tuple[int, int], requests: int

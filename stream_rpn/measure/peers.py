@@ -197,6 +197,7 @@ def _of_parts(rpn: RPN, size: int | None) -> tuple[nn.Module, nn.Module, nn.Modu
         nms_thresh=proposals.nms_thresh,
         score_thresh=proposals.score_thresh,
     )
+    network.min_size = proposals.min_size  # its constructor does not take it
     return transform, rpn.backbone, network
 
 

@@ -25,12 +25,12 @@ class ModelEntry:
     Attributes:
         builder: "module:function" returning an RPN without trained weights.
         weights: where trained weights come from: the name of a torchvision weights enum member,
-            the name of a file in this package, or "" for none.
+            the name of a file in this package, or "" for none: random ones are made then.
         backbone_only: the weights are ImageNet features; the head is untrained.
         input: how frames are resized.
         strides: input pixels per cell, per level.
         anchors: sizes and ratios, for people.
-        megabytes: download or package size of the weights.
+        megabytes: download or package size of the weights, 0 without.
         licence: of the weights.
         summary: one line.
     """

@@ -35,7 +35,8 @@ def load_model(
         model: a name of the table, or a checkpoint file, whose architecture is then found by the
             names and shapes of its tensors (or, in our own files, by the name they carry).
         weights: a checkpoint file instead of the model's own weights; "random" for seeded random
-            ones, with which proposals mean nothing but speed can be measured.
+            ones, with which proposals mean nothing but speed can be measured. A model that has no
+            weights of its own gets these, too.
         fold: fold the batch norms into the convolutions (same results up to rounding, faster).
 
     Raises:
@@ -177,7 +178,14 @@ def _load(rpn: RPN, state: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def _recognise(state: Mapping[str, Tensor], path: str) -> str:
-    """Returns the one model of the table whose tensors have these names and shapes."""
+    """Returns the one model of the table whose tensors have these names and shapes.
+
+    Models that differ in other things alone (input size, anchors of equal number, the limits of
+    proposals) look the same here: a file that several fit needs its architecture said.
+
+    Raises:
+        StreamRPNError: none fits, or several do.
+    """
     shapes = {name: tensor.shape for name, tensor in state.items()}
     fitting = []
     for name, entry in models.MODELS.items():
@@ -198,14 +206,12 @@ def _recognise(state: Mapping[str, Tensor], path: str) -> str:
 
 
 def _load_own_weights(rpn: RPN, name: str, entry: models.ModelEntry) -> None:
-    rpn.trained = not entry.backbone_only
+    if not entry.weights:
+        rpn.trained = False
+        _randomise(rpn)
+        return
     if entry.weights.endswith(".safetensors"):
-        packaged = resources.files(models) / entry.weights
-        if not packaged.is_file():
-            rpn.trained = False
-            _randomise(rpn)
-            return
-        with resources.as_file(packaged) as path:
+        with resources.as_file(resources.files(models) / entry.weights) as path:
             _load(rpn, read_checkpoint(path)[0], path)
         return
     from torchvision.models import get_weight
@@ -221,6 +227,7 @@ def _load_own_weights(rpn: RPN, name: str, entry: models.ModelEntry) -> None:
             "FILE, or measure speed only with --weights random"
         ) from error
     if entry.backbone_only:
+        rpn.trained = False
         _randomise(rpn)
         rpn.backbone.load_state_dict(
             {

@@ -32,7 +32,11 @@ class Contents:
 
 
 Reader = Callable[[Path, Contents], Iterator[Proposals]]
-"""Yields the proposals of a file frame by frame; raises StreamRPNError where it is no such file."""
+"""Yields the proposals of a file frame by frame, and fills in `Contents` on the way.
+
+It puts the first header there before it yields anything, closing totals as it meets them, and sets
+`complete` at the very end, of a whole file only. Raises StreamRPNError where it is no such file.
+"""
 
 
 def make_header(
