@@ -176,7 +176,7 @@ class Frame:
         rotation: degrees clockwise to turn the planes by for display: 0, 90, 180 or 270.
         color: how the planes encode colour.
         image: the decoded planes as PyAV hands them over (yuv420p, nv12 or p010le; or a CUDA
-            surface in nv12/p010le), unrotated.
+            surface in nv12/p010le), not turned, but mirrored where the source asks for that.
         drops: what was lost just before this frame.
         image_id: the id of an image in an annotation file, for image sources.
         name: the file name, for image sources.
@@ -218,7 +218,8 @@ class Proposals:
         input_size: (height, width) of the resized frame in the network's input, without padding.
         strides: per level (y, x) input pixels per cell; 1 / stride is RoIAlign's spatial scale.
         drops: what was lost just before this frame.
-        image: the decoded frame, kept only while a sink or the caller asked for pictures.
+        image: the decoded frame, kept only while a sink or the caller asked for pictures; mirrored
+            already where the source asks for that.
         features: level name → feature map [C, H, W], only when asked for.
         image_id: the id of an image in an annotation file, for image sources.
         name: the file name, for image sources.

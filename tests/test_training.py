@@ -349,7 +349,7 @@ class TestDataset:
     def test_a_file_that_is_no_image_is_named(self, tmp_path):
         annotations, images = write_dataset(tmp_path)
         (images / "002.png").write_bytes(b"not an image")
-        with pytest.raises(StreamRPNError, match=r"002\.png.*decoded"):
+        with pytest.raises(StreamRPNError, match=r"002\.png is not an image that can be read"):
             CocoDataset(annotations, [images])[2]
 
     def test_a_missing_image_is_named_with_where_it_was_looked_for(self, tmp_path):

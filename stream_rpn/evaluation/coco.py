@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import tarfile
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.sources.picture import decode_rgb
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,9 @@ class ImageStore:
         """Returns the decoded image [H, W, 3] uint8 RGB; safe to call from several threads."""
         data = self._bytes(file_name)
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                return np.array(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise StreamRPNError(f"{file_name}: cannot be decoded as an image ({error})") from error
+            return decode_rgb(data)
+        except StreamRPNError as error:
+            raise StreamRPNError(f"{file_name} {error}") from error
 
     def _bytes(self, file_name: str) -> bytes:
         for folder in self._folders:
