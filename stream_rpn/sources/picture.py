@@ -117,16 +117,23 @@ def _decode_by_pillow(data: bytes) -> tuple[np.ndarray, str]:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             name = str(image.format).lower()
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith(("I", "F")):
-                gray = _gray_levels(np.asarray(upright))
-                return np.repeat(gray[..., None], 3, axis=2), name
-            return np.array(upright.convert("RGB")), name
+            return rgb_of(ImageOps.exif_transpose(image)), name
     except UnidentifiedImageError:
         raise _UnknownToPillowError("is not an image that can be read") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         # Plugins raise almost anything from damaged files.
         raise StreamRPNError(f"cannot be decoded as an image ({error})") from error
+
+
+def rgb_of(image: Image.Image) -> np.ndarray:
+    """Returns an image of Pillow as [H, W, 3] uint8 RGB, as it lies.
+
+    Raises:
+        StreamRPNError: its values are no gray levels.
+    """
+    if image.mode.startswith(("I", "F")):
+        return np.repeat(_gray_levels(np.asarray(image))[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))
 
 
 def _gray_levels(values: np.ndarray) -> np.ndarray:
