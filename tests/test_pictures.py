@@ -273,3 +273,13 @@ def test_what_is_left_out_of_a_folder_is_named(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     assert left_out(str(tmp_path)) == ["IMG_2", "notes.txt"]
     assert left_out("-") == left_out(str(tmp_path / "a.jpg")) == left_out("http://a/b") == []
+
+
+def test_pictures_of_several_folders_are_named_with_them(tmp_path: Path):
+    for folder in ("camA", "camB/night"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.fromarray(scene()).save(tmp_path / folder / "1.png")
+    with open_source(str(tmp_path / "**" / "*.png")) as source:
+        assert [frame.name for frame in source] == ["camA/1.png", "camB/night/1.png"]
+    with open_source(str(tmp_path / "camA" / "*.png")) as source:
+        assert [frame.name for frame in source] == ["1.png"]

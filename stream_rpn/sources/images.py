@@ -5,7 +5,8 @@ What a picture is, and how it is displayed, `picture` tells.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sized
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from pathlib import Path
 
 from stream_rpn.decode import PlaneConverter, Tally
@@ -28,6 +29,7 @@ class ImagesSource(Source):
         items: images with their ids (None where there is no annotation file), read one at a time.
         stem: short name for output files.
         num_frames: how many images there are, if known.
+        name_of: what results call a file.
 
     Raises:
         StreamRPNError: not one of them can be decoded.
@@ -40,8 +42,10 @@ class ImagesSource(Source):
         *,
         stem: str,
         num_frames: int | None = None,
+        name_of: Callable[[Path], str] = lambda file: file.name,
     ) -> None:
         self.tally = Tally()
+        self._name_of = name_of
         self._planes = PlaneConverter()
         self._codec = self._pixel_format = ""
         self._problem = ("", "")  # the last image that could not be decoded, and why
@@ -79,7 +83,7 @@ class ImagesSource(Source):
     ) -> Generator[Frame, None, None]:
         tally = self.tally
         for index, (item, image_id) in enumerate(items):
-            name, data = (item.name, item) if isinstance(item, Path) else item
+            name, data = (self._name_of(item), item) if isinstance(item, Path) else item
             decoded = self._decode(name, data)
             if decoded is None:
                 tally.lose(DropReason.DAMAGED_IMAGE)
@@ -119,8 +123,14 @@ def open_images(
             f"{uri} cannot be decoded by NVDEC: still images are decoded on the CPU"
         )
     files = members_of(uri) or [local_path(uri)]
+    # Of a pattern that reaches into several folders names tell the folder, too.
+    folder = os.path.commonpath([file.parent for file in files])
     return ImagesSource(
-        uri, ((file, None) for file in files), stem=stem(uri), num_frames=len(files)
+        uri,
+        ((file, None) for file in files),
+        stem=stem(uri),
+        num_frames=len(files),
+        name_of=lambda file: file.relative_to(folder).as_posix(),
     )
 
 
