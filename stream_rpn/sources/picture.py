@@ -120,9 +120,11 @@ def _decode_by_pillow(data: bytes) -> tuple[np.ndarray, str]:
             return rgb_of(ImageOps.exif_transpose(image)), name
     except UnidentifiedImageError:
         raise _UnknownToPillowError("is not an image that can be read") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        # Plugins raise almost anything from damaged files.
-        raise StreamRPNError(f"cannot be decoded as an image ({error})") from error
+    except StreamRPNError:
+        raise
+    except Exception as error:  # a plugin for a damaged file raises anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise StreamRPNError(f"cannot be decoded as an image ({reason:.200})") from error
 
 
 def rgb_of(image: Image.Image) -> np.ndarray:
