@@ -274,6 +274,7 @@ class PlaneConverter:
             rotation=rotation,
             color=color,
             image=image,
+            mirrored=mirrored,
         )
 
     def convert(self, image: av.VideoFrame) -> tuple[av.VideoFrame, Color]:

@@ -55,6 +55,7 @@ class StreamInfo:
         width: pixels of the displayed frame, after rotation.
         height: pixels of the displayed frame, after rotation.
         rotation: degrees clockwise that were applied for display: 0, 90, 180 or 270.
+        mirrored: whether frames were mirrored left to right, as they are stored, before that.
         sample_aspect_ratio: width / height of one pixel; recorded, not applied.
         fps: average frame rate, None where the container does not say.
         num_frames: declared number of frames, None where unknown; never relied upon.
@@ -73,6 +74,7 @@ class StreamInfo:
     width: int
     height: int
     rotation: int = 0
+    mirrored: bool = False
     sample_aspect_ratio: float = 1.0
     fps: float | None = None
     num_frames: int | None = None
@@ -183,6 +185,7 @@ class Frame:
         arrived: `time.monotonic()` at which the last packet of a live frame came; None for files,
             whose frames are never dropped.
         source_index: which of the sources that run together, from 0.
+        mirrored: whether `image` was mirrored left to right when it was decoded.
     """
 
     index: int
@@ -198,6 +201,7 @@ class Frame:
     name: str | None = None
     arrived: float | None = None
     source_index: int = 0
+    mirrored: bool = False
 
 
 @dataclass(slots=True)

@@ -101,6 +101,7 @@ def test_every_orientation_of_a_video_is_undone(tmp_path: Path, number: int):
         rgb = Canvas.of(frame.image, frame.color, rotation=frame.rotation).rgb()
         assert distance(rgb, wanted) < 6
     assert (source.info.width, source.info.height) == wanted.shape[1::-1]
+    assert source.info.mirrored == frames[0].mirrored == (number in (2, 4, 5, 7))
     assert [frame.pts_seconds for frame in frames] == pytest.approx([0, 0.04, 0.08, 0.12])
 
 

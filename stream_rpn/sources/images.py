@@ -65,6 +65,7 @@ class ImagesSource(Source):
             width=self._first.width,
             height=self._first.height,
             rotation=self._first.rotation,
+            mirrored=self._first.mirrored,
             num_frames=num_frames,
             color=self._first.color,
             codec=self._codec,
