@@ -117,7 +117,8 @@ def _decode_by_pillow(data: bytes) -> tuple[np.ndarray, str]:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             name = str(image.format).lower()
             image.load()
-            return rgb_of(ImageOps.exif_transpose(image)), name
+            ImageOps.exif_transpose(image, in_place=True)
+            return rgb_of(image), name
     except UnidentifiedImageError:
         raise _UnknownToPillowError("is not an image that can be read") from None
     except StreamRPNError:
