@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,12 @@ from stream_rpn.pipeline import Pipeline
 from stream_rpn.sources.select import Selection
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
     from stream_rpn.rpn import RPN
+
+    Picture = Tensor | np.ndarray | Image.Image | str | Path
 
 M = TypeVar("M", bound=Model)
 
@@ -40,6 +44,9 @@ def load(
     anchor_ratios: Sequence[float] | None = None,
 ) -> RPN:
     """Returns a model with its weights, in eval mode, on the CPU.
+
+    An RPN of your own stays as it is: what is returned has settings of its own, and shares its
+    weights, its mode and its device.
 
     Args:
         model: a name of `stream_rpn.models.MODELS`, a checkpoint file, or an RPN of your own.
@@ -62,7 +69,9 @@ def load(
             raise StreamRPNError(
                 "an RPN of your own has its weights already; load others into it with PyTorch"
             )
-        rpn = model
+        rpn = copy.copy(model)
+        # Anchors are buffers, whose table a copy would share.
+        rpn._buffers = dict(model._buffers)
     else:
         from stream_rpn.models.checkpoint import load_model
 
@@ -129,6 +138,9 @@ def open_pipeline(
         ready = _ready(str(model), **load_options)
     else:
         ready = load(cast("RPN | str | Path", model), **load_options)
+        if chosen == "torch" and isinstance(model, Model):
+            # A pipeline moves its model to another device and number format.
+            ready = copy.deepcopy(ready)
     return Pipeline(
         ready,
         engine=engine,
@@ -194,7 +206,7 @@ def stream(
 
     Args:
         source: a video file, a URL, "webcam", a directory or glob of images, "synthetic:".
-        model: see `load`.
+        model: see `load`; an RPN of your own stays as it is.
         engine: "auto" (OpenVINO on a CPU, where it can), "torch" or "openvino".
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         dtype: the network's number format: "auto", "float32", "bfloat16" or "float16".
@@ -238,7 +250,7 @@ def stream(
 
 
 def propose(
-    image: Tensor | np.ndarray | Sequence[Tensor | np.ndarray],
+    image: Picture | Sequence[Picture],
     *,
     model: str | Path | RPN = models.DEFAULT_MODEL,
     device: str = "auto",
@@ -247,18 +259,59 @@ def propose(
     """Returns the proposals of an RGB image, or a list of them for a sequence of images.
 
     Args:
-        image: a tensor [3, H, W] (uint8, or float in [0, 1]) or an array [H, W, 3] (uint8), or a
-            sequence of such.
+        image: a tensor [3, H, W] (uint8, or float in [0, 1]), an array [H, W, 3] (the same), an
+            image of Pillow, the path of a picture, or a sequence of such. Files are turned upright
+            as their EXIF orientation says.
         model: see `load`; pass an RPN from `load` to call this often.
-        device: where to compute.
+        device: where to compute; "auto" of an RPN of your own is where it is.
         **load_options: see `load`.
+
+    Raises:
+        StreamRPNError: a file cannot be read, or the model cannot be loaded.
+        TypeError: an image is of another type, or of other numbers.
+        ValueError: an image has another shape, or is not in [0, 1].
     """
     from stream_rpn import compute
-    from stream_rpn.rpn import propose_image
+    from stream_rpn.rpn import RPN, propose_image
 
     several = isinstance(image, (list, tuple))
-    images: Sequence[Tensor | np.ndarray] = image if several else [image]  # type: ignore[list-item,assignment]
-    where = compute.choose_device(device)
-    rpn = load(model, **load_options).to(where)
-    results = [replace(propose_image(rpn, one), frame=i) for i, one in enumerate(images)]
+    images: Sequence[Picture] = image if several else [image]  # type: ignore[list-item,assignment]
+    rpn = load(model, **load_options)
+    if isinstance(model, RPN):
+        own = next(rpn.parameters()).device
+        where = own if device == "auto" else compute.choose_device(device)
+        if where != own or any(module.training for module in rpn.modules()):
+            rpn = copy.deepcopy(rpn).eval().to(where)
+    else:
+        rpn = rpn.to(compute.choose_device(device))
+    results = [
+        replace(propose_image(rpn, _pixels(one, index)), frame=index)
+        for index, one in enumerate(images)
+    ]
     return results if several else results[0]
+
+
+def _pixels(image: Picture, index: int) -> Tensor | np.ndarray:
+    """Returns a tensor or an array as it is, and whatever else is a picture as [H, W, 3] uint8."""
+    from PIL import Image
+    from torch import Tensor
+
+    if isinstance(image, Tensor | np.ndarray):
+        return image
+
+    from stream_rpn.sources.picture import decode_rgb, rgb_of
+
+    try:
+        if isinstance(image, Image.Image):
+            return rgb_of(image)
+        if isinstance(image, str | Path):
+            return decode_rgb(Path(image).read_bytes())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise StreamRPNError(f"{image} cannot be read: {reason}") from error
+    except StreamRPNError as error:
+        raise StreamRPNError(f"{image} {error}") from error
+    raise TypeError(
+        f"image {index} must be a tensor, an array, an image of Pillow or a path, got "
+        f"{type(image).__name__}"
+    )

@@ -62,8 +62,11 @@ def _subcommand(name: str, argv: Sequence[str]) -> int:
 
 
 def _stream(argv: Sequence[str]) -> int:
-    # Intermixed: a source may follow an option.
-    arguments = stream_parser().parse_intermixed_args(argv)
+    # Intermixed: a source may follow an option. argparse then parses twice, the second time without
+    # the "--" behind which names may begin with a dash.
+    end = argv.index("--") if "--" in argv else len(argv)
+    names = [f"./{n}" if n.startswith("-") and n != "-" else n for n in argv[end + 1 :]]
+    arguments = stream_parser().parse_intermixed_args([*argv[:end], *names])
     from stream_rpn.commands import runner
 
     return _reporting(lambda: runner.run(arguments))

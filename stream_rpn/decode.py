@@ -9,16 +9,22 @@ costs less than converting here. Everything else goes through one conversion to 
 
 from __future__ import annotations
 
+import math
+import struct
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import cast
 
 import av
 import av.error
+import av.filter
 from av.container import InputContainer
 from av.packet import Packet
+from av.sidedata.sidedata import SideDataContainer
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.format import VideoFormat
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -40,7 +46,7 @@ _MATRICES = {
     10: "bt2020",
 }
 
-_SWSCALE_MATRICES = {"bt709": 1, "bt601": 5, "bt2020": 9}
+SWSCALE_MATRICES = {"bt709": 1, "bt601": 5, "bt2020": 9}
 
 _LIMITED, _FULL = 1, 2
 
@@ -239,6 +245,7 @@ class PlaneConverter:
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
+        self._mirror = _Mirror()
         self._colors: dict[tuple[str, int, int, int, bool], Color] = {}
 
     def frame(
@@ -253,9 +260,11 @@ class PlaneConverter:
         Raises:
             StreamRPNError: FFmpeg has no conversion from the image's pixel format.
         """
-        rotation = display_rotation(image)
+        rotation, mirrored = orientation(image)
         width, height = displayed_size(image, rotation)
         image, color = self.convert(image)
+        if mirrored:
+            image = self._mirror(image)
         return Frame(
             index=index,
             pts=pts,
@@ -265,6 +274,7 @@ class PlaneConverter:
             rotation=rotation,
             color=color,
             image=image,
+            mirrored=mirrored,
         )
 
     def convert(self, image: av.VideoFrame) -> tuple[av.VideoFrame, Color]:
@@ -281,7 +291,7 @@ class PlaneConverter:
             color = self._colors[key] = color_of(image, pixel_format)
         if name in KEPT_FORMATS:
             return image, color
-        matrix = _SWSCALE_MATRICES[color.matrix]
+        matrix = SWSCALE_MATRICES[color.matrix]
         # swscale takes gray as full range whatever the tag says: "full to full" copies the values.
         value_range = _FULL if color.full_range or name.startswith(_GRAY) else _LIMITED
         try:
@@ -323,14 +333,54 @@ def color_of(image: av.VideoFrame, pixel_format: VideoFormat) -> Color:
     )
 
 
-def display_rotation(image: av.VideoFrame) -> int:
-    """Returns by how many degrees clockwise the image must be turned for display: 0, 90, 180, 270.
+def orientation(image: av.VideoFrame) -> tuple[int, bool]:
+    """Returns how the image must be displayed: (degrees clockwise, mirrored).
 
-    FFmpeg counts counterclockwise; angles between the quarters go to the nearest one. Mirroring,
-    which the same matrix could ask for, is not undone.
+    The degrees are 0, 90, 180 or 270; angles between go to the nearest. A mirrored image is to be
+    mirrored left to right as it is stored, before it is turned. That is all that a display matrix,
+    and the eight orientations of EXIF that FFmpeg makes into one, can ask for besides scaling.
     """
-    angle = image.rotation
-    return round(-angle / 90) % 4 * 90 if angle else 0
+    # Not `image.side_data`: it and the image would hold each other until the garbage is collected.
+    side_data = SideDataContainer.__new__(SideDataContainer, image)  # type: ignore[call-arg]
+    # PyAV 18.1 raises at what it has no name for, such as EXIF, behind which nothing stands.
+    with suppress(ValueError):
+        side_data.__init__(image)  # type: ignore[misc]
+    for item in side_data:
+        with suppress(ValueError):
+            if item.type is SideDataType.DISPLAYMATRIX:
+                a, b, _, c, d, *_ = struct.unpack("=9i", item)
+                sign = -1 if a * d < b * c else 1
+                return round(math.degrees(math.atan2(sign * b, sign * a)) / 90) % 4 * 90, sign < 0
+    return 0, False
+
+
+class _Mirror:
+    """Mirrors images left to right; a graph of FFmpeg is kept for images of one kind in a row."""
+
+    def __init__(self) -> None:
+        self._kind: tuple[str, int, int] | None = None
+        self._graph = av.filter.Graph()
+
+    def __call__(self, image: av.VideoFrame) -> av.VideoFrame:
+        if image.sw_format is not None:
+            raise StreamRPNError(
+                "the picture is mirrored for display, which is done on the CPU only"
+            )
+        kind = image.format.name, image.width, image.height
+        if kind != self._kind:
+            self._kind, self._graph = kind, av.filter.Graph()
+            source = self._graph.add_buffer(
+                width=image.width,
+                height=image.height,
+                format=image.format,
+                time_base=Fraction(1, 1000),
+            )
+            mirror, sink = self._graph.add("hflip"), self._graph.add("buffersink")
+            self._graph.link_nodes(source, mirror, sink).configure()
+        self._graph.push(image)
+        mirrored = self._graph.pull()
+        assert isinstance(mirrored, av.VideoFrame)
+        return mirrored
 
 
 def displayed_size(image: av.VideoFrame, rotation: int) -> tuple[int, int]:

@@ -55,6 +55,7 @@ class StreamInfo:
         width: pixels of the displayed frame, after rotation.
         height: pixels of the displayed frame, after rotation.
         rotation: degrees clockwise that were applied for display: 0, 90, 180 or 270.
+        mirrored: whether frames were mirrored left to right, as they are stored, before that.
         sample_aspect_ratio: width / height of one pixel; recorded, not applied.
         fps: average frame rate, None where the container does not say.
         num_frames: declared number of frames, None where unknown; never relied upon.
@@ -73,6 +74,7 @@ class StreamInfo:
     width: int
     height: int
     rotation: int = 0
+    mirrored: bool = False
     sample_aspect_ratio: float = 1.0
     fps: float | None = None
     num_frames: int | None = None
@@ -176,13 +178,14 @@ class Frame:
         rotation: degrees clockwise to turn the planes by for display: 0, 90, 180 or 270.
         color: how the planes encode colour.
         image: the decoded planes as PyAV hands them over (yuv420p, nv12 or p010le; or a CUDA
-            surface in nv12/p010le), unrotated.
+            surface in nv12/p010le), not turned, but mirrored where the source asks for that.
         drops: what was lost just before this frame.
         image_id: the id of an image in an annotation file, for image sources.
         name: the file name, for image sources.
         arrived: `time.monotonic()` at which the last packet of a live frame came; None for files,
             whose frames are never dropped.
         source_index: which of the sources that run together, from 0.
+        mirrored: whether `image` was mirrored left to right when it was decoded.
     """
 
     index: int
@@ -198,6 +201,7 @@ class Frame:
     name: str | None = None
     arrived: float | None = None
     source_index: int = 0
+    mirrored: bool = False
 
 
 @dataclass(slots=True)
@@ -218,7 +222,8 @@ class Proposals:
         input_size: (height, width) of the resized frame in the network's input, without padding.
         strides: per level (y, x) input pixels per cell; 1 / stride is RoIAlign's spatial scale.
         drops: what was lost just before this frame.
-        image: the decoded frame, kept only while a sink or the caller asked for pictures.
+        image: the decoded frame, kept only while a sink or the caller asked for pictures; mirrored
+            already where the source asks for that.
         features: level name → feature map [C, H, W], only when asked for.
         image_id: the id of an image in an annotation file, for image sources.
         name: the file name, for image sources.

@@ -133,7 +133,7 @@ def image_to_input(
 
     Raises:
         TypeError: an image is neither uint8 nor floating.
-        ValueError: an image has another shape.
+        ValueError: an image has another shape, or is floating and not in [0, 1].
     """
     batch = [images] if isinstance(images, Tensor | np.ndarray) else images
     rgb = [_rgb(image, index) for index, image in enumerate(batch)]
@@ -284,7 +284,9 @@ def _rgb(image: Tensor | np.ndarray, index: int) -> Tensor:
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"image {index} must be [H, W, 3], got {list(image.shape)}")
-        tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        # torch has no tensors that must not be written to, and big-endian ones neither.
+        native = np.require(image, image.dtype.newbyteorder("="), ("C", "W"))
+        tensor = torch.from_numpy(native).permute(2, 0, 1)
     else:
         tensor = image
     if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
@@ -293,4 +295,9 @@ def _rgb(image: Tensor | np.ndarray, index: int) -> Tensor:
         return tensor.float() / 255
     if not tensor.is_floating_point():
         raise TypeError(f"image {index} must be uint8 or floating, got {tensor.dtype}")
+    # A few pixels tell: an enlarged picture overshoots 1 a little, one in 0…255 goes far beyond.
+    if (highest := float(tensor[:, ::8, ::8].amax())) > 2:
+        raise ValueError(
+            f"image {index} is floating and must be in [0, 1], got {highest:g}; divide it by 255"
+        )
     return tensor.float()

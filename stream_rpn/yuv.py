@@ -121,7 +121,9 @@ def shrink(frame: Frame, size: tuple[int, int], out: np.ndarray) -> np.ndarray:
     rows, columns = size if frame.rotation % 180 == 0 else (width, height)
     small = _resized(frame.image, rows, columns)
     for plane, slot in zip(small.planes, out, strict=True):
-        samples = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:rows, :columns]
+        samples = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
+            :rows, :columns
+        ]
         slot[:height, :width] = np.rot90(samples, -frame.rotation // 90)
     return color_matrix(frame.color.matrix, frame.color.full_range)
 

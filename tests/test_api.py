@@ -1,8 +1,10 @@
 """The Python interface: streams, images, pooling with RoIAlign, reading results back."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import torchvision
@@ -10,6 +12,7 @@ from torch import nn
 
 import stream_rpn
 from stream_rpn import anchors
+from stream_rpn.frame import StreamRPNError
 from stream_rpn.input_spec import InputSpec
 from stream_rpn.rpn import RPN, ProposalSpec, RPNHead
 
@@ -182,3 +185,123 @@ def test_anchor_overrides(rpn):
     )
     expected = anchors.ratio_major([16, 24, 32, 48, 64], [1, 2, 3])
     torch.testing.assert_close(changed.base_anchors[2], expected)
+
+
+def state_of(rpn):
+    """Everything of a model that a call might change."""
+    tensors = {name: (t.clone(), t.stride()) for name, t in rpn.state_dict().items()}
+    anchors_ = [level.clone() for level in rpn.base_anchors]
+    modes = [module.training for module in rpn.modules()]
+    return tensors, anchors_, modes, rpn.proposal_spec, rpn.input_spec, rpn.anchor_spec
+
+
+def assert_unchanged(rpn, before):
+    tensors, anchors_, *rest = before
+    after, anchors_after, *rest_after = state_of(rpn)
+    assert rest == rest_after
+    for name, (tensor, stride) in tensors.items():
+        assert after[name][0].dtype == tensor.dtype
+        assert after[name][1] == stride
+        assert torch.equal(after[name][0], tensor), name
+    assert all(map(torch.equal, anchors_, anchors_after))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda rpn: stream_rpn.propose(np.zeros((60, 80, 3), np.uint8), model=rpn, top=3, size=64),
+        lambda rpn: stream_rpn.propose(np.zeros((60, 80, 3), np.uint8), model=rpn, device="cpu"),
+        lambda rpn: stream_rpn.propose(
+            np.zeros((60, 80, 3), np.uint8), model=rpn, anchor_sizes=[8, 16, 24, 32, 40]
+        ),
+        lambda rpn: list(stream_rpn.stream(SYNTHETIC, model=rpn, dtype="bfloat16", top=3)),
+        lambda rpn: list(stream_rpn.stream(SYNTHETIC, model=rpn, nms=0.3, max_frames=1)),
+        lambda rpn: stream_rpn.load(rpn, top=3, nms=0.2, size=64, min_size=5),
+    ],
+)
+def test_a_call_leaves_the_model_that_it_was_given_as_it_is(training, call):
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, stride=8, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+    sizes = ((16.0, 32.0, 48.0, 64.0, 80.0),)
+    spec = anchors.AnchorSpec(sizes, (1.0,), order="scale-major", centre=4.0)
+    mine = RPN(backbone, RPNHead(8, 5), spec, input_spec=InputSpec(96, 128))
+    mine.train(training)
+    before = state_of(mine)
+    call(mine)
+    assert_unchanged(mine, before)
+
+
+def test_streams_of_one_model_do_not_meddle_with_each_other(rpn):
+    alone = [p.boxes for p in stream_rpn.stream(SYNTHETIC, model=rpn, dtype="float32")]
+    pairs = zip(
+        stream_rpn.stream(SYNTHETIC, model=rpn, dtype="float32"),
+        stream_rpn.stream(SYNTHETIC, model=rpn, dtype="float32", top=3),
+        strict=True,
+    )
+    for boxes, (one, other) in zip(alone, pairs, strict=True):
+        np.testing.assert_array_equal(one.boxes, boxes)
+        np.testing.assert_array_equal(other.boxes, boxes[:3])
+
+
+class TestPictures:
+    """Whatever a picture is, it has the proposals of its pixels."""
+
+    PIXELS = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+
+    def same(self, rpn, picture, pixels=PIXELS):
+        wanted = stream_rpn.propose(pixels, model=rpn)
+        got = stream_rpn.propose(picture, model=rpn)
+        assert (got.width, got.height) == (wanted.width, wanted.height)
+        np.testing.assert_allclose(got.scores, wanted.scores, atol=1e-5)
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda a: a[:, ::-1][:, ::-1],
+            lambda a: a.astype(np.float32) / 255,
+            lambda a: a.astype(">f8") / 255,
+            lambda a: torch.from_numpy(a.copy()).permute(2, 0, 1),
+            lambda a: np.frombuffer(a.tobytes(), np.uint8).reshape(a.shape),
+            lambda a: PIL.Image.fromarray(a),
+            lambda a: PIL.Image.fromarray(a).convert("RGBA"),
+        ],
+        ids=["flipped", "float", "big-endian", "tensor", "read-only", "Pillow", "alpha"],
+    )
+    def test_of_any_kind(self, rpn, change):
+        self.same(rpn, change(self.PIXELS))
+
+    @pytest.mark.parametrize("kind", [str, Path])
+    def test_files(self, rpn, tmp_path, kind):
+        exif = PIL.Image.Exif()
+        exif[0x112] = 6
+        PIL.Image.fromarray(self.PIXELS).save(tmp_path / "a.png", exif=exif)
+        turned = np.ascontiguousarray(np.rot90(self.PIXELS, -1))
+        self.same(rpn, kind(tmp_path / "a.png"), turned)
+
+    def test_gray_of_sixteen_bits(self, rpn):
+        gray = self.PIXELS[..., 0]
+        wanted = np.repeat(gray[..., None], 3, -1)
+        self.same(rpn, PIL.Image.fromarray(gray.astype(np.uint16) * 257), wanted)
+
+    @pytest.mark.parametrize(
+        ("picture", "error", "says"),
+        [
+            (
+                PIXELS.astype(np.float32),
+                ValueError,
+                r"image 0 .* must be in \[0, 1\], got 25\d; div",
+            ),
+            (PIXELS[..., 0], ValueError, r"must be \[H, W, 3\], got \[60, 80\]"),
+            (torch.zeros(60, 80, 3), ValueError, r"must be \[3, H, W\], got \[60, 80, 3\]"),
+            (PIXELS.astype(np.int64), TypeError, "must be uint8 or floating"),
+            (3, TypeError, "image 0 must be a tensor, an array, an image of Pillow or a path"),
+            ([PIXELS, None], TypeError, "image 1 must be .* got NoneType"),
+            ("nothing.jpg", StreamRPNError, r"nothing\.jpg cannot be read: No such file"),
+            (Path(__file__), StreamRPNError, r"test_api\.py is not an image"),
+        ],
+    )
+    def test_what_is_none_is_said_in_a_sentence(self, rpn, picture, error, says):
+        with pytest.raises(error, match=says):
+            stream_rpn.propose(picture, model=rpn)

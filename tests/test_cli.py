@@ -191,6 +191,24 @@ class TestResults:
         assert stream_rpn(clips[0], "-o", "all.jsonl", clips[1]) == 0
         assert [p.frame for p in read("all.jsonl")] == [0, 1, 0, 1, 2]
 
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ("-o", "o.jsonl", "--", "-clip.mp4"),
+            ("-o", "o.jsonl", "--", "-clip.mp4", "clip.mp4"),
+            ("clip.mp4", "-o", "o.jsonl", "--", "-clip.mp4"),
+            ("-o", "o.jsonl", "./-clip.mp4", "--", "clip.mp4"),
+        ],
+    )
+    def test_names_that_begin_with_a_dash_stand_behind_two(self, arguments):
+        for name in ("-clip.mp4", "clip.mp4"):
+            Path(name).write_bytes(clip("synthetic:64x48@25,3"))
+        assert stream_rpn(*arguments) == 0
+        named = sum("clip" in argument for argument in arguments)
+        sources = [line["source"] for line in lines("o.jsonl") if "stream_rpn" in line]
+        assert len(sources) == named
+        assert "./-clip.mp4" in sources
+
     def test_images_of_a_pattern_are_named_by_their_folder(self):
         Path("photos").mkdir()
         with av.open(io.BytesIO(clip("synthetic:64x64@10,2"))) as container:

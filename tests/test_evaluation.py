@@ -2,6 +2,8 @@
 
 import json
 import pickle
+from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -11,11 +13,12 @@ from stream_rpn.cli import main
 from stream_rpn.evaluation import recall as evaluation
 from stream_rpn.evaluation.coco import CocoDataset
 from stream_rpn.evaluation.curves import draw_curves
-from stream_rpn.evaluation.files import read_mot, read_predictions
+from stream_rpn.evaluation.files import Annotated, read_mot, read_predictions
 from stream_rpn.evaluation.propose import propose_dataset
 from stream_rpn.evaluation.recall import LIMITS, Recall, by_image, evaluate, match
-from stream_rpn.frame import StreamRPNError
+from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.models.checkpoint import load_model
+from stream_rpn.sinks import make_header, open_sink
 from tests.synthetic_coco import write_dataset
 
 
@@ -195,8 +198,78 @@ class Harmful:
         return (print, ("executed",))
 
 
+def pickled(ids, boxes, logits):
+    return pickle.dumps({"ids": ids, "boxes": boxes, "objectness_logits": logits})
+
+
 class TestSavedProposals:
     BOXES = np.array([[1, 2, 11, 22], [5, 5, 9, 9]], dtype=np.float32)
+    IMAGES = MappingProxyType(
+        {i: Annotated(f"{folder}/{i % 10}.jpg", 32, 24) for i, folder in enumerate("abcd" * 5)}
+    )
+
+    @staticmethod
+    def saved(frame, name=None, image_id=None, size=(32, 24), box=(1, 2, 11, 22)):
+        boxes, ones = np.array([box], np.float32), np.ones(1, np.int32)
+        more = {"name": name, "image_id": image_id}
+        return Proposals(frame, None, None, *size, boxes, ones / 2, ones, ones, boxes, **more)
+
+    def write(self, path, results):
+        info = StreamInfo(source="a", stem="a", width=32, height=24)
+        with open_sink(str(path)) as sink:
+            sink.begin(make_header(info, model="m"), info)
+            for proposals in results:
+                sink.write(proposals)
+            sink.end({"frames": len(results)})
+        return path
+
+    @pytest.mark.parametrize("suffix", ["jsonl", "npz", "parquet", "coco.json"])
+    def test_results_belong_to_the_image_of_their_name_wherever_they_stand(self, tmp_path, suffix):
+        images = {
+            5: Annotated("one.jpg", 32, 24),
+            0: Annotated("x/two.jpg", 32, 24),
+            1: Annotated('100%d "a".jpg', 32, 24),
+        }
+        names = ['100%d "a".jpg', "one.jpg", "two.jpg"]
+        rows = [self.saved(i, name, box=(0, 0, 9, i + 1)) for i, name in enumerate(names)]
+        found = read_predictions(self.write(tmp_path / f"r.{suffix}", rows), images)
+        assert {i: boxes[0, 3] for i, boxes in found.items()} == {1: 1, 5: 2, 0: 3}
+
+    @pytest.mark.parametrize(
+        ("rows", "says"),
+        [
+            ([{"name": "7.jpg"}], r"'7\.jpg' may be d/7\.jpg or b/7\.jpg"),
+            (
+                [{"name": "d/7.jpg", "size": (24, 32)}],
+                r"image 7 as 24x32 .* annotations have as 32x24",
+            ),
+            ([{"image_id": 7, "size": (24, 32)}], r"image 7 as 24x32"),
+            ([{"name": "d/7.jpg"}, {"image_id": 7}], "image 7 twice"),
+            ([{}], "neither ids nor names"),
+            ([{"name": "other.jpg"}], "no proposals for any annotated image"),
+            (
+                [{"image_id": i} for i in range(15, 40)],
+                "of 25 images, 20 of which are not annotated",
+            ),
+            ([{"image_id": 7, "size": (0, 0), "box": (0, 0, 9, 99)}], "beyond the image for 1 of"),
+        ],
+    )
+    def test_results_that_are_not_of_these_images_are_refused(self, tmp_path, rows, says):
+        results = [self.saved(frame, **row) for frame, row in enumerate(rows)]
+        path = self.write(tmp_path / "r.jsonl", results)
+        with pytest.raises(StreamRPNError, match=rf"r\.jsonl.*{says}"):
+            read_predictions(path, self.IMAGES)
+
+    def test_a_part_of_the_images_of_a_folder_may_be_annotated(self, tmp_path):
+        results = [self.saved(frame, f"{frame}.jpg") for frame in range(100)]
+        path = self.write(tmp_path / "r.jsonl", results)
+        images = {50 - i: Annotated(f"{i}.jpg", 32, 24) for i in range(20)}
+        assert read_predictions(path, images).keys() == images.keys()
+
+    def test_frames_of_a_video_are_found_by_their_index(self, tmp_path):
+        path = self.write(tmp_path / "r.jsonl", [self.saved(frame) for frame in range(9)])
+        frames = {3: Annotated("", 32, 24), 7: Annotated("", 32, 24)}
+        assert read_predictions(path, frames).keys() == {3, 7}
 
     def test_coco_results_in_any_order(self, tmp_path):
         path = tmp_path / "r.json"
@@ -206,7 +279,7 @@ class TestSavedProposals:
             {"image_id": 7, "bbox": [1, 2, 10, 20], "score": 0.9, "category_id": 1},
         ]
         path.write_text(json.dumps(rows))
-        found = read_predictions(path)
+        found = read_predictions(path, self.IMAGES)
         assert found.keys() == {7, 8}
         assert np.array_equal(found[7], self.BOXES)
 
@@ -224,13 +297,13 @@ class TestSavedProposals:
         }
         path = tmp_path / "proposals.pkl"
         path.write_bytes(pickle.dumps(data, protocol=protocol))
-        assert np.array_equal(read_predictions(path)[7], self.BOXES)
+        assert np.array_equal(read_predictions(path, self.IMAGES)[7], self.BOXES)
 
     def test_a_pickle_that_calls_something_is_refused_and_not_run(self, tmp_path, capsys):
         path = tmp_path / "proposals.pkl"
         path.write_bytes(pickle.dumps({"ids": [Harmful()]}))
         with pytest.raises(StreamRPNError, match=r"wants to load builtins\.print"):
-            read_predictions(path)
+            read_predictions(path, self.IMAGES)
         assert "executed" not in capsys.readouterr().out
 
     @pytest.mark.parametrize(
@@ -245,14 +318,28 @@ class TestSavedProposals:
                 pickle.dumps({"ids": [], "boxes": [], "objectness_logits": [], "bbox_mode": 4}),
             ),
             ("r.txt", b""),
+            ("r.json", b"[" * 100_000),
+            ("r.json", b'{"a": 1}'),
+            ("r.json", b'[{"image_id": 1e400, "bbox": [1, 2, 3, 4], "score": 1}]'),
+            ("r.json", b'[{"image_id": [1], "bbox": [1, 2, 3, 4], "score": 1}]'),
+            ("r.json", b'[{"image_id": 7, "bbox": [1, 2, NaN, 4], "score": 1}]'),
+            ("r.json", b"\xff\xfe"),
+            ("r.pkl", pickled([7], [[1, 2, 3]], [[1]])),
+            ("r.pkl", pickled([7], [[[1, 2, 3, 4]]], [[1, 2]])),
+            ("r.pkl", pickled([7, 8], [[[1, 2, 3, 4]]], [[1]])),
+            ("r.pkl", pickled(["x"], [[[1, 2, 3, 4]]], [[1]])),
+            ("r.pkl", pickled([None], [[[1, 2, 3, 4]]], [[1]])),
+            ("r.pkl", pickled([7], [None], [None])),
+            ("r.pkl", pickled("a", "b", "c")),
+            ("r.pkl", pickle.dumps({"ids": [7]})),
+            ("r.pkl", b""),
         ],
-        ids=["numbers", "cut off", "no pickle", "a list", "rotated boxes", "another format"],
     )
     def test_files_of_another_kind_are_refused(self, tmp_path, name, content):
         path = tmp_path / name
         path.write_bytes(content)
         with pytest.raises(StreamRPNError, match=name):
-            read_predictions(path)
+            read_predictions(path, self.IMAGES)
 
 
 def test_curves_are_drawn(tmp_path):
@@ -307,6 +394,7 @@ class TestCommand:
         arguments = ["--model", "tiny", "-o", str(out), "--results", str(tmp_path / "other.json")]
         assert main([*data, *arguments, "--json", str(numbers)]) == 0
         assert len(json.loads(numbers.read_text())) == 2
+        assert "no proposals for 2 of 3 annotated images" in capsys.readouterr().err
         assert (tmp_path / "tiny.coco.json").is_file()
 
     def test_a_video_with_mot_ground_truth(self, tmp_path, shared_data):
@@ -339,6 +427,30 @@ class TestCommand:
         (tmp_path / "other.json").write_text(json.dumps(rows))
         assert main([*data, "--results", str(tmp_path / "other.json")]) == 2
         assert "no proposals for any annotated image" in capsys.readouterr().err
+
+    def test_annotations_without_an_object_are_refused(self, data, capsys):
+        path = Path(data[2])
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
+        assert main(data) == 2
+        assert "there is no object in it" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("suffix", ["jsonl", "coco.json"])
+    def test_results_of_a_folder_are_worth_what_the_model_is(self, tmp_path, suffix, capsys):
+        annotations, images = write_dataset(tmp_path, count=3)
+        content = json.loads(annotations.read_text())
+        for record in content["images"] + content["annotations"]:
+            key = "id" if "file_name" in record else "image_id"
+            record[key] = (record[key] - 100 + 2) % 3  # 2, 0, 1: another order than the folder's
+        annotations.write_text(json.dumps(content))
+        out, numbers = tmp_path / f"r.{suffix}", tmp_path / "numbers.json"
+        assert main([str(images), "-o", str(out), "--top", "1000", "--quiet"]) == 0
+        command = ["eval", "--annotations", str(annotations), "--images", str(images), "--quiet"]
+        both = ["--model", "tiny", "--results", str(out), "--json", str(numbers)]
+        assert main([*command, *both]) == 0
+        of_model, of_results = json.loads(numbers.read_text()).values()
+        # The pictures are tiny: planes of half their chroma give slightly other boxes.
+        assert of_results["R50@100"] == of_model["R50@100"] > 0.9
+        assert "count as missed" not in capsys.readouterr().err
 
     def test_existing_outputs_are_not_replaced_unasked(self, data, tmp_path, capsys):
         numbers = tmp_path / "numbers.json"

@@ -2,10 +2,13 @@
 
 import copy
 import io
+import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import resize_boxes
@@ -227,6 +230,10 @@ class _OtherRPN(RegionProposalNetwork):
     pass
 
 
+class _OtherCoder(BoxCoder):
+    pass
+
+
 class _OtherAnchors(AnchorGenerator):
     def grid_anchors(self, grid_sizes, strides):
         return super().grid_anchors(grid_sizes, strides)
@@ -246,13 +253,88 @@ class _OtherAnchors(AnchorGenerator):
             lambda model: setattr(model.rpn.box_coder, "weights", (10, 10, 5, 5)) or model,
             r"box_coder .*got \(10, 10, 5, 5\)",
         ),
+        (
+            lambda model: setattr(model.rpn, "filter_proposals", print) or model,
+            r"model\.rpn has a filter_proposals of its own, which would not be called",
+        ),
+        (
+            lambda model: setattr(model.rpn.anchor_generator, "grid_anchors", print) or model,
+            r"anchor_generator has a grid_anchors of its own",
+        ),
+        (
+            lambda model: setattr(model.rpn.box_coder, "decode", print) or model,
+            r"box_coder has a decode of its own",
+        ),
+        (
+            lambda model: setattr(model.rpn, "box_coder", _OtherCoder((1.0,) * 4)) or model,
+            "box_coder must be torchvision's BoxCoder, got _OtherCoder",
+        ),
     ],
-    ids=["no-detector", "wrapped", "other-rpn", "other-anchors", "other-box-coder"],
 )
 def test_what_cannot_be_fused_gets_a_type_error(mobile, spoil, sentence):
     model = spoil(copy.deepcopy(mobile))
     with pytest.raises(TypeError, match=sentence):
         stream_rpn.fuse(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda rpn: setattr(rpn, "filter_proposals", print), "does not call filter_proposals"),
+        (lambda rpn: setattr(rpn, "anchor_generator", _OtherAnchors()), "got _OtherAnchors"),
+        (lambda rpn: setattr(rpn, "box_coder", BoxCoder((10.0, 10.0, 5.0, 5.0))), "got \\(10"),
+        (lambda rpn: torch.jit.script(rpn), "cannot be scripted"),
+    ],
+)
+def test_what_a_fused_model_would_ignore_is_refused(mobile, change, sentence):
+    model = stream_rpn.fuse(copy.deepcopy(mobile))
+    with pytest.raises(TypeError, match=sentence):
+        change(model.rpn)
+    # Without the fusion all of that is torchvision's business again.
+    change(stream_rpn.unfuse(model).rpn)
+
+
+def test_scripting_a_fused_detector_is_refused_and_leaves_it_fused(mobile):
+    model = stream_rpn.fuse(copy.deepcopy(mobile))
+    with pytest.raises(TypeError, match=r"cannot be scripted .*unfuse"):
+        torch.jit.script(model)
+    assert type(model.rpn) is FusedRegionProposalNetwork
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"nms_thresh": 0.0},
+        {"nms_thresh": 1.0},
+        {"nms_thresh": 1.5},
+        {"nms_thresh": np.float32(0.5)},
+        {"score_thresh": 1.5},
+        {"score_thresh": -1.0},
+        {"min_size": -1.0},
+        {"_post_nms_top_n": {"training": 9, "testing": 0}},
+    ],
+    ids=str,
+)
+@torch.inference_mode()
+def test_settings_beyond_the_kernels_are_torchvisions(mobile, pictures, change):
+    model = copy.deepcopy(mobile)
+    for name, value in change.items():
+        setattr(model.rpn, name, value)
+    expected = rpn_boxes(model, pictures)
+    found = rpn_boxes(stream_rpn.fuse(model), pictures)
+    assert [len(boxes) for boxes in found] == [len(boxes) for boxes in expected]
+    for mine, other in zip(found, expected, strict=True):
+        distances = torch.cdist(mine, other, p=math.inf)
+        assert mine.numel() == 0 or distances.min(1).values.max() < 0.05
+
+
+@torch.inference_mode()
+def test_a_float64_model_is_torchvisions(mobile, pictures):
+    model = copy.deepcopy(mobile).double()
+    pictures = [picture.double() for picture in pictures]
+    expected = model(pictures)
+    for mine, other in zip(stream_rpn.fuse(model)(pictures), expected, strict=True):
+        torch.testing.assert_close(mine["boxes"], other["boxes"])
 
 
 def test_the_name_stays_a_function_once_its_module_is_imported():

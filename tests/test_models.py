@@ -1,7 +1,10 @@
 """The models against torchvision's own detectors, and the facts of the classic network."""
 
+import argparse
+import collections
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -188,6 +191,100 @@ def test_bad_checkpoints_get_one_sentence(tmp_path, spoil, sentence):
         load_model("tiny", path)
     assert "weights.pth" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def under(prefix, state):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+WRAPPED = {
+    "DataParallel": lambda state: {"model": under("module.", state)},
+    "torch.compile": lambda state: under("_orig_mod.", state),
+    "both": lambda state: under("module._orig_mod.", state),
+    "a compiled backbone": lambda state: {
+        name.replace("backbone.", "backbone._orig_mod."): t for name, t in state.items()
+    },
+    "Lightning": lambda state: {
+        "state_dict": under("model.", state) | {"metric.total": torch.zeros(1)},
+        "pytorch-lightning_version": "2.0",
+        "hyper_parameters": {"lr": 0.1},
+    },
+    "a deeper module": lambda state: under("network.detector.", state),
+    "AveragedModel": lambda state: under("module.", state) | {"n_averaged": torch.tensor(3)},
+    "torchvision's reference": lambda state: {
+        "model": state,
+        "optimizer": {"state": {}, "param_groups": []},
+        "lr_scheduler": {"milestones": collections.Counter({16: 1}), "gamma": 0.1},
+        "args": argparse.Namespace(lr=0.02, model="x", norm=None),
+        "epoch": 5,
+        "model_ema": under("module.", state),
+    },
+    "numbers of numpy": lambda state: {"net": state, "best": np.float64(0.3), "at": np.int64(7)},
+    "wrappers in wrappers": lambda state: {"checkpoint": {"model": state}},
+    "arrays": lambda state: {name: tensor.numpy() for name, tensor in state.items()},
+    "half precision": lambda state: {
+        name: t.double() if t.is_floating_point() else t for name, t in state.items()
+    },
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPED)
+def test_weights_are_found_in_whatever_wraps_them(tmp_path, wrapping):
+    theirs = detector("mobilenet_v3_large_320_fpn")
+    path = tmp_path / "wrapped.pth"
+    torch.save(WRAPPED[wrapping](theirs.state_dict()), path)
+    ours = load_model("mobilenet_v3_large_320_fpn", path, fold=False)
+    for name, tensor in ours.backbone.state_dict().items():
+        torch.testing.assert_close(tensor, theirs.backbone.state_dict()[name])
+    torch.testing.assert_close(ours.head.cls_logits.weight, theirs.rpn.head.cls_logits.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda t: t.to("meta"), "'head.cls_logits.bias' without values"),
+        (lambda t: t.to_sparse(), "'head.cls_logits.bias' sparse"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "bias' quantised"),
+        (lambda t: t.to(torch.complex64), "'head.cls_logits.bias' complex"),
+        (lambda t: np.array(["a"]), "no numbers in 'head.cls_logits.bias'|more than tensors"),
+        (lambda t: 3, "no table of named tensors"),
+        (lambda t: None, "no table of named tensors"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_without_plain_numbers_are_refused_by_name(tmp_path, change, sentence):
+    state = dict(load_model("mobilenet_v3_large_320_fpn", "random", fold=False).state_dict())
+    state["head.cls_logits.bias"] = change(state["head.cls_logits.bias"])
+    torch.save(state, tmp_path / "odd.pth")
+    with pytest.raises(StreamRPNError, match=sentence):
+        load_model("mobilenet_v3_large_320_fpn", tmp_path / "odd.pth")
+
+
+def endless():
+    table = {}
+    table["model"] = table
+    return table
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (lambda: {0: torch.zeros(3)}, "no table of named tensors"),
+        (lambda: {"model": {1: torch.zeros(3)}}, "no table of named tensors"),
+        (lambda: {"model": 7}, "no table of named tensors"),
+        (lambda: {}, "another architecture: it lacks"),
+        (endless, "no table of named tensors"),
+        (
+            lambda: {"a.backbone.x": torch.zeros(3), "b.backbone.x": torch.zeros(3)},
+            r"several networks, of names that begin with 'a\.' and 'b\.'",
+        ),
+    ],
+    ids=["numbers", "numbers inside", "no table", "empty", "endless", "two networks"],
+)
+def test_files_of_another_shape_get_one_sentence(tmp_path, content, sentence):
+    torch.save(content(), tmp_path / "odd.pth")
+    with pytest.raises(StreamRPNError, match=sentence):
+        load_model("mobilenet_v3_large_320_fpn", tmp_path / "odd.pth")
 
 
 def test_nan_weights_are_refused_by_name(tmp_path):

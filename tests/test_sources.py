@@ -407,9 +407,9 @@ def test_damaged_images_are_counted_and_keep_their_index(tmp_path: Path):
     ]
     assert source.trailing_drops == (Drop("damaged image", 1, None),)
     assert (source.frames_decoded, source.damaged_packets) == (2, 4)
-    with pytest.raises(StreamRPNError, match=r"bad\.png is not an image that PyAV can read"):
+    with pytest.raises(StreamRPNError, match=r"bad\.png is not an image that can be read"):
         open_source(str(bad))
-    with pytest.raises(StreamRPNError, match="val: none of the 2 images can be decoded"):
+    with pytest.raises(StreamRPNError, match=r"val: none of the 2 .* decoded; bad\.png is not"):
         images_source([(bad, 0), (bad, 1)], uri="val")
 
 

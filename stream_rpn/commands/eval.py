@@ -21,9 +21,10 @@ from stream_rpn.commands.arguments import (
     load_options,
 )
 from stream_rpn.commands.outputs import resolve_outputs
+from stream_rpn.commands.progress import complain
 from stream_rpn.evaluation.coco import CocoDataset
 from stream_rpn.evaluation.curves import draw_curves
-from stream_rpn.evaluation.files import read_mot, read_predictions
+from stream_rpn.evaluation.files import Annotated, read_mot, read_predictions
 from stream_rpn.evaluation.recall import (
     AREAS,
     CURVE_LIMITS,
@@ -108,22 +109,27 @@ def run(arguments: argparse.Namespace) -> int:
         data: _Data = _Video(arguments)
     else:
         data = _Images(arguments)
+    if not any(map(len, data.ground_truth.values())):
+        raise StreamRPNError(f"{arguments.annotations}: there is no object in it to be found")
+    # First, so that a file that does not fit is told before a model has run for an hour.
+    saved = {path: read_predictions(path, data.images) for path in arguments.results}
     predictions: dict[str, dict[int, np.ndarray]] = {}
     with ExitStack() as stack:
         opened = [(output, stack.enter_context(output.open())) for output in outputs]
         for index, name in enumerate(names):
             chosen = [sink for output, sink in opened if index in output.sources]
             predictions[name] = by_image(data.propose(name, chosen))
-    for path in arguments.results:
-        predictions[path] = read_predictions(path)
-    recalls = {}
-    for name, boxes in predictions.items():
-        if not data.ground_truth.keys() & boxes.keys():
-            raise StreamRPNError(
-                f"'{name}' has no proposals for any annotated image; are the ids those of "
-                f"{arguments.annotations}?"
+    for path, found in saved.items():
+        missing = len(data.images) - len(found)
+        if 2 * missing > len(data.images):
+            complain(
+                f"'{path}' has no proposals for {missing} of {len(data.images)} annotated images; "
+                "their objects count as missed"
             )
-        recalls[name] = Recall(boxes, data.ground_truth, sorted({*LIMITS, *CURVE_LIMITS}))
+    recalls = {
+        name: Recall(boxes, data.ground_truth, sorted({*LIMITS, *CURVE_LIMITS}))
+        for name, boxes in (predictions | saved).items()
+    }
     if arguments.json:
         summaries = {name: recall.summary() for name, recall in recalls.items()}
         Path(arguments.json).write_text(json.dumps(summaries, indent=1) + "\n", encoding="utf-8")
@@ -141,10 +147,12 @@ class _Data:
 
     Attributes:
         ground_truth: boxes [G, 4] by image id or frame index.
+        images: what is known of each, by the same number.
         scale: the size of the images, for people.
     """
 
     ground_truth: dict[int, np.ndarray]
+    images: dict[int, Annotated]
     scale: str
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -188,6 +196,7 @@ class _Images(_Data):
             arguments.annotations, arguments.images.split(","), cache_bytes=0
         )
         self.ground_truth = self._dataset.ground_truth()
+        self.images = self._dataset.images()
         sides = [min(size) for size in self._dataset.sizes()]
         self.scale = f"shorter side {int(np.median(sides)) if sides else 0} (median)"
 
@@ -216,6 +225,7 @@ class _Video(_Data):
         with open_source(arguments.images) as source:
             width, height = source.info.width, source.info.height
         self.ground_truth = read_mot(arguments.annotations, width, height)
+        self.images = dict.fromkeys(self.ground_truth, Annotated("", width, height))
         self.scale = f"{width}x{height}"
 
     def _open(self, rpn: RPN) -> tuple[StreamInfo, Iterable[Proposals]]:

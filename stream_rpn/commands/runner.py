@@ -22,7 +22,7 @@ from stream_rpn.multistream import LivePolicy, LiveStream, LiveStreams
 from stream_rpn.pipeline import Pipeline, Stream, parameters
 from stream_rpn.sinks import make_header
 from stream_rpn.sinks.web.sink import WebSink
-from stream_rpn.sources import expand, is_live, masked, stem
+from stream_rpn.sources import expand, is_live, left_out, masked, stem
 from stream_rpn.sources.select import Selection, parse_time
 from stream_rpn.statistics import StreamStatistics
 
@@ -37,6 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
         StreamRPNError: nothing could be produced.
     """
     uris = expand(arguments.sources)
+    for uri in [] if arguments.quiet else arguments.sources:
+        if others := left_out(uri):
+            what = f"{others[0]} is" if len(others) == 1 else f"{len(others)} files are"
+            say(f"{uri}: {what} left out, by the name neither a video nor an image")
     policy = _policy(arguments)
     together = policy.realtime or any(map(is_live, uris))
     # Passwords are no difference: results are told apart by names without them.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
+import re
 import tarfile
 import threading
 from collections.abc import Iterable, Sequence
@@ -13,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from stream_rpn.evaluation.files import Annotated, read_json
+from stream_rpn.evaluation.names import NameIndex
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.sources.picture import decode_rgb
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class ImageStore:
     """Finds images by file name in folders and uncompressed or compressed tar files.
 
     Args:
-        roots: folders and tar files; the first that has a name wins. In tar files a name matches
-            members of that path or, failing that, of that base name.
+        roots: folders and tar files; the first that has a name wins. In tar files names match as in
+            `NameIndex`.
     """
 
     def __init__(self, roots: Iterable[str | Path]) -> None:
         self._folders: list[Path] = []
-        self._members: dict[str, tuple[tarfile.TarFile, tarfile.TarInfo]] = {}
+        self._tars: list[tuple[tarfile.TarFile, NameIndex[tarfile.TarInfo]]] = []
         self._lock = threading.Lock()
         self._roots = [str(root) for root in roots]
         for root in map(Path, self._roots):
@@ -62,32 +63,32 @@ class ImageStore:
                 raise StreamRPNError(f"{root}: no such folder or tar file of images") from None
             except (tarfile.TarError, OSError, EOFError) as error:
                 raise StreamRPNError(f"{root}: not a readable tar file ({error})") from error
+            index: NameIndex[tarfile.TarInfo] = NameIndex()
             for member in members:
-                for name in (member.name.removeprefix("./"), Path(member.name).name):
-                    self._members.setdefault(name, (tar, member))
+                index.add(member.name, member)
+            self._tars.append((tar, index))
 
     def read(self, file_name: str) -> np.ndarray:
         """Returns the decoded image [H, W, 3] uint8 RGB; safe to call from several threads."""
         data = self._bytes(file_name)
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                return np.array(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise StreamRPNError(f"{file_name}: cannot be decoded as an image ({error})") from error
+            return decode_rgb(data)
+        except StreamRPNError as error:
+            raise StreamRPNError(f"{file_name} {error}") from error
 
     def _bytes(self, file_name: str) -> bytes:
         for folder in self._folders:
             path = folder / file_name
             if path.is_file():
                 return path.read_bytes()
-        found = self._members.get(file_name) or self._members.get(Path(file_name).name)
-        if found is None:
-            raise StreamRPNError(f"{file_name}: not found in {', '.join(self._roots)}")
-        tar, member = found
-        with self._lock:
-            stream = tar.extractfile(member)
-            assert stream is not None, "only files are listed"
-            return stream.read()
+        for tar, index in self._tars:
+            member = index.find(file_name)
+            if member is not None:
+                with self._lock:
+                    stream = tar.extractfile(member)
+                    assert stream is not None, "only files are listed"
+                    return stream.read()
+        raise StreamRPNError(f"{file_name}: not found in {', '.join(self._roots)}")
 
 
 class CocoDataset:
@@ -135,6 +136,10 @@ class CocoDataset:
             image, self._boxes[index], self._crowds[index], record["id"], record["file_name"]
         )
 
+    def images(self) -> dict[int, Annotated]:
+        """Returns name and size of every image by its id, as annotated."""
+        return {r["id"]: Annotated(r["file_name"], r["width"], r["height"]) for r in self._records}
+
     def sizes(self) -> list[tuple[int, int]]:
         """Returns the (height, width) of every image, as annotated."""
         return [(record["height"], record["width"]) for record in self._records]
@@ -147,48 +152,100 @@ class CocoDataset:
 def _read_annotations(
     path: Path,
 ) -> tuple[list[dict[str, Any]], list[np.ndarray], list[np.ndarray]]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StreamRPNError(f"{path}: no such annotation file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StreamRPNError(f"{path}: cannot be read as JSON ({error})") from error
+    data = read_json(path, "annotation file")
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
         raise StreamRPNError(f"{path}: not COCO annotations: an object with 'images' is expected")
-    position: dict[Any, int] = {}
-    for i, record in enumerate(data["images"]):
-        fields = {"id": int, "file_name": str, "width": int, "height": int}
-        for name, kind in fields.items():
-            if not isinstance(record, dict) or not isinstance(record.get(name), kind):
-                raise StreamRPNError(f"{path}: images[{i}] lacks a valid '{name}'")
+    position: dict[int, int] = {}
+    records = []
+    for i, image in enumerate(data["images"]):
+        record = _image_record(image, f"{path}: images[{i}]")
         if record["id"] in position:
             raise StreamRPNError(f"{path}: images[{i}] repeats the id {record['id']}")
         position[record["id"]] = i
+        records.append(record)
+    annotations = data.get("annotations")
+    if not isinstance(annotations, list):
+        what = "no list" if "annotations" in data else "missing; of images without objects it is []"
+        raise StreamRPNError(f"{path}: 'annotations' is {what}")
     boxes: list[list[list[float]]] = [[] for _ in position]
     crowds: list[list[list[float]]] = [[] for _ in position]
-    for i, annotation in enumerate(data.get("annotations", [])):
+    for i, annotation in enumerate(annotations):
         where = f"{path}: annotations[{i}]"
         if not isinstance(annotation, dict):
             raise StreamRPNError(f"{where} is not an object")
         where += f" (id {annotation.get('id')})"
-        image = position.get(annotation.get("image_id"))
-        if image is None:
+        named = _whole_number(annotation.get("image_id"))
+        if named not in position:
             raise StreamRPNError(
                 f"{where} names the image {annotation.get('image_id')}, which is not in 'images'"
             )
-        box: Any = annotation.get("bbox")
-        try:
-            x, y, w, h = (float(value) for value in box)
-        except (TypeError, ValueError):
-            raise StreamRPNError(f"{where} has the bbox {box!r}, not [x, y, w, h]") from None
-        if not all(map(math.isfinite, (x, y, w, h))) or w < 0 or h < 0:
-            raise StreamRPNError(f"{where} has the bbox {box!r}, which is no box")
         # A box without area outlines nothing, and its deltas would be infinite.
+        x, y, w, h = _box(annotation.get("bbox"), where)
         if w > 0 and h > 0:
-            rows = crowds if annotation.get("iscrowd") else boxes
-            rows[image].append([x, y, x + w, y + h])
+            rows = crowds if _is_crowd(annotation.get("iscrowd"), where) else boxes
+            rows[position[named]].append([x, y, x + w, y + h])
 
     def arrays(rows: list[list[list[float]]]) -> list[np.ndarray]:
         return [np.array(row, dtype=np.float32).reshape(-1, 4) for row in rows]
 
-    return data["images"], arrays(boxes), arrays(crowds)
+    return records, arrays(boxes), arrays(crowds)
+
+
+def _image_record(image: Any, where: str) -> dict[str, Any]:
+    """Returns id, file_name, width and height of an image."""
+    if not isinstance(image, dict):
+        raise StreamRPNError(f"{where} is not an object")
+    record: dict[str, Any] = {
+        name: _whole_number(image.get(name)) for name in ("id", "width", "height")
+    }
+    for name in ("width", "height"):
+        if record[name] is not None and record[name] < 1:
+            record[name] = None
+    file_name = image.get("file_name")
+    record["file_name"] = file_name if isinstance(file_name, str) and file_name else None
+    for name in ("id", "file_name", "width", "height"):
+        if record[name] is None:
+            raise StreamRPNError(f"{where} lacks a valid '{name}'")
+    return record
+
+
+def _whole_number(value: Any) -> int | None:
+    """Returns 7 for 7, 7.0 and "7", as exporters write it; None for what is no whole number."""
+    if isinstance(value, str):
+        value = value.strip()
+        return int(value) if re.fullmatch(r"-?\d{1,18}", value, re.ASCII) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not (abs(value) < 1 << 63 and value == int(value)):
+        return None
+    return int(value)
+
+
+def _is_crowd(value: Any, where: str) -> bool:
+    """Returns whether an annotation is of a crowd: 0 or 1, as a number, a word or a string."""
+    known = {0: False, 1: True, "0": False, "1": True, "false": False, "true": True}
+    if value is None:
+        return False
+    crowd = known.get(value.lower() if isinstance(value, str) else value) if _plain(value) else None
+    if crowd is None:
+        raise StreamRPNError(f"{where} has the iscrowd {value!r}, which must be 0 or 1")
+    return crowd
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str)
+
+
+def _box(box: Any, where: str) -> tuple[float, float, float, float]:
+    """Returns x, y, width and height; strings that are numbers count as them."""
+    try:
+        if not isinstance(box, list | tuple):
+            raise TypeError
+        if not all(map(_plain, box)) or any(isinstance(value, bool) for value in box):
+            raise TypeError
+        x, y, w, h = map(float, box)
+    except (TypeError, ValueError, OverflowError):
+        raise StreamRPNError(f"{where} has the bbox {box!r:.80}, not [x, y, w, h]") from None
+    if not all(map(math.isfinite, (x, y, w, h))) or w < 0 or h < 0:
+        raise StreamRPNError(f"{where} has the bbox {box!r}, which is no box")
+    return x, y, w, h

@@ -2,21 +2,27 @@
 
 Ours are safetensors with the keys `backbone.…` and `head.…` and the model's name as metadata. Those
 of any torchvision FasterRCNN, MaskRCNN or KeypointRCNN load as they are: `rpn.head.…` is our head,
-and everything behind the proposals (`roi_heads.…`) is left aside. Pickles are only ever read with
+and everything behind the proposals (`roi_heads.…`) is left aside, as are the names that wrappers
+(DataParallel, torch.compile, Lightning) put in front. Pickles are only ever read with
 `weights_only=True`.
 """
 
 from __future__ import annotations
 
+import argparse
 import pickle
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from importlib import resources
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import torch
+from numpy._core import multiarray
 from torch import Tensor, nn
 
 from stream_rpn import models
@@ -24,6 +30,26 @@ from stream_rpn.frame import StreamRPNError
 from stream_rpn.rpn import RPN, fold_batch_norms
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
+
+# Under which training scripts keep the weights beside an optimizer and the like.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights", "checkpoint")
+
+# DataParallel, AveragedModel and torch.compile name what they wrap, at any depth.
+_WRAPPED = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
+_BACKBONE = re.compile(r"(?:(?<=\.)|^)backbone\.")
+
+# What training scripts, torchvision's own among them, keep beside weights: nothing that can act.
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.ndarray,
+    np.dtype,
+    *(
+        (getattr(multiarray, name), f"{module}.multiarray.{name}")
+        for module in ("numpy.core", "numpy._core")  # of numpy 1 and 2
+        for name in ("scalar", "_reconstruct")
+    ),
+    *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
+]
 
 
 def load_model(
@@ -121,31 +147,83 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
                 metadata = file.metadata() or {}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_HARMLESS):
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise StreamRPNError(
             f"the checkpoint '{path}' holds more than tensors (or is damaged); only files that "
-            "torch.load reads with weights_only=True are accepted"
+            "torch.load reads with weights_only=True are accepted, such as one of the model's "
+            "state_dict() alone"
         ) from error
     except Exception as error:
         raise StreamRPNError(
             f"the checkpoint '{path}' cannot be read: it is cut off, damaged or no checkpoint "
             f"({_one_line(error)})"
         ) from error
-    for wrapper in ("model", "state_dict", "model_state_dict"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    return _tensors(state, path), metadata
+
+
+def _tensors(state: Any, path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of what a file holds, under our names."""
+    for _ in _WRAPPERS:
+        inner = [state[w] for w in _WRAPPERS if isinstance(state, Mapping) and w in state]
+        state = next((table for table in inner if isinstance(table, Mapping)), state)
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor | np.ndarray)
+        for name, value in state.items()
+    ):
         raise StreamRPNError(f"the checkpoint '{path}' holds no table of named tensors")
-    return {_our_key(name): tensor for name, tensor in state.items() if _is_ours(name)}, metadata
+    return {
+        name: _plain(value, name, path) for name, value in _unwrapped(state, path) if _is_ours(name)
+    }
+
+
+def _unwrapped(state: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
+    """Yields names and values as a detector of its own has them, whatever it was part of."""
+    named = [(_WRAPPED.sub("", name), value) for name, value in state.items()]
+    fronts = {
+        name[: found.start()] for name, _ in named if (found := _BACKBONE.search(name)) is not None
+    }
+    if len(fronts) > 1:
+        raise StreamRPNError(
+            f"the checkpoint '{path}' holds several networks, of names that begin with "
+            f"{' and '.join(map(repr, sorted(fronts)))}; save the state_dict() of one alone"
+        )
+    # Beside a detector that is part of something larger stands what is not the detector's.
+    front = next(iter(fronts), "")
+    for name, value in named:
+        if name.startswith(front):
+            yield _our_key(name.removeprefix(front)), value
+
+
+def _plain(value: Tensor | np.ndarray, name: str, path: Path) -> Tensor:
+    """Returns a dense tensor of real numbers, or refuses what is none."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf":
+            raise StreamRPNError(f"the checkpoint '{path}' holds no numbers in '{name}'")
+        return torch.from_numpy(np.array(value))
+    kinds = {
+        "without values (of the device meta)": value.is_meta,
+        "quantised": value.is_quantized,
+        "complex": value.is_complex(),
+        "sparse or nested": value.is_nested or value.layout != torch.strided,
+    }
+    for kind, is_it in kinds.items():
+        if is_it:
+            raise StreamRPNError(
+                f"the checkpoint '{path}' has '{name}' {kind}; only dense tensors of real numbers "
+                "are accepted"
+            )
+    return value
 
 
 def _is_ours(key: str) -> bool:
-    return not key.startswith("roi_heads.") and not key.endswith("num_batches_tracked")
+    others = ("num_batches_tracked", "n_averaged")  # the second is AveragedModel's
+    return not key.startswith("roi_heads.") and not key.endswith(others)
 
 
 def _our_key(key: str) -> str:
-    key = key.removeprefix("module.").removeprefix("rpn.")
+    key = key.removeprefix("rpn.")
     for name in ("weight", "bias"):
         # torchvision before 0.13 had one convolution and no Sequential around it.
         if key == f"head.conv.{name}":

@@ -147,16 +147,17 @@ class Converted(Model):
 
 
 # Of RPNs that are used again and again, while their weights stay as they are.
-_known: WeakKeyDictionary[RPN, tuple[list[tuple[int, int]], ov.Model]] = WeakKeyDictionary()
+# By the backbone, which an RPN with other limits shares.
+_known: WeakKeyDictionary[Any, tuple[list[tuple[int, int]], ov.Model]] = WeakKeyDictionary()
 
 
 def _heads(rpn: RPN) -> ov.Model:
     # torch counts the changes of a tensor.
     now = [(tensor.data_ptr(), tensor._version) for tensor in rpn.state_dict().values()]
-    before, heads = _known.get(rpn, (None, None))
+    before, heads = _known.get(rpn.backbone, (None, None))
     if before != now or heads is None:
         heads = _convert(rpn)
-        _known[rpn] = (now, heads)
+        _known[rpn.backbone] = (now, heads)
     return heads
 
 

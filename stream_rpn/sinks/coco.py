@@ -17,7 +17,8 @@ from stream_rpn.sinks.sink import WholeFileSink
 class COCOSink(WholeFileSink):
     """Writes `{"image_id", "category_id": 1, "bbox": [x, y, width, height], "score"}` per box.
 
-    `image_id` is the id of the image in its annotation file, else the index of the frame.
+    `image_id` is the id of the image in its annotation file, else the index of the frame, and then
+    an image's `file_name` stands beside it.
     """
 
     def _open(self) -> None:
@@ -27,11 +28,15 @@ class COCOSink(WholeFileSink):
     def _write(self, proposals: Proposals) -> None:
         if not len(proposals):
             return
-        image_id = proposals.frame if proposals.image_id is None else proposals.image_id
+        image_id, name = proposals.image_id, ""
+        if image_id is None:
+            image_id = proposals.frame
+            if proposals.name is not None:
+                name = f'"file_name":{json.dumps(proposals.name)},'.replace("%", "%%")
         boxes = np.asarray(proposals.boxes, dtype=np.float64)
         rows = np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], proposals.scores])
         item = (
-            f'{{"image_id":{image_id},"category_id":1,'
+            f'{{"image_id":{image_id},{name}"category_id":1,'
             '"bbox":[%.2f,%.2f,%.2f,%.2f],"score":%.6g},\n'
         )
         text = (item * len(rows))[:-2] % tuple(rows.ravel().tolist())
@@ -52,7 +57,10 @@ def read_coco(path: Path, contents: Contents) -> Iterator[Proposals]:
             boxes = np.array([item["bbox"] for item in items], dtype=np.float64)
             boxes[:, 2:] += boxes[:, :2]
             scores = [item["score"] for item in items]
-            yield saved_proposals(image_id, boxes, scores, image_id=image_id)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+            name = items[0].get("file_name")
+            yield saved_proposals(
+                image_id, boxes, scores, image_id=None if name else image_id, name=name
+            )
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise StreamRPNError(f"{str(path)!r} holds no COCO detection results") from error
     contents.complete = True

@@ -28,7 +28,16 @@ from stream_rpn.sources.address import (
 if TYPE_CHECKING:
     from stream_rpn.sources.source import Source
 
-__all__ = ["OPENERS", "expand", "holds_images", "is_live", "masked", "open_source", "stem"]
+__all__ = [
+    "OPENERS",
+    "expand",
+    "holds_images",
+    "is_live",
+    "left_out",
+    "masked",
+    "open_source",
+    "stem",
+]
 
 # By the beginning of the name, "module:function" within this package; it takes the name and the
 # keywords of `open_source`. What begins otherwise is a file, a URL, a device, or still images.
@@ -40,8 +49,9 @@ _VIDEOS = {
     ".nut", ".obu", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 }  # fmt: skip
 _IMAGES = {
-    ".avif", ".bmp", ".dpx", ".exr", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png",
-    ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
+    ".avif", ".bmp", ".dpx", ".exr", ".heic", ".heif", ".hif", ".j2k", ".jfif", ".jp2",
+    ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif",
+    ".tiff", ".webp",
 }  # fmt: skip
 
 
@@ -119,6 +129,14 @@ def stem(uri: str) -> str:
     """Returns a short name for output files: of a file, or of the folder that holds the images."""
     files = members_of(uri)
     return address.stem(uri) if files is None else files[0].resolve().parent.name or "images"
+
+
+def left_out(uri: str) -> list[str]:
+    """Returns the names of the files in a directory that `expand` takes for no video or image."""
+    if uri == "-" or is_url(uri) or is_device(uri) or not os.path.isdir(local_path(uri)):
+        return []
+    paths = [p for p in local_path(uri).iterdir() if not p.name.startswith(".") and p.is_file()]
+    return sorted(p.name for p in paths if p.suffix.lower() not in _VIDEOS | _IMAGES)
 
 
 def members_of(uri: str) -> list[Path] | None:

@@ -381,6 +381,7 @@ def _describe(
         width=first.width,
         height=first.height,
         rotation=first.rotation,
+        mirrored=first.mirrored,
         sample_aspect_ratio=float(aspect) if aspect else 1.0,
         fps=float(rate) if rate else None,
         num_frames=num_frames or stream.frames or None,

@@ -1,21 +1,17 @@
 """Still images as a source: a sequence of frames that have names and no timestamps.
 
-They are turned upright as their EXIF orientation says. Of the four orientations that mirror, too,
-only the turn is undone: PyAV 18.1 raises on reading the matrix of an image with EXIF data.
+What a picture is, and how it is displayed, `picture` tells.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Generator, Iterable, Iterator, Sized
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from pathlib import Path
-
-import av
-import av.error
 
 from stream_rpn.decode import PlaneConverter, Tally
 from stream_rpn.frame import DropReason, Frame, StreamInfo, StreamRPNError
-from stream_rpn.sources import members_of, stem
+from stream_rpn.sources import members_of, picture, stem
 from stream_rpn.sources.address import local_path
 from stream_rpn.sources.source import Source
 
@@ -33,6 +29,7 @@ class ImagesSource(Source):
         items: images with their ids (None where there is no annotation file), read one at a time.
         stem: short name for output files.
         num_frames: how many images there are, if known.
+        name_of: what results call a file.
 
     Raises:
         StreamRPNError: not one of them can be decoded.
@@ -45,23 +42,30 @@ class ImagesSource(Source):
         *,
         stem: str,
         num_frames: int | None = None,
+        name_of: Callable[[Path], str] = lambda file: file.name,
     ) -> None:
         self.tally = Tally()
+        self._name_of = name_of
         self._planes = PlaneConverter()
         self._codec = self._pixel_format = ""
+        self._problem = ("", "")  # the last image that could not be decoded, and why
         self._frames = self._decode_all(iter(items))
         self._first = next(self._frames, None)
         if self._first is None:
             count = self.tally.damaged_packets
-            if count == 1:
-                raise StreamRPNError(f"{uri} is not an image that PyAV can read")
-            raise StreamRPNError(f"{uri}: none of the {count} images can be decoded")
+            name, problem = self._problem
+            if count == 1 and uri.endswith(name):
+                raise StreamRPNError(f"{uri} {problem}")
+            raise StreamRPNError(
+                f"{uri}: none of the {count} images can be decoded; {name} {problem}"
+            )
         self.info = StreamInfo(
             source=uri,
             stem=stem,
             width=self._first.width,
             height=self._first.height,
             rotation=self._first.rotation,
+            mirrored=self._first.mirrored,
             num_frames=num_frames,
             color=self._first.color,
             codec=self._codec,
@@ -80,31 +84,25 @@ class ImagesSource(Source):
     ) -> Generator[Frame, None, None]:
         tally = self.tally
         for index, (item, image_id) in enumerate(items):
-            name, data = (item.name, item) if isinstance(item, Path) else item
-            image = self._decode(data)
-            if image is None:
+            name, data = (self._name_of(item), item) if isinstance(item, Path) else item
+            decoded = self._decode(name, data)
+            if decoded is None:
                 tally.lose(DropReason.DAMAGED_IMAGE)
                 continue
             tally.frames_decoded += 1
-            frame = self._planes.frame(image, index)
+            if not self._codec:
+                self._codec, self._pixel_format = decoded.codec, decoded.image.format.name
+            frame = self._planes.frame(decoded.image, index)
             frame.drops, frame.image_id, frame.name = tally.take_drops(), image_id, name
             yield frame
 
-    def _decode(self, data: Path | bytes) -> av.VideoFrame | None:
+    def _decode(self, name: str, data: Path | bytes) -> picture.Picture | None:
         try:
-            # Not by name: FFmpeg takes a "%" in the name of an image for a numbered sequence.
-            content = data.read_bytes() if isinstance(data, Path) else data
-            with av.open(io.BytesIO(content), "r", metadata_errors="replace") as container:
-                stream = container.streams.video[0]
-                stream.thread_count = 1
-                for packet in container.demux(stream):
-                    for image in packet.decode():
-                        if not self._codec:
-                            self._codec = stream.codec_context.codec.canonical_name
-                            self._pixel_format = image.format.name
-                        return image
-        except (av.error.FFmpegError, OSError, IndexError):
-            pass
+            return picture.decode(data.read_bytes() if isinstance(data, Path) else data)
+        except OSError as error:
+            self._problem = name, f"cannot be read ({error.strerror})"
+        except StreamRPNError as error:
+            self._problem = name, str(error)
         return None
 
     def close(self) -> None:  # noqa: D102
@@ -126,8 +124,14 @@ def open_images(
             f"{uri} cannot be decoded by NVDEC: still images are decoded on the CPU"
         )
     files = members_of(uri) or [local_path(uri)]
+    # Of a pattern that reaches into several folders names tell the folder, too.
+    folder = os.path.commonpath([file.parent for file in files])
     return ImagesSource(
-        uri, ((file, None) for file in files), stem=stem(uri), num_frames=len(files)
+        uri,
+        ((file, None) for file in files),
+        stem=stem(uri),
+        num_frames=len(files),
+        name_of=lambda file: file.relative_to(folder).as_posix(),
     )
 
 

@@ -65,6 +65,8 @@ class _Run:
         self.data = CocoDataset(config.annotations, config.images)
         if len(self.data) == 0:
             raise StreamRPNError(f"{config.annotations}: there are no images to train on")
+        if not any(map(len, self.data.ground_truth().values())):
+            raise StreamRPNError(f"{config.annotations}: there is no object to train on")
         self.val = (
             CocoDataset(config.val_annotations, config.val_images or config.images)
             if config.val_annotations
