@@ -11,12 +11,14 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from stream_rpn.frame import Frame, StreamRPNError
+
+if TYPE_CHECKING:
+    import av
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,6 @@ PIXEL_FORMATS = {
 
 # (Kr, Kb): the shares of red and blue in luma (ITU-R BT.601-7, BT.709-6, BT.2020-2).
 _LUMA_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
-
-_FILTER = Interpolation.BILINEAR | Interpolation.ACCURATE_RND
 
 
 def pixel_format(frame: Frame) -> PixelFormat:
@@ -132,6 +132,9 @@ _threads = threading.local()
 
 
 def _resized(image: av.VideoFrame, rows: int, columns: int) -> av.VideoFrame:
+    # Whoever gives frames has PyAV; the arithmetic above does without.
+    from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
     # One a thread: it keeps the tables of the filter from frame to frame.
     if not hasattr(_threads, "reformatter"):
         _threads.reformatter = VideoReformatter()
@@ -145,7 +148,7 @@ def _resized(image: av.VideoFrame, rows: int, columns: int) -> av.VideoFrame:
         dst_colorspace=Colorspace.ITU709,
         src_color_range=ColorRange.MPEG,
         dst_color_range=ColorRange.MPEG,
-        interpolation=_FILTER,
+        interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND,
         threads=1,
     )
     return small

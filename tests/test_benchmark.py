@@ -39,7 +39,13 @@ def clip(tmp_path_factory):
 
 
 def small(batch: int = 2) -> Pipeline:
-    return Pipeline(api.load(size=64, top=20), device="cpu", dtype="float32", batch=batch)
+    return Pipeline(
+        api.load("tiny", size=64, top=20),
+        engine="torch",
+        device="cpu",
+        dtype="float32",
+        batch=batch,
+    )
 
 
 def part(name: str, fps: float, cpu_ms: float, **stages_ms: float) -> Part:
@@ -162,7 +168,9 @@ class TestPeers:
         with torch.no_grad():
             enliven(lively.head, list(lively.features(picture(256, 320)[None]).values()))
         save_weights(lively, weights, model=model)
-        pipeline = Pipeline(api.load(model, weights, top=50), device="cpu", dtype="float32")
+        pipeline = Pipeline(
+            api.load(model, weights, top=50), engine="torch", device="cpu", dtype="float32"
+        )
         theirs = peers.TorchvisionProposer(model, weights, top=50)
         with torch.inference_mode():
             (found,) = peers.torchvision_boxes(theirs, pipeline.device, tuned=False)([image])
@@ -226,7 +234,9 @@ class TestPeers:
 
 class TestCommand:
     def bench(self, *arguments):
-        return cli.main(["bench", *arguments, "--size", "64", "--seconds", "0.05"])
+        return cli.main(
+            ["bench", *arguments, "--engine", "torch", "--size", "64", "--seconds", "0.05"]
+        )
 
     def test_table_json_and_picture(self, clip, tmp_path, capsys, monkeypatch):
         # One peer is enough here: each has its own test.

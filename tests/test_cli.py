@@ -23,7 +23,7 @@ from stream_rpn.sources.synthetic import SyntheticVideo
 from tests import agreement
 
 ROOT = Path(__file__).resolve().parents[1]
-FAST = ("--model", "tiny", "--weights", "random", "--size", "96")
+FAST = ("--size", "96")
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ class TestResults:
         assert header["stream_rpn"] == 1
         assert (header["width"], header["height"], header["rotation"]) == (128, 96, 0)
         assert header["decoder"] == "h264 (software)"
-        assert header["model"] == "tiny"
+        assert header["model"] == "nanodet_m"
         assert header["parameters"]["proposals"]["post_nms_top_n"] == 300
         assert [frame["frame"] for frame in frames] == list(range(6))
         assert [round(frame["pts_seconds"], 3) for frame in frames] == [0, 0.1, 0.2, 0.3, 0.4, 0.5]
@@ -104,9 +104,7 @@ class TestResults:
         summary = json.loads(Path("s.json").read_text())
         assert summary["frames"] == 4
         assert summary["fps"] == pytest.approx(4 / summary["elapsed_seconds"], rel=0.05)
-        assert {"decode", "preprocess", "backbone", "head", "proposals", "sinks"} <= set(
-            summary["stages"]
-        )
+        assert {"decode", "preprocess", "network", "results", "sinks"} <= set(summary["stages"])
         for stage in summary["stages"].values():
             assert 0 < stage["p50_ms"] <= stage["p95_ms"]
         assert summary["drops"] == {}
@@ -149,7 +147,7 @@ class TestResults:
                 "synthetic:128x96@10,6", "--batch", batch, "--dtype", "float32", "-o",
                 f"b{batch}.npz",
             ) == 0  # fmt: skip
-        rpn = load("tiny", "random", size=96)
+        rpn = load(size=96)
         images, sizes = torch.rand(1, 3, 96, 128), torch.tensor([[96, 128]])
         with torch.inference_mode():
             maps = list(rpn.features(images).values())
@@ -183,7 +181,7 @@ class TestResults:
         assert summary["frames"] == 5
         assert [source["frames"] for source in summary["sources"]] == [2, 3]
         assert summary["outputs"] == ["synthetic.npz", "synthetic-2.npz"]
-        assert summary["model"] == "tiny"
+        assert summary["model"] == "nanodet_m"
         assert summary["damaged_packets"] == 0
 
     def test_sources_may_stand_on_both_sides_of_an_option(self):
@@ -504,7 +502,7 @@ class TestSubcommands:
     def test_models_lists_the_table(self, capsys):
         assert stream_rpn("models", fast=False) == 0
         out = capsys.readouterr().out
-        assert "tiny (default)" in out
+        assert "nanodet_m (default)" in out
         assert "vgg16" in out
 
     def test_models_says_which_has_no_weights(self, capsys, monkeypatch):

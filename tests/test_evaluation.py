@@ -353,7 +353,7 @@ def test_curves_are_drawn(tmp_path):
 def test_the_default_model_finds_real_objects(shared_data):
     coco = shared_data / "coco"
     dataset = CocoDataset(coco / "annotations_val.json", [coco / "val.tar"])
-    model = load_model("tiny").override(post_nms_top_n=300)
+    model = load_model().override(post_nms_top_n=300)
     predictions = by_image(propose_dataset(model, dataset, limit=40))
     truth = dataset.ground_truth()
     recall = Recall(predictions, {image_id: truth[image_id] for image_id in predictions})

@@ -66,7 +66,7 @@ def _same_algorithms():
 def network(device, *, form=GPUNetwork, dtype=torch.float32, features=False, **options):
     torch.manual_seed(0)
     rpn = models.find("tiny").build()
-    rpn.input_spec = replace(rpn.input_spec, min_size=96, max_size=192)
+    rpn.input_spec = replace(rpn.input_spec, min_size=96, max_size=192, antialias=False)
     rpn.to(device, dtype, memory_format=torch.channels_last)
     device = torch.device(device, 0) if device == "cuda" else torch.device(device)
     return form(rpn, device, dtype, BATCH, features=features, images=True, **options)

@@ -225,7 +225,10 @@ class TestInOrder:
             torch.set_num_threads(4)
             # An operation first: it must not make a worker forget its share.
             counts = map_in_order(
-                lambda _: (torch.ones(99_999).sum(), torch.get_num_threads())[1], range(8), 2
+                lambda _: (torch.ones(99_999).sum(), torch.get_num_threads())[1],
+                range(8),
+                2,
+                share_cores=True,
             )
             assert set(counts) == {2}
             others = []

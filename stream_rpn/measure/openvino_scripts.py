@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import av
 import numpy as np
@@ -25,6 +25,7 @@ from openvino.preprocess import PrePostProcessor
 from torch import Tensor, nn
 
 from stream_rpn.input_spec import padded_size, resized_size
+from stream_rpn.models.gfl_head import GFLHead
 from stream_rpn.models.ghost_pan import GhostPAN
 from stream_rpn.models.nanodet_plus import STRIDES
 from stream_rpn.models.shufflenet_v2 import ShuffleNetV2, Stage
@@ -41,7 +42,7 @@ class ShuffledStage(Stage):
     """A stage that moves its channels, as ShuffleNetV2 is published."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        first, *rest = self
+        first, *rest = cast(Iterable[Any], self)
         x = _shuffled(first.branch1(x), first.branch2(x))
         for unit in rest:
             stays, goes = x.chunk(2, dim=1)
@@ -66,7 +67,8 @@ class Published(nn.Module):
         state = rpn.state_dict()
         widths = [state[f"backbone.fpn.reduce_layers.{i}.0.weight"].shape[1] for i in range(3)]
         channels = state["backbone.fpn.reduce_layers.0.0.weight"].shape[0]
-        self.body, self.fpn, self.head = ShuffleNetV2(widths), GhostPAN(widths, channels), rpn.head
+        self.body, self.fpn = ShuffleNetV2(widths), GhostPAN(widths, channels)
+        self.head = cast(GFLHead, rpn.head)
         for name, part in (("body", self.body), ("fpn", self.fpn)):
             prefix = f"backbone.{name}."
             part.load_state_dict(
@@ -229,7 +231,8 @@ class Careful(Script):
         keep = torchvision.ops.nms(
             torch.from_numpy(boxes), torch.from_numpy(logits[best]), self._nms
         )
-        return boxes[keep[: self._top].numpy()]
+        kept: np.ndarray = boxes[keep[: self._top].numpy()]
+        return kept
 
 
 SCRIPTS: dict[str, tuple[str, Callable[[RPN, int], Script]]] = {

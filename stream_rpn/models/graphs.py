@@ -8,7 +8,6 @@ was made of: weights, code, and the version of OpenVINO.
 from __future__ import annotations
 
 import hashlib
-import os
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
@@ -17,6 +16,7 @@ from pathlib import Path
 import stream_rpn
 from stream_rpn import models
 from stream_rpn.network.converted import Converted
+from stream_rpn.network.openvino import cache_folder
 
 PACKAGE = Path(stream_rpn.__file__).parent
 
@@ -43,14 +43,12 @@ def keep(converted: Converted, model: str, weights: str | None = None) -> None:
             converted.save(path)
 
 
-def cache_folder() -> Path:
-    """Returns the folder of the cache: `stream-rpn` in XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stream-rpn"
-
-
 def _cached(model: str, weights: str | None) -> Path | None:
     """Returns where the graph lies or would lie; None for one that is not kept."""
     source = model if weights is None else weights
+    folder = cache_folder()
+    if folder is None:
+        return None
     name = Path(model).stem if model not in models.MODELS else model
     if source == "random":
         return None
@@ -68,7 +66,7 @@ def _cached(model: str, weights: str | None) -> Path | None:
     else:
         # Of torchvision, which checks what it fetches.
         digest.update(f"{source} {metadata.version('torchvision')}".encode())
-    return cache_folder() / f"{name}-{digest.hexdigest()[:20]}.xml"
+    return folder / f"{name}-{digest.hexdigest()[:20]}.xml"
 
 
 def _of_file(digest: hashlib._Hash, file) -> hashlib._Hash:  # type: ignore[no-untyped-def]

@@ -7,10 +7,12 @@ live source has one frame at a time on all cores, so that it gets its result soo
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,20 @@ ANY_SHAPE = (-1, -1)
 def core() -> ov.Core:
     """Returns the one core of this process."""
     return ov.Core()
+
+
+def cache_folder() -> Path | None:
+    """Returns a folder for what need not be made twice, None where there can be none.
+
+    It is `stream-rpn` in XDG_CACHE_HOME, or in ~/.cache, and may be deleted at any time.
+    """
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(base) / "stream-rpn"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 class OpenVINONetwork(Network):
@@ -123,7 +139,7 @@ class OpenVINONetwork(Network):
         heads.reshape([1, 3, *shape])
         graph = whole_graph(heads, model.levels, model.input_spec, model.proposal_spec)
         streams = 1 if self._latency else self._cores
-        config = {
+        config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY" if self._latency else "THROUGHPUT",
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": self._cores,
@@ -131,6 +147,10 @@ class OpenVINONetwork(Network):
             # Decoding needs the cores as well.
             "ENABLE_CPU_PINNING": False,
         }
+        folder = cache_folder()
+        if folder is not None:
+            # Compiled for this processor: a third of the time at the next start.
+            config["CACHE_DIR"] = str(folder / "compiled")
         return core().compile_model(graph, "CPU", config)
 
 
