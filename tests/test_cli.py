@@ -144,7 +144,7 @@ class TestResults:
     def test_batches_give_what_single_frames_give(self):
         for batch in (1, 4):
             assert stream_rpn(
-                "synthetic:128x96@10,6", "--batch", batch, "--dtype", "float32", "-o",
+                "synthetic:128x96@10,6", "--engine", "torch", "--batch", batch, "--dtype", "float32", "-o",
                 f"b{batch}.npz",
             ) == 0  # fmt: skip
         rpn = load(size=96)

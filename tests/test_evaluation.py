@@ -374,7 +374,7 @@ class TestCommand:
         common = ["--dtype", "float32", "--json"]
         assert main([*data, "-o", str(out), *common, str(numbers)]) == 0
         assert "AR@1000" in capsys.readouterr().out
-        first = json.loads(numbers.read_text())["tiny"]
+        first = json.loads(numbers.read_text())["nanodet_m"]
         assert set(first) >= {"images", "objects", "AR@10", "R50@300", "R70@1000", "AR@100/small"}
         assert first["images"] == 3
         saved = list(results.read(out))
@@ -404,7 +404,7 @@ class TestCommand:
         numbers = tmp_path / "numbers.json"
         arguments = ["eval", "--annotations", str(gt), "--images", str(video), "--quiet"]
         assert main([*arguments, "--json", str(numbers)]) == 0
-        assert json.loads(numbers.read_text())["tiny"]["images"] == 2
+        assert json.loads(numbers.read_text())["nanodet_m"]["images"] == 2
 
     @pytest.mark.parametrize(
         ("extra", "says"),
