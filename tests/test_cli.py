@@ -144,8 +144,8 @@ class TestResults:
     def test_batches_give_what_single_frames_give(self):
         for batch in (1, 4):
             assert stream_rpn(
-                "synthetic:128x96@10,6", "--engine", "torch", "--batch", batch, "--dtype", "float32", "-o",
-                f"b{batch}.npz",
+                "synthetic:128x96@10,6", "--engine", "torch", "--batch", batch, "--dtype",
+                "float32", "-o", f"b{batch}.npz",
             ) == 0  # fmt: skip
         rpn = load(size=96)
         images, sizes = torch.rand(1, 3, 96, 128), torch.tensor([[96, 128]])
