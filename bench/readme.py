@@ -35,6 +35,10 @@ LIVE_SCENARIOS = {
 RECALL_DATA = {
     "val": "400 COCO images, shorter side 320",
     "val2017": "those of them from val2017",
+    "coco_unseen": "other things than COCO's in COCO images",
+    "aquarium": "sea life",
+    "bccd": "blood cells",
+    "raccoon": "raccoons",
     "tud-campus": "TUD-Campus",
     "pets09-s2l1-part1": "PETS09-S2L1",
 }

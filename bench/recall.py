@@ -1,7 +1,8 @@
 """Recall of a model on the annotated images and videos: python -m bench.recall --data DIR.
 
-DIR holds coco/annotations_val.json with coco/val.tar, and video/*.mp4 with MOTChallenge ground
-truth beside them (*.gt.txt). The numbers of the README and of the model cards come from here.
+DIR holds coco/annotations_val.json with coco/*.tar, unseen/*.json of things that are none of COCO's
+classes, with unseen/*.tar, and video/*.mp4 with MOTChallenge ground truth beside them (*.gt.txt).
+The numbers of the README and of the model cards come from here.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from stream_rpn.evaluation.propose import propose_dataset
 from stream_rpn.evaluation.recall import Recall, by_image
 from stream_rpn.pipeline import Pipeline
 
+# Boxes on COCO's own images, sea life, blood cells, raccoons.
+UNSEEN = ("coco_unseen", "aquarium", "bccd", "raccoon")
 VIDEOS = ("tud-campus", "pets09-s2l1-part1")
 NUMBERS = ("AR@10", "AR@100", "AR@300", "AR@1000", "R50@100", "R50@300", "R50@1000")
 
@@ -35,6 +38,14 @@ def images(rpn, folder):
     ]
 
 
+def unseen(rpn, data, name):
+    """Recall of things that no detector of COCO's classes was taught."""
+    own = data / "unseen" / f"{name}.tar"
+    tars = [own] if own.is_file() else sorted((data / "coco").glob("*.tar"))
+    dataset = CocoDataset(data / "unseen" / f"{name}.json", tars, cache_bytes=0)
+    return Recall(by_image(propose_dataset(rpn, dataset)), dataset.ground_truth())
+
+
 def video(pipeline, path):
     with pipeline.open(str(path)) as stream:
         predictions = by_image(stream)
@@ -47,13 +58,16 @@ def main():
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--weights", help="a checkpoint instead of the model's own weights")
+    parser.add_argument("--size", type=int, help="shorter side of the input, if another")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
-    rpn = api.load(arguments.model, arguments.weights, top=1000)
+    rpn = api.load(arguments.model, arguments.weights, size=arguments.size, top=1000)
     pipeline = Pipeline(rpn, engine="torch", dtype=arguments.dtype)
     rows = images(pipeline.model, arguments.data / "coco")
+    for name in UNSEEN:
+        rows.append({"data": name, **unseen(pipeline.model, arguments.data, name).summary()})
     for name in VIDEOS:
         rows.append(
             {"data": name, **video(pipeline, arguments.data / "video" / f"{name}.mp4").summary()}
