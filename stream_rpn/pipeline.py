@@ -98,8 +98,8 @@ class Pipeline:
         from stream_rpn.network.eager import EagerNetwork
         from stream_rpn.network.gpu import GPUNetwork
 
-        if threads is not None:
-            torch.set_num_threads(threads)
+        # torch knows of affinity, not of quotas.
+        torch.set_num_threads(threads or min(torch.get_num_threads(), available_cores()))
         device = compute.choose_device(device_name)
         dtype = compute.choose_dtype(dtype_name, device)
         self.device, self.dtype = str(device), compute.DTYPE_NAMES[dtype]

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +130,16 @@ def test_every_limit_counts(frames, limits):
     assert found.anchors.tolist() == kept.anchors[0, :n].tolist()
     assert found.levels.tolist() == kept.levels[0, :n].tolist()
     np.testing.assert_allclose(found.input_boxes, kept.boxes[0, :n], atol=1e-2)
+
+
+def test_no_limit_is_forgotten():
+    tried = {
+        name
+        for mark in test_every_limit_counts.pytestmark
+        for limits in mark.args[1]
+        for name in limits
+    }
+    assert tried == {field.name for field in fields(ProposalSpec)}
 
 
 class Backbone(nn.Module):

@@ -41,6 +41,7 @@ def report() -> Iterator[tuple[str, str]]:
     from av.codec.hwaccel import hwdevices_available
 
     from stream_rpn import compute
+    from stream_rpn.cores import available_cores
 
     yield "stream-rpn", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
     for package in _PACKAGES:
@@ -53,8 +54,8 @@ def report() -> Iterator[tuple[str, str]]:
     bfloat16 = compute.native_bfloat16(torch.device("cpu"))
     yield (
         "CPU",
-        f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, "
-        f"bfloat16 {'native' if bfloat16 else 'emulated, so not used'}",
+        f"{cpu}, {available_cores()} of {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} torch threads, bfloat16 {'native' if bfloat16 else 'emulated, so not used'}",
     )
     yield from _gpus()
     yield "NVDEC", _nvdec()

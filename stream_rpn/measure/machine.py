@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from stream_rpn import __version__
+from stream_rpn.cores import available_cores
 
 PACKAGES = ("torch", "torchvision", "triton", "av", "numpy")
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,7 @@ def machine() -> dict[str, Any]:
         "stream_rpn": __version__,
         "commit": _commit(),
         "cpu": _cpu(),
-        "cores": cores(),
+        "cores": available_cores(),
         "torch_threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "gpu": None,
@@ -57,13 +58,6 @@ def describe_machine(facts: Mapping[str, Any]) -> str:
     driver = f"driver {facts['driver']}, CUDA {facts['cuda']} | " if facts["gpu"] else ""
     versions = " ".join(f"{name} {facts[name]}" for name in PACKAGES if facts[name])
     return f"{device} | {driver}{versions} | {facts['commit']} | {facts['date']}"
-
-
-def cores() -> int:
-    """Returns how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _commit() -> str:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import torch
 
-from stream_rpn.measure.machine import cores
+from stream_rpn.cores import available_cores
 
 _SAMPLE_SECONDS = 0.05
 RAPL = Path("/sys/class/powercap")
@@ -84,7 +84,7 @@ class Meter:
         usage.cpu_seconds = time.process_time() - self._cpu
         self._stop.set()
         self._thread.join()
-        available = max(usage.seconds * cores(), 1e-9)
+        available = max(usage.seconds * available_cores(), 1e-9)
         usage.cpu_utilisation = usage.cpu_seconds / available
         machine = _busy_seconds()
         if machine is not None and self._machine is not None:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stream_rpn import sinks
+from stream_rpn.cores import available_cores
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
-from stream_rpn.measure.machine import cores
 from stream_rpn.measure.meter import Meter, Usage
 from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.network.network import Network
@@ -111,7 +111,9 @@ class BatchReport:
     @property
     def cores_fps(self) -> float:
         """Frames/s if the cores never waited and did nothing else."""
-        return cores() / sum(p.cpu_ms for p in (self.decode, self.network, self.sink)) * 1e3
+        return (
+            available_cores() / sum(p.cpu_ms for p in (self.decode, self.network, self.sink)) * 1e3
+        )
 
     def bottleneck(self) -> str:
         """Returns the bottleneck of the whole, in one sentence."""
@@ -127,8 +129,8 @@ class BatchReport:
             parts = (self.decode, self.network, self.sink)
             split = ", ".join(f"{part.name} {part.cpu_ms:.1f}" for part in parts)
             return (
-                f"{_count(cores(), 'core')} set the pace {at}: a frame takes {split} ms of CPU "
-                f"time, so at most {self.cores_fps:.1f} frames/s; the {name}{share} is the part to "
+                f"{_count(available_cores(), 'core')} set the pace {at}: a frame takes {split} ms "
+                f"of CPU time, so at most {self.cores_fps:.1f} frames/s; the {name}{share} is the part to "
                 "make cheaper."
             )
         return (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from av.container import InputContainer
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
+from stream_rpn.cores import available_cores
 from stream_rpn.decode import Decoder, Tally
 from stream_rpn.frame import Frame, StreamInfo, StreamRPNError
 from stream_rpn.sources.address import (
@@ -336,8 +336,7 @@ def _default_threads() -> int:
     The network needs the cores as well: on two cores a second decoding thread gains nothing beside
     it (41.6 and 41.3 ms a frame), and FFmpeg's own choice of three costs a tenth (47.0 ms).
     """
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(max((available or 1) // 2, 1), 8)
+    return min(max(available_cores() // 2, 1), 8)
 
 
 def _open_single_threaded(uri: str, stream_index: int) -> tuple[InputContainer, VideoStream]:
