@@ -55,7 +55,8 @@ def report() -> Iterator[tuple[str, str]]:
     yield (
         "CPU",
         f"{cpu}, {available_cores()} of {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} torch threads, bfloat16 {'native' if bfloat16 else 'emulated, so not used'}",
+        f"{torch.get_num_threads()} torch threads, "
+        f"bfloat16 {'native' if bfloat16 else 'emulated, so not used'}",
     )
     yield from _gpus()
     yield "NVDEC", _nvdec()

@@ -130,8 +130,8 @@ class BatchReport:
             split = ", ".join(f"{part.name} {part.cpu_ms:.1f}" for part in parts)
             return (
                 f"{_count(available_cores(), 'core')} set the pace {at}: a frame takes {split} ms "
-                f"of CPU time, so at most {self.cores_fps:.1f} frames/s; the {name}{share} is the part to "
-                "make cheaper."
+                f"of CPU time, so at most {self.cores_fps:.1f} frames/s; the {name}{share} is the "
+                "part to make cheaper."
             )
         return (
             f"The {name}{share} is the bottleneck {at}: alone it gives {slowest.fps:.1f} frames/s, "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import chain
@@ -20,17 +21,21 @@ import openvino as ov
 
 from stream_rpn import yuv
 from stream_rpn.frame import Frame, Proposals
-from stream_rpn.input_spec import padded_size, resized_size
+from stream_rpn.input_spec import input_shape, padded_size, resized_size
 from stream_rpn.network.converted import Converted
 from stream_rpn.network.network import Network, frame_boxes
 from stream_rpn.network.openvino_stage import whole_graph
 from stream_rpn.queues import Queues, map_in_order, prefetch
 from stream_rpn.timing import StageTimes
 
-# Each shape is compiled for itself, which takes half a second and memory, and is a third faster
-# than a graph for all shapes. Folders of pictures have dozens: those after the first few share one.
-MAX_SHAPES = 3
+# Compiled for one shape of its input a graph is a third faster than for all shapes, but that takes
+# half a second and memory, and folders of pictures have dozens. A source's first shape has a graph
+# of its own at once, others when so many frames have had them, and only so many.
+PATIENCE = 16
+MAX_SHAPES = 12
 ANY_SHAPE = (-1, -1)
+# More frames at a time would take more memory than they save time: each gets some cores then.
+MAX_STREAMS = 8
 
 
 @cache
@@ -69,6 +74,7 @@ class OpenVINONetwork(Network):
         self.model = model
         self.images = images
         self._dtype, self._cores = dtype, cores
+        self._streams = min(cores, MAX_STREAMS)
         self._latency = False
         self._lock = threading.Lock()
         self._compiled: dict[tuple[int, int], ov.CompiledModel] = {}
@@ -79,22 +85,38 @@ class OpenVINONetwork(Network):
     ) -> Queues[Proposals]:
         if latency != self._latency:
             self._latency, self._compiled = latency, {}
-        # One more than cores: while it is prepared and told, the others are computed.
-        workers = 1 if latency else self._cores + 1
-        one_by_one = (frame for frame in frames if frame is not None)
-        computed = map_in_order(lambda frame: self._process(frame, times), one_by_one, workers)
+        # One more than streams: while it is prepared and told, the others are computed.
+        workers = 1 if latency else self._streams + 1
+        tasks = self._tasks(frame for frame in frames if frame is not None)
+        computed = map_in_order(lambda task: self._process(*task, times), tasks, workers)
         return Queues(frames, last=prefetch(computed, 2, name="propose"))
 
     def process(  # noqa: D102
         self, frames: Iterable[list[Frame]], times: StageTimes
     ) -> Iterator[Proposals]:
-        for frame in chain.from_iterable(frames):
-            yield self._process(frame, times)
+        for frame, compiled in self._tasks(chain.from_iterable(frames)):
+            yield self._process(frame, compiled, times)
 
-    def _process(self, frame: Frame, times: StageTimes) -> Proposals:
+    def _tasks(self, frames: Iterable[Frame]) -> Iterator[tuple[Frame, tuple[int, int]]]:
+        """Yields frames with the shape of the graph that is theirs.
+
+        That is settled by what came before in the same source, not by which thread is the first:
+        graphs of different shapes may round differently.
+        """
+        seen: Counter[tuple[int, int]] = Counter()
+        own: set[tuple[int, int]] = set()
+        for frame in frames:
+            shape = input_shape(frame, self.model.input_spec)
+            seen[shape] += 1
+            if not own or (seen[shape] > PATIENCE and len(own) < MAX_SHAPES):
+                own.add(shape)
+            yield frame, shape if shape in own else ANY_SHAPE
+            del frame
+
+    def _process(self, frame: Frame, compiled: tuple[int, int], times: StageTimes) -> Proposals:
         spec = self.model.input_spec
         size = resized_size(frame.height, frame.width, spec.min_size, spec.max_size)
-        request = self._request(padded_size(size, spec.size_divisor))
+        request = self._request(compiled).shaped(padded_size(size, spec.size_divisor))
         with times.measure("preprocess"):
             request.prepare(frame, size)
         with times.measure("network"):
@@ -116,32 +138,24 @@ class OpenVINONetwork(Network):
             )
 
     def _request(self, shape: tuple[int, int]) -> _Request:
-        """Returns this thread's request for inputs of a shape."""
-        compiled = self._graph(shape)
-        mine = self._requests.__dict__.setdefault("of", {})
-        key = (id(compiled), shape)
-        if key not in mine:
-            mine[key] = _Request(compiled, self.model, shape)
-        request: _Request = mine[key]
-        return request
-
-    def _graph(self, shape: tuple[int, int]) -> ov.CompiledModel:
+        """Returns this thread's request to the graph for a shape."""
         with self._lock:
-            if shape not in self._compiled and len(self._compiled) >= MAX_SHAPES:
-                shape = ANY_SHAPE
             if shape not in self._compiled:
                 self._compiled[shape] = self._compile(shape)
-            return self._compiled[shape]
+            compiled = self._compiled[shape]
+        mine: dict[int, _Request] = self._requests.__dict__.setdefault("of", {})
+        if id(compiled) not in mine:
+            mine[id(compiled)] = _Request(compiled, self.model)
+        return mine[id(compiled)]
 
     def _compile(self, shape: tuple[int, int]) -> ov.CompiledModel:
         model = self.model
         heads = model.heads.clone()
         heads.reshape([1, 3, *shape])
         graph = whole_graph(heads, model.levels, model.input_spec, model.proposal_spec)
-        streams = 1 if self._latency else self._cores
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY" if self._latency else "THROUGHPUT",
-            "NUM_STREAMS": streams,
+            "NUM_STREAMS": 1 if self._latency else self._streams,
             "INFERENCE_NUM_THREADS": self._cores,
             "INFERENCE_PRECISION_HINT": "bf16" if self._dtype == "bfloat16" else "f32",
             # Decoding needs the cores as well.
@@ -157,20 +171,26 @@ class OpenVINONetwork(Network):
 class _Request:
     """A graph in one thread, and the memory that its input lies in."""
 
-    def __init__(
-        self, compiled: ov.CompiledModel, model: Converted, shape: tuple[int, int]
-    ) -> None:
+    def __init__(self, compiled: ov.CompiledModel, model: Converted) -> None:
         self.infer = compiled.create_infer_request()
         self._spec = model.input_spec
-        bytes_first = self._spec.antialias
-        self._images = np.zeros((1, 3, *shape), np.uint8 if bytes_first else np.float32)
         self._matrix = np.zeros((3, 4), np.float32)
         self._size = np.zeros(2, np.float32)
-        inputs: dict[str, Any] = {"images": self._images, "image_size": self._size}
-        if bytes_first:
-            inputs["matrix"] = self._matrix
-        for name, array in inputs.items():
-            self.infer.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        self._images = np.zeros((1, 3, 0, 0))
+        self._set("image_size", self._size)
+        if self._spec.antialias:
+            self._set("matrix", self._matrix)
+
+    def _set(self, name: str, array: np.ndarray) -> None:
+        self.infer.set_tensor(name, ov.Tensor(array, shared_memory=True))
+
+    def shaped(self, shape: tuple[int, int]) -> _Request:
+        """Returns itself, with memory for images of this shape."""
+        if self._images.shape[2:] != shape:
+            kind = np.uint8 if self._spec.antialias else np.float32
+            self._images = np.zeros((1, 3, *shape), kind)
+            self._set("images", self._images)
+        return self
 
     def prepare(self, frame: Frame, size: tuple[int, int]) -> None:
         """Fills the input with a frame."""
