@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.sinks.place import Place, growing_file
 from stream_rpn.sinks.record import Contents, saved_proposals
 from stream_rpn.sinks.sink import Sink, SinkOptions
 
@@ -34,8 +35,13 @@ class JSONLinesSink(Sink):
         self._sizes: dict[str, tuple[int, int]] = {}  # by source
         super().__init__(name, options)
 
+    def _claim(self) -> Place:
+        if self.name == "-":
+            return super()._claim()
+        return growing_file(self.name, replace=self.options.replace)
+
     def _open(self) -> None:
-        self._file = _unbuffered(self.name)
+        self._file = _unbuffered(self.name if self.name == "-" else str(self._place.path))
         # The remains of a line after a failed write can be cut off in a regular file only, and must
         # not be where standard output was redirected to the end of another file.
         regular = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
@@ -54,6 +60,9 @@ class JSONLinesSink(Sink):
         if self.options.multiple_sources:
             line["source"] = end.get("source", self._last_source)
         self._put(_dumps(line) + b"\n")
+
+    def _lacks(self, source: str, why: str) -> None:
+        self._put(_dumps({"end": {"frames": 0, "stopped": why}, "source": source}) + b"\n")
 
     def _close(self) -> None:
         self._file.close()
@@ -230,7 +239,7 @@ def read_json_lines(path: Path, contents: Contents) -> Iterator[Proposals]:
                 raise StreamRPNError(
                     f"{str(path)!r}, line {number}: not a line of stream-rpn results"
                 ) from error
-    contents.complete = bool(contents.headers) and len(contents.headers) == len(contents.ends)
+    contents.settle()
 
 
 def source_names(path: Path) -> list[str]:

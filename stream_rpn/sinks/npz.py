@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.sinks.place import Place, WholeFile
 from stream_rpn.sinks.record import Contents, saved_proposals
-from stream_rpn.sinks.sink import Sink, WholeFile
+from stream_rpn.sinks.sink import Sink
 
 NO_PTS = np.iinfo(np.int64).min
 """The value for "no pts", as in FFmpeg."""
@@ -46,12 +46,12 @@ class NPZSink(Sink):
     position.
     """
 
+    def _claim(self) -> Place:
+        return WholeFile(self.name, replace=self.options.replace)
+
     def _open(self) -> None:
-        self._whole = WholeFile(self.name)
         # The arrays grow side by side, but an archive holds them one after another.
-        self._columns = Path(
-            tempfile.mkdtemp(prefix=self._whole.path.name, dir=self._whole.path.parent)
-        )
+        self._columns = self._place.path.parent
         self._files = {name: open(self._columns / name, "wb") for name in COLUMNS}  # noqa: SIM115
         self._num_frames = 0
         self._num_boxes = 0
@@ -87,7 +87,7 @@ class NPZSink(Sink):
     def _close(self) -> None:
         for file in self._files.values():
             file.close()
-        with zipfile.ZipFile(self._whole.path, "w") as archive:
+        with zipfile.ZipFile(self._place.path, "w") as archive:
             for name, (dtype, item_shape) in COLUMNS.items():
                 column = self._columns / name
                 count = column.stat().st_size // (
@@ -106,16 +106,10 @@ class NPZSink(Sink):
                     shutil.copyfileobj(values, member, 1 << 20)
             with archive.open("about.npy", "w") as member:
                 np.lib.format.write_array(member, np.array(json.dumps(self._about)))
-        self._whole.commit()
-        shutil.rmtree(self._columns)
 
     def _abort(self) -> None:
-        try:
-            for file in self._files.values():
-                file.close()
-        finally:
-            shutil.rmtree(self._columns)
-            self._whole.discard()
+        for file in self._files.values():
+            file.close()
 
     def _append(self, name: str, value: Any) -> None:
         self._files[name].write(np.ascontiguousarray(value, dtype=COLUMNS[name][0]).tobytes())
@@ -152,4 +146,4 @@ def read_npz(path: Path, contents: Contents) -> Iterator[Proposals]:
             source=about["header"].get("source", ""),
         )
     contents.ends = [about["end"]] if about["end"] is not None else []
-    contents.complete = bool(contents.ends)
+    contents.settle()

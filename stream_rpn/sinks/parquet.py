@@ -7,13 +7,14 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.sinks.place import Folder
 from stream_rpn.sinks.record import Contents, saved_proposals
-from stream_rpn.sinks.sink import Sink, SinkOptions, WholeFile
+from stream_rpn.sinks.sink import Sink, SinkOptions
 
 HEADER_FILE = "_header.json"  # readers of Parquet directories pass over names with an underscore
 
@@ -25,7 +26,7 @@ class ParquetSink(Sink):
     leaves the parts before, and loses `PART_FRAMES` frames or `PART_SECONDS` at most. The columns
     are frame, pts, pts_seconds, unix_seconds (live sources), width, height, image_id, name, source,
     drops, boxes, scores, levels and anchors. Headers and ends of the sources lie in `_header.json`
-    in the directory.
+    in the directory, with the names of the parts: before each of them is written.
     """
 
     takes_several_sources: ClassVar[bool] = True
@@ -73,21 +74,18 @@ class ParquetSink(Sink):
         )
         self._rows: list[dict[str, Any]] = []
         self._arrays: dict[str, list[np.ndarray]] = {}
-        self._num_parts = 0
         self._part_began = 0.0
-        self._about: dict[str, list[dict[str, Any]]] = {"headers": [], "ends": []}
+        self._about: dict[str, list[Any]] = {"headers": [], "ends": [], "parts": []}
         super().__init__(name, options)
 
-    def _open(self) -> None:
-        self._directory = Path(self.name)
-        if self._directory.is_file():
-            self._directory.unlink()
-        self._directory.mkdir(exist_ok=True)
-        for path in self._directory.iterdir():
-            if re.fullmatch(
-                r"part-\d+\.parquet|_header\.json|\.(part-|_header).*\.part", path.name
-            ):
-                path.unlink()
+    def _claim(self) -> Folder:
+        return Folder(
+            self.name,
+            replace=self.options.replace,
+            record=HEADER_FILE,
+            members=_parts,
+            ending=".parquet",
+        )
 
     def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
         self._about["headers"].append(header)
@@ -123,6 +121,9 @@ class ParquetSink(Sink):
         self._about["ends"].append(end)
         self._write_about()
 
+    def _lacks(self, source: str, why: str) -> None:
+        self._end({"source": source, "frames": 0, "stopped": why})
+
     def _close(self) -> None:
         self._write_part()
 
@@ -143,23 +144,32 @@ class ParquetSink(Sink):
             if name == "boxes":
                 values = self._arrow.FixedSizeListArray.from_arrays(values, 4)
             columns[name] = self._arrow.ListArray.from_arrays(offsets.astype(np.int32), values)
-        part = WholeFile(str(self._directory / f"part-{self._num_parts:05d}.parquet"))
-        try:
-            self._arrow.parquet.write_table(
-                self._arrow.table(columns, schema=self._schema),
-                part.path,
-                compression="zstd",
-                use_dictionary=["name", "source"],
-            )
-        except OSError:
-            part.discard()
-            raise
-        part.commit()
-        self._num_parts += 1
+        part = f"part-{len(self._about['parts']):05d}.parquet"
+        self._about["parts"].append(part)
+        self._write_about()
+        table = self._arrow.table(columns, schema=self._schema)
+        cast(Folder, self._place).put(
+            part,
+            lambda path: self._arrow.parquet.write_table(
+                table, path, compression="zstd", use_dictionary=["name", "source"]
+            ),
+        )
 
     def _write_about(self) -> None:
-        text = json.dumps(self._about, indent=1)
-        WholeFile(str(self._directory / HEADER_FILE)).write(text.encode())
+        text = json.dumps(self._about, indent=1).encode()
+        cast(Folder, self._place).put(HEADER_FILE, lambda path: path.write_bytes(text))
+
+
+def _parts(directory: Path) -> list[str]:
+    """Returns the names of the parts that the header file of a directory tells of."""
+    about = json.loads((directory / HEADER_FILE).read_bytes())
+    # The first release did not record them.
+    parts = about.get("parts") or [path.name for path in directory.glob("part-?????.parquet")]
+    if not isinstance(about["headers"], list) or not all(
+        re.fullmatch(r"part-\d{5,}\.parquet", part) for part in parts
+    ):
+        raise ValueError("not a header file of ours")
+    return list(parts)
 
 
 def read_parquet(path: Path, contents: Contents) -> Iterator[Proposals]:

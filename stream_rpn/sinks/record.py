@@ -30,6 +30,14 @@ class Contents:
     ends: list[dict[str, Any]] = field(default_factory=list)
     complete: bool = False
 
+    def settle(self) -> None:
+        """Sets `complete` at the end of a file: every source in it has ended, none was stopped."""
+        self.complete = (
+            bool(self.headers)
+            and len(self.headers) == len(self.ends)
+            and not any("stopped" in end for end in self.ends)
+        )
+
 
 Reader = Callable[[Path, Contents], Iterator[Proposals]]
 """Yields the proposals of a file frame by frame; raises StreamRPNError where it is no such file."""
