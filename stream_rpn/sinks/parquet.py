@@ -13,7 +13,13 @@ import numpy as np
 
 from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks.place import Folder
-from stream_rpn.sinks.record import Contents, saved_proposals
+from stream_rpn.sinks.record import (
+    DAMAGE,
+    Contents,
+    check_about,
+    check_unpacked,
+    saved_proposals,
+)
 from stream_rpn.sinks.sink import Sink, SinkOptions
 
 HEADER_FILE = "_header.json"  # readers of Parquet directories pass over names with an underscore
@@ -181,23 +187,43 @@ def read_parquet(path: Path, contents: Contents) -> Iterator[Proposals]:
         raise StreamRPNError(
             f"reading {str(path)!r} needs pyarrow; `pip install 'stream-rpn[parquet]'` provides it"
         ) from error
-    parts = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
-    about_file = path / HEADER_FILE
-    if path.is_dir() and not about_file.exists():
-        raise StreamRPNError(f"{str(path)!r} is not a directory of stream-rpn results")
-    if about_file.exists():
-        about = json.loads(about_file.read_text())
-        contents.headers, contents.ends = about["headers"], about["ends"]
+    parts = [path]
+    if path.is_dir():
+        if not (path / HEADER_FILE).exists():
+            raise StreamRPNError(f"{str(path)!r} is not a directory of stream-rpn results")
+        try:
+            about = json.loads((path / HEADER_FILE).read_bytes())
+            for names, into in (("headers", contents.headers), ("ends", contents.ends)):
+                into += [check_about(item) for item in about[names]]
+            parts = [path / part for part in sorted(_parts(path))]
+        except DAMAGE as error:
+            raise StreamRPNError(
+                f"{str(path / HEADER_FILE)!r} does not tell of stream-rpn results"
+            ) from error
     for part in parts:
+        if part != path and not part.exists():
+            continue
         try:
             file = pyarrow.parquet.ParquetFile(part)
+            _check_size(file.metadata, part)
             for batch in file.iter_batches(batch_size=256):
                 yield from _from_batch(batch)
-        except (pyarrow.ArrowException, KeyError) as error:
+        except (pyarrow.ArrowException, *DAMAGE) as error:
             raise StreamRPNError(
-                f"{str(part)!r} is not a Parquet file of stream-rpn results"
+                f"{str(part)!r} is not a Parquet file of stream-rpn results, or is damaged"
             ) from error
-    contents.complete = bool(contents.headers) and len(contents.headers) == len(contents.ends)
+    contents.settle()
+    contents.complete &= all(part.exists() for part in parts)
+
+
+def _check_size(metadata: Any, part: Path) -> None:
+    """Refuses a small file that says it holds very much."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    num_bytes = sum(group.total_byte_size for group in groups)
+    num_values = sum(
+        group.column(index).num_values for group in groups for index in range(group.num_columns)
+    )
+    check_unpacked(max(num_bytes, 4 * num_values), part)
 
 
 def _from_batch(batch: Any) -> Iterator[Proposals]:
@@ -211,4 +237,15 @@ def _from_batch(batch: Any) -> Iterator[Proposals]:
             for name, values in ((name, lists[name][index].values) for name in arrays)
         )
         drops = tuple(Drop(**drop) for drop in row.pop("drops") or ())
-        yield saved_proposals(row.pop("frame"), boxes, scores, levels, anchors, drops=drops, **row)
+        width, height = (row.pop(name) or 0 for name in ("width", "height"))
+        yield saved_proposals(
+            row.pop("frame"),
+            boxes.reshape(-1, 4),
+            scores,
+            levels,
+            anchors,
+            width=width,
+            height=height,
+            drops=drops,
+            **row,
+        )

@@ -312,7 +312,7 @@ class Folder(Place):
         try:
             if not stat.S_ISREG((directory / self._record).lstat().st_mode):
                 raise ValueError("a link, or no file at all")
-            return [*self._members(directory), self._record]
+            return [*dict.fromkeys(self._members(directory)), self._record]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise StreamRPNError(
                 f"cannot write {self.name!r}: {str(directory / self._record)!r} is not of "
