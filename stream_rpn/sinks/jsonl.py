@@ -19,7 +19,7 @@ import numpy as np
 
 from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks.place import Place, growing_file
-from stream_rpn.sinks.record import DAMAGE, Contents, check_about, saved_proposals
+from stream_rpn.sinks.record import DAMAGE, Contents, check_end, check_header, saved_proposals
 from stream_rpn.sinks.sink import Sink, SinkOptions
 
 LONGEST_LINE = 1 << 26
@@ -234,10 +234,10 @@ def read_json_lines(path: Path, contents: Contents) -> Iterator[Proposals]:
                 record = json.loads(line)
                 if "stream_rpn" in record:
                     # Lines carry their source only where a file holds several.
-                    headers[record["source"]] = headers[None] = check_about(record)
+                    headers[record["source"]] = headers[None] = check_header(record)
                     contents.headers.append(record)
                 elif "end" in record:
-                    contents.ends.append(check_about(record["end"]))
+                    contents.ends.append(check_end(record["end"]))
                 else:
                     yield _from_record(record, headers[record.get("source")])
             except DAMAGE as error:
@@ -254,7 +254,7 @@ def source_names(path: Path) -> list[str]:
         # Headers are recognised by their first key, as parsing every line would take long.
         try:
             return [
-                check_about(json.loads(line))["source"]
+                check_header(json.loads(line))["source"]
                 for line in lines
                 if line.startswith(b'{"stream_rpn"')
             ]

@@ -20,7 +20,8 @@ from stream_rpn.sinks.place import Place, WholeFile
 from stream_rpn.sinks.record import (
     DAMAGE,
     Contents,
-    check_about,
+    check_end,
+    check_header,
     check_unpacked,
     saved_proposals,
 )
@@ -143,10 +144,10 @@ def read_npz(path: Path, contents: Contents) -> Iterator[Proposals]:
             about = json.loads(str(archive["about"]))
             columns = {name: archive[name] for name in COLUMNS}
         _check(columns)
-        contents.headers.append(check_about(about["header"]))
+        contents.headers.append(check_header(about["header"]))
         yield from _frames(columns, about)
         if about["end"] is not None:
-            contents.ends.append(check_about(about["end"]))
+            contents.ends.append(check_end(about["end"]))
     except _DAMAGE as error:
         raise StreamRPNError(
             f"{str(path)!r} is not an archive of stream-rpn results, or is damaged"

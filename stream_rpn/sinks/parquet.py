@@ -16,7 +16,8 @@ from stream_rpn.sinks.place import Folder
 from stream_rpn.sinks.record import (
     DAMAGE,
     Contents,
-    check_about,
+    check_end,
+    check_header,
     check_unpacked,
     saved_proposals,
 )
@@ -193,8 +194,8 @@ def read_parquet(path: Path, contents: Contents) -> Iterator[Proposals]:
             raise StreamRPNError(f"{str(path)!r} is not a directory of stream-rpn results")
         try:
             about = json.loads((path / HEADER_FILE).read_bytes())
-            for names, into in (("headers", contents.headers), ("ends", contents.ends)):
-                into += [check_about(item) for item in about[names]]
+            contents.headers += map(check_header, about["headers"])
+            contents.ends += map(check_end, about["ends"])
             parts = [path / part for part in sorted(_parts(path))]
         except DAMAGE as error:
             raise StreamRPNError(

@@ -163,13 +163,24 @@ def _integers(values: np.ndarray | Sequence[int]) -> np.ndarray:
     return array.astype(np.int32)
 
 
-def check_about(value: Any) -> dict[str, Any]:
-    """Returns a header or totals, which are known to be an object with text for a source.
+def check_header(value: Any) -> dict[str, Any]:
+    """Returns the header of a source, which is known to tell its name from now on.
 
     Raises:
-        TypeError: they are no such thing.
+        TypeError: it is no header.
     """
-    if not isinstance(value, dict) or not isinstance(value.get("source", ""), str):
+    if not isinstance(check_end(value).get("source"), str):
+        raise TypeError("a header tells the source")
+    return check_end(value)
+
+
+def check_end(value: Any) -> dict[str, Any]:
+    """Returns the totals of a source.
+
+    Raises:
+        TypeError: they are none.
+    """
+    if not isinstance(value, dict):
         raise TypeError("not an object")
     return value
 
