@@ -1,5 +1,6 @@
 """No result is lost, destroyed, or called whole when it is not, whatever happens to a run."""
 
+import errno
 import json
 import os
 import signal
@@ -262,7 +263,7 @@ def test_a_summary_file_stays_where_the_new_one_cannot_be_written(monkeypatch):
     Path("s.json").write_text("old")
 
     def full(self, data):
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
@@ -277,7 +278,7 @@ class TestRuns:
         from stream_rpn.sinks.coco import COCOSink
 
         def full(self, proposals):
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(COCOSink, "_write", full)
         assert run("synthetic:64x64@10,2", "-o", "x.coco.json") == 2
@@ -299,11 +300,15 @@ class TestRuns:
 
         def fill_up(sink, proposals):
             if proposals.frame == 2:
-                raise OSError(28, "No space left on device")
+                raise OSError(errno.ENOSPC, "No space left on device")
             write(sink, proposals)
 
-        Path("x.jsonl").write_text("old")
         monkeypatch.setattr(JSONLinesSink, "_write", fill_up)
+        assert run("synthetic:64x64@10,4", "-o", "y.jsonl") == 3
+        err = capsys.readouterr().err
+        assert "'y.jsonl': the disk is full; what was written until then stays there" in err
+        assert "nowhere" not in err
+        Path("x.jsonl").write_text("old")
         assert run("synthetic:64x64@10,4", "-o", "x.jsonl", "--overwrite") == 3
         assert "what was written until then is in 'x.partial.jsonl'" in capsys.readouterr().err
         assert Path("x.jsonl").read_text() == "old"

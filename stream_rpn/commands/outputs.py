@@ -169,9 +169,13 @@ class OutputInUse:
             self._give_up()
         except StreamRPNError as error:
             self._give_up()
-            kept = repr(self.kept)
-            told = kept in str(error) or not (is_file(self.name) and self.produced)
-            self._fail(str(error) if told else f"{error}; what was written until then is in {kept}")
+            sentence = str(error)
+            if self.produced and is_file(self.name):
+                if self.kept == self.name:
+                    sentence += "; what was written until then stays there"
+                elif repr(self.kept) not in sentence:
+                    sentence += f"; what was written until then is in {self.kept!r}"
+            self._fail(sentence)
 
     def _give_up(self) -> None:
         self.given_up = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,7 +65,11 @@ class Claim:
             # Last, as a folder without it is nobody's; one that somebody claims now stays.
             (self.folder / _LOCK).unlink()
             self.folder.rmdir()
-        os.close(self._lock)
+        if sys.platform != "win32":
+            with suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+        # With it the removed file ends, for which a disk may take ten milliseconds.
+        threading.Thread(target=os.close, args=(self._lock,), name="release").start()
 
     def _clear(self) -> None:
         for path in self.folder.iterdir():

@@ -153,7 +153,7 @@ class ParquetSink(Sink):
             columns[name] = self._arrow.ListArray.from_arrays(offsets.astype(np.int32), values)
         part = f"part-{len(self._about['parts']):05d}.parquet"
         self._about["parts"].append(part)
-        self._write_about()
+        self._write_about(sync=False)  # what syncs the part does it with this, too
         table = self._arrow.table(columns, schema=self._schema)
         cast(Folder, self._place).put(
             part,
@@ -162,9 +162,9 @@ class ParquetSink(Sink):
             ),
         )
 
-    def _write_about(self) -> None:
+    def _write_about(self, *, sync: bool = True) -> None:
         text = json.dumps(self._about, indent=1).encode()
-        cast(Folder, self._place).put(HEADER_FILE, lambda path: path.write_bytes(text))
+        cast(Folder, self._place).put(HEADER_FILE, lambda path: path.write_bytes(text), sync=sync)
 
 
 def _parts(directory: Path) -> list[str]:
