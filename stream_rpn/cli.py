@@ -2,8 +2,8 @@
 
 Imports nothing heavy at the top: `stream-rpn --help` answers at once. Standard output carries
 results only; everything else goes to standard error. Exit codes: 0 whole, 2 nothing could be
-produced, 3 results but something failed or was damaged, 130 after Ctrl-C, 143 after SIGTERM, 1 a
-bug.
+produced, 3 results but something failed or was damaged, 130 after Ctrl-C, 143 after SIGTERM, 129
+after SIGHUP, 1 a bug.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from stream_rpn.commands import COMMANDS
+from stream_rpn.commands.progress import let_messages_fail
 from stream_rpn.commands.stream import stream_parser
 
 
@@ -24,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     _fill_closed_streams()
+    let_messages_fail()
+    _unwind_on_signals()
     try:
         if argv and argv[0] in COMMANDS:
             return _subcommand(argv[0], argv[1:])
@@ -48,6 +51,16 @@ def _fill_closed_streams() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
 
 
+def _unwind_on_signals() -> None:
+    """Makes signals end the process by an exception, so that nothing half-written stays behind."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        # Ignored is what `nohup` makes it.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            with suppress(ValueError):  # in another thread than the main one
+                signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
 def _subcommand(name: str, argv: Sequence[str]) -> int:
     module_name, summary = COMMANDS[name]
     module = importlib.import_module(module_name)
@@ -55,9 +68,6 @@ def _subcommand(name: str, argv: Sequence[str]) -> int:
         prog=f"stream-rpn {name}", description=summary + ".", allow_abbrev=False
     )
     module.add_arguments(parser)
-    with suppress(ValueError):  # in another thread than the main one
-        # Unwinds, so that nothing half-written stays behind.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return _reporting(lambda: module.run(parser.parse_args(argv)))
 
 

@@ -65,6 +65,7 @@ class LiveStream(StreamStatistics):
         self._all_stopped = stopped
         self._notice = notice
         self._finished = False
+        self._came_to_end = False
 
     def _stopped(self) -> bool:
         return self._all_stopped() or self.lane.closed
@@ -80,6 +81,7 @@ class LiveStream(StreamStatistics):
                     self.opened = True
                 yield frame
                 del frame
+            self._came_to_end = not self._stopped()
         finally:
             source.close()
 
@@ -146,6 +148,12 @@ class LiveStream(StreamStatistics):
         if not self._finished and self._source is not None:
             self._finished = True
             self.count_drops((*self.lane.carried, *self._source.trailing_drops))
+            if self.failure is not None:
+                self.stopped = "failed"
+            elif self._all_stopped() and not (
+                self._came_to_end or self.num_results == self._selection.max_frames
+            ):
+                self.stopped = "interrupted"
 
     def live_totals(self) -> dict[str, Any]:  # noqa: D102
         return {

@@ -177,7 +177,7 @@ class Stream(StreamStatistics, Closing):
         self.info = source.info
         self._source = source
         frames: Iterable[Frame] = self.times.each("decode", source)
-        frames = itertools.takewhile(lambda _: not stop.is_set(), frames)
+        frames = itertools.takewhile(lambda _: not self._is_stopped(stop), frames)
         frames = itertools.islice(selection.frames(frames), selection.max_frames)
         # Surfaces are never queued, as NVDEC has few: the thread that decodes them copies them.
         if not source.on_gpu:
@@ -190,6 +190,12 @@ class Stream(StreamStatistics, Closing):
             yield proposals
         assert self._source is not None
         self.count_drops(self._source.trailing_drops)
+
+    def _is_stopped(self, stop: threading.Event) -> bool:
+        """Tells, where there is a frame left to take, whether it is not to be taken."""
+        if stop.is_set():
+            self.stopped = "interrupted"
+        return stop.is_set()
 
     @property
     def queued(self) -> int:  # noqa: D102

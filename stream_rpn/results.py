@@ -64,7 +64,8 @@ class Results:
     def complete(self) -> bool:
         """Whether the last iteration came to the end of a whole file.
 
-        False for one that was cut off when its writer was killed.
+        False for one that was cut off when its writer was killed, or whose source was stopped
+        before its end or failed. COCO and MOT files have no room for that.
         """
         return self._contents.complete
 
@@ -87,4 +88,5 @@ class Results:
         try:
             yield from read_frames(self.path, self._contents)
         except OSError as error:
-            raise StreamRPNError(f"cannot read {str(self.path)!r}: {error.strerror}") from error
+            why = error.strerror or "it is damaged"
+            raise StreamRPNError(f"cannot read {str(self.path)!r}: {why}") from error

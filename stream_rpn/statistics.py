@@ -23,6 +23,7 @@ class StreamStatistics:
         num_results: results so far.
         elapsed_seconds: from the start of decoding to the last result.
         drops: packets and frames that were lost so far, by reason.
+        stopped: why it ended before its end: "interrupted" by a signal or "failed"; "" otherwise.
     """
 
     info: StreamInfo
@@ -33,6 +34,7 @@ class StreamStatistics:
         self.num_results = 0
         self.elapsed_seconds = 0.0
         self.drops: dict[str, int] = {}
+        self.stopped = ""
         self._source: Source | None = None
         self._started = time.perf_counter()
 
@@ -89,6 +91,7 @@ class StreamStatistics:
         """Returns the totals that close a result file."""
         return {
             "frames": self.num_results,
+            **({"stopped": self.stopped} if self.stopped else {}),
             "elapsed_seconds": round(self.elapsed_seconds, 3),
             "drops": self.drops,
             "damaged_packets": self.damaged_packets,

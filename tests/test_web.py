@@ -87,7 +87,7 @@ class Camera:
     """A sink that is fed at 50 frames per second by a thread, as by a pipeline."""
 
     def __init__(self, place="127.0.0.1:0", *, token="", count=3, sources=("camera",), first=0):
-        self.sink = WebSink(f"serve:{place}", SinkOptions(token=token))
+        self.sink = WebSink(f"serve:{place}", SinkOptions(token=token)).open()
         self.url = self.sink.url
         self.slowest = 0.0
         self.number = first
@@ -191,7 +191,7 @@ class TestAnswers:
             assert result["scores"][0] == pytest.approx(0.9)
 
     def test_the_end_of_a_source_is_told(self):
-        sink = WebSink("serve:127.0.0.1:0", SinkOptions())
+        sink = WebSink("serve:127.0.0.1:0", SinkOptions()).open()
         info = StreamInfo("camera", "camera", WIDTH, HEIGHT, color=COLOR)
         sink.begin(make_header(info, model="tiny"), info)
         found = []
@@ -206,7 +206,7 @@ class TestAnswers:
         assert found[-1][1] == {"end": {"frames": 1}, "source": "camera"}
 
     def test_of_many_sources_that_have_ended_a_few_are_kept(self):
-        sink = WebSink("serve:127.0.0.1:0", SinkOptions())
+        sink = WebSink("serve:127.0.0.1:0", SinkOptions()).open()
         for number in range(40):
             name = f"{number}.mp4"
             info = StreamInfo(name, name, WIDTH, HEIGHT, color=COLOR)
@@ -296,7 +296,7 @@ class TestWhoMayAsk:
 
     def test_other_hosts_need_a_token(self):
         with pytest.raises(StreamRPNError, match="--serve-token"):
-            WebSink("serve:0.0.0.0:0", SinkOptions())
+            WebSink("serve:0.0.0.0:0", SinkOptions()).open()
         with Camera("0.0.0.0:0", token="auto") as camera:
             host, port = address(camera.url)
             made_up = camera.url.partition("?token=")[2]
@@ -489,7 +489,7 @@ class TestViewers:
                 ]
                 return await asyncio.gather(*map(self._ask, links))
 
-        sink = WebSink("serve:127.0.0.1:0", SinkOptions())
+        sink = WebSink("serve:127.0.0.1:0", SinkOptions()).open()
         info = StreamInfo("camera", "camera", WIDTH, HEIGHT, color=COLOR)
         sink.begin(make_header(info, model="tiny"), info)
         sink.write(proposals(3))
@@ -525,7 +525,7 @@ class TestViewers:
 
     def test_a_slow_reader_is_told_what_it_lost(self, monkeypatch):
         monkeypatch.setattr(web_server, "FEED_LINES", 4)
-        sink = WebSink("serve:127.0.0.1:0", SinkOptions())
+        sink = WebSink("serve:127.0.0.1:0", SinkOptions()).open()
         info = StreamInfo("camera", "camera", WIDTH, HEIGHT, color=COLOR)
         sink.begin(make_header(info, model="tiny"), info)
         with urllib.request.urlopen(sink.url + "results", timeout=60) as stream:

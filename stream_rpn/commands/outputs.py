@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stream_rpn.commands.progress import complain
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks import check_place, is_file, sink_class_of
 from stream_rpn.sinks.sink import ReaderGone, Sink, SinkOptions
@@ -43,13 +44,17 @@ class Output:
         """Whether it is opened before there are results."""
         return sink_class_of(self.name).opens_at_once
 
+    def claim(self) -> Sink:
+        """Returns the sink, not open yet; from then on no other run can write the output."""
+        return sink_class_of(self.name)(self.name, self.options)
+
     def open(self) -> Sink:
         """Opens the sink; the checks were done by `resolve_outputs`."""
-        return sink_class_of(self.name)(self.name, self.options)
+        return self.claim().open()
 
 
 class OutputInUse:
-    """An output in the course of a run: pending, then open, then closed, or given up.
+    """An output in the course of a run: pending, claimed, open, then closed, or given up.
 
     What fails is told in a sentence and gives up this output alone; the others go on. One that was
     given up is not opened again for a later source: that would wipe what it holds.
@@ -61,15 +66,40 @@ class OutputInUse:
     Attributes:
         begun: whether it has had results.
         given_up: whether nothing more is to be written to it.
+        kept: where its results lie when it is closed or given up, "" where there are none.
     """
 
     def __init__(self, output: Output, fail: Callable[[str], None]) -> None:
         self.name, self.sources = output.name, output.sources
         self.opens_at_once = output.opens_at_once
         self.begun = self.given_up = False
+        self.kept = ""
         self._output = output
         self._fail = fail
         self._sink: Sink | None = None
+        self._num_written = 0
+        self._sources: set[str] = set()  # that have begun and not ended
+        self._lacking: list[tuple[str, str]] = []
+
+    @property
+    def produced(self) -> bool:
+        """Whether it holds results, all of them or those until it was given up."""
+        return self._num_written > 0 and (not self.given_up or bool(self.kept))
+
+    def claim(self) -> Sink:
+        """Keeps other runs from writing it; it is opened by its first results.
+
+        Raises:
+            StreamRPNError: another run is writing it, or it cannot be written.
+        """
+        if self._sink is None:
+            self._sink = self._output.claim()
+        return self._sink
+
+    def claim_or_give_up(self) -> None:
+        """Claims it in the middle of a run, where others go on."""
+        with self._guarded():
+            self.claim()
 
     def open(self) -> Sink:
         """Opens the sink.
@@ -77,17 +107,17 @@ class OutputInUse:
         Raises:
             StreamRPNError: it cannot be opened.
         """
-        self._sink = self._output.open()
-        return self._sink
+        return self.claim().open()
 
     def begin(
         self, header: dict[str, Any], info: StreamInfo, status: Callable[[], dict[str, Any]]
     ) -> None:
         """Begins the results of a source; opens the sink with the first one."""
         with self._guarded():
-            sink = self._sink or self.open()
+            sink = self.claim()
             sink.watch(status)
             sink.begin(header, info)
+            self._sources.add(info.source)
             self.begun = True
 
     def write(self, proposals: Proposals) -> None:
@@ -95,19 +125,35 @@ class OutputInUse:
         if self._sink is not None:
             with self._guarded():
                 self._sink.write(proposals)
+                self._num_written += 1
 
-    def end(self, totals: dict[str, Any]) -> None:
-        """Ends the results of a source."""
-        if self._sink is not None:
+    def end(self, source: str, totals: dict[str, Any]) -> None:
+        """Ends the results of a source; one that never began is lacking."""
+        if source not in self._sources:
+            self.lacks(source, totals.get("stopped", "failed"))
+        elif self._sink is not None:
+            self._sources.remove(source)
             with self._guarded():
                 self._sink.end(totals)
+
+    def lacks(self, source: str, why: str) -> None:
+        """Notes that a source has no results here that should have: "interrupted", "failed"."""
+        self._lacking.append((source, why))
 
     def close(self) -> None:
         """Finishes the output, if it is open."""
         if self._sink is not None:
             with self._guarded():
+                for source, why in self._lacking if self.begun else ():
+                    self._sink.lacks(source, why)
                 self._sink.close()
+                self.kept = self._sink.kept
             self._sink = None
+            if self.kept and self.kept != self.name:
+                complain(
+                    f"{self.name!r} stays as it was, as the run was stopped; what came until then "
+                    f"is in {self.kept!r}"
+                )
 
     def abort(self) -> None:
         """Leaves what is readable of the output, if it is open."""
@@ -122,14 +168,21 @@ class OutputInUse:
         except ReaderGone:
             self._give_up()
         except StreamRPNError as error:
-            self._fail(str(error))
             self._give_up()
+            sentence = str(error)
+            if self.produced and is_file(self.name):
+                if self.kept == self.name:
+                    sentence += "; what was written until then stays there"
+                elif repr(self.kept) not in sentence:
+                    sentence += f"; what was written until then is in {self.kept!r}"
+            self._fail(sentence)
 
     def _give_up(self) -> None:
         self.given_up = True
         sink, self._sink = self._sink, None
         if sink is not None:
             sink.abort()
+            self.kept = sink.kept
 
 
 def resolve_outputs(
@@ -165,13 +218,13 @@ def resolve_outputs(
     outputs: list[Output] = []
     for spec in specs or [DEFAULT_OUTPUT]:
         if "{stem}" in spec:
-            options = SinkOptions(draw, crops, token=token)
+            options = SinkOptions(draw, crops, token=token, replace=overwrite)
             outputs += [
                 Output(spec.replace("{stem}", unique_stem), (index,), options)
                 for index, unique_stem in enumerate(unique)
             ]
         else:
-            options = SinkOptions(draw, crops, len(sources) > 1, token)
+            options = SinkOptions(draw, crops, len(sources) > 1, token, overwrite)
             outputs.append(Output(spec, everything, options))
 
     taken: dict[str, str] = {}

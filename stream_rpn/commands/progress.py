@@ -1,14 +1,17 @@
-"""The progress of a source while it runs: a live line on a terminal, plain lines elsewhere."""
+"""What is told on standard error, and the progress of a source while it runs.
+
+On a terminal that is a live line, elsewhere plain lines.
+"""
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -50,11 +53,9 @@ class Progress:
             else:
                 total = expected_results(stream.info, self._selection)
                 of = f" of {total}" if total else ""
-                print(
+                say(
                     f"{stream.info.stem}: {stream.num_results}{of} frames, {stream.fps:.1f} "
-                    f"frames/s, {self._where(stream)}, {_state(stream)}",
-                    file=sys.stderr,
-                    flush=True,
+                    f"frames/s, {self._where(stream)}, {_state(stream)}"
                 )
 
     def _draw(self, display: RichProgress, stream: StreamStatistics) -> None:
@@ -142,6 +143,30 @@ def complain(sentence: str) -> None:
 
 
 def say(text: str) -> None:
-    """Prints on standard error, if there is anybody to read it."""
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+    """Prints on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class _Convenience(io.FileIO):
+    """A file whose writes never fail; what cannot be written is left out."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            written = super().write(data)
+        except OSError:
+            written = None
+        return memoryview(data).nbytes if written is None else written
+
+
+def let_messages_fail() -> None:
+    """Makes standard error a convenience: where it cannot be written, everything goes on.
+
+    A full disk, a reader that has gone or a closed terminal must not cost results.
+    """
+    if sys.stderr is sys.__stderr__ and sys.stderr is not None:
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(_Convenience(sys.stderr.fileno(), "wb", closefd=False)),
+            encoding=sys.stderr.encoding,
+            errors="backslashreplace",
+            line_buffering=True,
+        )

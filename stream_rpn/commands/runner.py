@@ -9,18 +9,18 @@ import threading
 import types
 from collections.abc import Iterable
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from stream_rpn import api
 from stream_rpn.commands.arguments import load_options
 from stream_rpn.commands.outputs import Output, OutputInUse, check_file, resolve_outputs
-from stream_rpn.commands.progress import Progress, complain, say
+from stream_rpn.commands.progress import Progress, complain, expected_results, say
 from stream_rpn.commands.summary import describe, run_summary, source_summary
 from stream_rpn.frame import DropKind, DropReason, Proposals, StreamRPNError
 from stream_rpn.multistream import LivePolicy, LiveStream, LiveStreams
 from stream_rpn.pipeline import Pipeline, Stream, parameters
 from stream_rpn.sinks import make_header
+from stream_rpn.sinks.place import write_whole
 from stream_rpn.sinks.web.sink import WebSink
 from stream_rpn.sources import expand, is_live, left_out, masked, stem
 from stream_rpn.sources.select import Selection, parse_time
@@ -71,13 +71,17 @@ def run(arguments: argparse.Namespace) -> int:
         video_stream=arguments.video_stream,
         decoder=arguments.decoder,
     )
+    return _Run(arguments, selection, policy, uris, outputs, together).run()
+
+
+def _load(arguments: argparse.Namespace, *, images: bool) -> Pipeline:
     pipeline = api.open_pipeline(
         arguments.model,
         engine=arguments.engine,
         device=arguments.device,
         dtype=arguments.dtype,
         batch=arguments.batch,
-        images=any(output.needs_image for output in outputs),
+        images=images,
         threads=arguments.threads,
         **load_options(arguments),
     )
@@ -86,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"warning: the model '{pipeline.model.name}' is UNTRAINED: its boxes mean nothing yet; "
             "only the speed is real"
         )
-    return _Run(arguments, pipeline, selection, policy, uris, outputs, together).run()
+    return pipeline
 
 
 def _policy(arguments: argparse.Namespace) -> LivePolicy:
@@ -105,17 +109,15 @@ class _Run:
     def __init__(
         self,
         arguments: argparse.Namespace,
-        pipeline: Pipeline,
         selection: Selection,
         policy: LivePolicy,
         uris: list[str],
         outputs: list[Output],
         together: bool,
     ) -> None:
+        self.arguments = arguments
         self.quiet: bool = arguments.quiet
-        self.token: str = arguments.serve_token
-        self.json_summary: str | None = arguments.json_summary
-        self.pipeline = pipeline
+        self.images = any(output.needs_image for output in outputs)
         self.selection = selection
         self.policy = policy
         self.uris = uris
@@ -124,50 +126,70 @@ class _Run:
         self.stop = threading.Event()
         self.signal: int | None = None
         self.failures: list[str] = []
-        self.num_results = 0
         self.summaries: list[dict[str, Any]] = []
 
     def run(self) -> int:
-        before = {
-            number: signal.signal(number, self._on_signal)
-            for number in (signal.SIGINT, signal.SIGTERM)
-            if threading.current_thread() is threading.main_thread()
-        }
         try:
-            self._open_at_once()
-            if self.together:
-                self._run_together()
-            else:
-                self._run_in_turn()
-            for output in self.outputs:
-                output.close()
+            # At once: another run that has begun to write them may take hours.
+            for output in self.outputs if self.together else self._outputs_of(0):
+                if not output.opens_at_once:
+                    output.claim()
+            self.pipeline = _load(self.arguments, images=self.images)
+            with self._stopped_by_signals():
+                self._open_at_once()
+                if self.together:
+                    self._run_together()
+                else:
+                    self._run_in_turn()
+                for output in self.outputs:
+                    output.close()
         except BaseException:
             for output in self.outputs:
                 output.abort()
             raise
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if self.json_summary is not None:
-            self._write_json_summary(self.json_summary)
+        if self.arguments.json_summary is not None:
+            self._write_json_summary(self.arguments.json_summary)
         if self.signal is not None:
             return 128 + self.signal
         if self.failures:
-            return PARTLY if self.num_results else NOTHING
+            return PARTLY if self._produced(self.outputs) else NOTHING
         return WHOLE
+
+    @contextmanager
+    def _stopped_by_signals(self) -> Iterator[None]:
+        """Lets the first signal end the run in good order, the second one at once."""
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        # Ignored is what `nohup` makes it.
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {
+            number: signal.signal(number, self._on_signal)
+            for number in numbers
+            if threading.current_thread() is threading.main_thread()
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt
+            raise SystemExit(128 + number)
         self.signal = number
         self.stop.set()
+
+    @staticmethod
+    def _produced(outputs: Iterable[OutputInUse]) -> bool:
+        return any(output.produced for output in outputs)
 
     def _open_at_once(self) -> None:
         """Opens what clients come to; if that fails, nothing else is begun."""
         for output in self.outputs:
             if output.opens_at_once:
                 sink = output.open()
-                if isinstance(sink, WebSink) and not (self.quiet and self.token != "auto"):
+                quiet = self.quiet and self.arguments.serve_token != "auto"
+                if isinstance(sink, WebSink) and not quiet:
                     say(f"watch at {sink.url}")
 
     def _outputs_of(self, index: int) -> list[OutputInUse]:
@@ -176,6 +198,11 @@ class _Run:
 
     def _run_in_turn(self) -> None:
         for index, uri in enumerate(self.uris):
+            for output in self._outputs_of(index):
+                if self.stop.is_set():
+                    output.lacks(masked(uri), "interrupted")
+                else:
+                    output.claim_or_give_up()
             mine = self._outputs_of(index)
             if mine and not self.stop.is_set():
                 self._run_source(uri, mine)
@@ -186,16 +213,19 @@ class _Run:
             stream = self.pipeline.open(uri, self.selection, stop=self.stop)
         except StreamRPNError as error:
             self._fail(str(error))
+            self._end_without_results(masked(uri), mine, "failed")
             return
         progress = Progress(self.selection, self.pipeline.device, quiet=self.quiet)
         with stream, progress:
             try:
                 self._feed(stream, mine, progress)
             except StreamRPNError as error:
+                stream.stopped = "failed"
                 self._fail(f"{masked(uri)}: {error}")
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
+                stream.stopped = "failed"
                 self._fail_for_memory(masked(uri))
             stream.close()
             self._finish_source(stream, mine)
@@ -242,6 +272,8 @@ class _Run:
                 if not _is_out_of_memory(error):
                     raise
                 self._fail_for_memory(", ".join(stream.name for stream in running))
+                for stream in running:
+                    stream.stopped = "failed"
             streams.close()
             for stream in running:
                 self._end_live(stream, begun)
@@ -267,9 +299,11 @@ class _Run:
             self._fail(str(error))
         elif not stream.opened and not self.stop.is_set():
             self._fail(f"{stream.name}: {NO_FRAME}")
-        if not stream.opened:
-            return
         mine = self._outputs_of(stream.index)
+        if not stream.opened:
+            why = "interrupted" if error is None and self.stop.is_set() else "failed"
+            self._end_without_results(stream.name, mine, why)
+            return
         if mine and stream not in begun:
             self._begin(stream, mine)
         self._finish_source(stream, mine)
@@ -289,7 +323,6 @@ class _Run:
     def _write(
         self, stream: StreamStatistics, mine: list[OutputInUse], proposals: Proposals
     ) -> None:
-        self.num_results += 1
         with stream.times.measure("sinks"):
             for output in mine:
                 output.write(proposals)
@@ -298,13 +331,21 @@ class _Run:
         if not all(output.given_up for output in mine):
             self._report_damage(stream)
         for output in mine:
-            output.end(stream.end())
+            output.end(stream.info.source, stream.end())
             if len(output.sources) == 1:
                 output.close()
         summary = self._summary(stream, mine)
         self.summaries.append(summary)
-        if not self.quiet and (self.num_results or not self.failures):
+        if not self.quiet and (self._produced(mine) or not self.failures):
             say(describe(summary))
+
+    @staticmethod
+    def _end_without_results(source: str, mine: list[OutputInUse], why: str) -> None:
+        """Lets others in where there will be nothing, and notes it where others' results are."""
+        for output in mine:
+            output.lacks(source, why)
+            if len(output.sources) == 1 and not output.opens_at_once:
+                output.close()
 
     def _report_damage(self, stream: StreamStatistics) -> None:
         # On the way to a live source packets are lost as a matter of course.
@@ -332,7 +373,8 @@ class _Run:
         )
 
     def _summary(self, stream: StreamStatistics, mine: list[OutputInUse]) -> dict[str, Any]:
-        return source_summary(stream, self.pipeline.facts(), _names(mine))
+        expected = expected_results(stream.info, self.selection)
+        return source_summary(stream, self.pipeline.facts(), _names(mine), expected)
 
     def _write_json_summary(self, path: str) -> None:
         if len(self.summaries) == len(self.uris) == 1:
@@ -345,15 +387,20 @@ class _Run:
                 self.failures,
                 together=self.together,
             )
+        text = json.dumps(summary, indent=2) + "\n"
         try:
-            Path(path).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            self._fail(f"cannot write {path!r}: {error.strerror}")
+            write_whole(path, text.encode(), replace=self.arguments.overwrite)
+        except StreamRPNError as error:
+            self._fail(str(error))
 
 
 def _names(outputs: Iterable[OutputInUse]) -> list[str]:
     """Returns the names of the outputs that have results and keep them."""
-    return [masked(output.name) for output in outputs if output.begun and not output.given_up]
+    return [
+        masked(output.kept or output.name)
+        for output in outputs
+        if output.begun and not output.given_up
+    ]
 
 
 def _is_out_of_memory(error: Exception) -> bool:

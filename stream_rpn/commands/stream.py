@@ -33,10 +33,13 @@ outputs, by extension; several may be given:
   rtsp://… rtmp://… udp://…                            annotated video as a live stream
   zmq:tcp://127.0.0.1:PORT                             messages to ZeroMQ subscribers
   null                                                 nothing
+  What exists is refused. With --overwrite it stays until the new results are whole; until then
+  .jsonl .jsonl.gz .mkv grow beside it as NAME.partial.EXT, .parquet and DIR/ within it in
+  _partial; a run that is stopped leaves them there. The others appear when whole.
 
 exit codes:
   0 whole   2 nothing could be produced   3 results, but something failed or was damaged
-  130 after Ctrl-C   143 after SIGTERM   1 a bug in stream-rpn
+  130 after Ctrl-C   143 after SIGTERM   129 after SIGHUP   1 a bug in stream-rpn
 """
 
 
@@ -63,7 +66,7 @@ def stream_parser() -> argparse.ArgumentParser:
         help="where to write; repeatable; {stem} stands for the source's name "
         "(default: {stem}.proposals.jsonl)",
     )
-    out.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    out.add_argument("--overwrite", action="store_true", help="replace existing outputs, see below")
     out.add_argument("--draw", type=natural, default=20, metavar="N", help="boxes drawn per frame")
     out.add_argument("--crops", type=natural, default=10, metavar="N", help="crops per frame")
     out.add_argument(

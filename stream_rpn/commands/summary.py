@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def source_summary(
-    stream: StreamStatistics, network: Mapping[str, Any], outputs: Sequence[str]
+    stream: StreamStatistics,
+    network: Mapping[str, Any],
+    outputs: Sequence[str],
+    expected: int | None,
 ) -> dict[str, Any]:
     """Returns what is to be said of one source, so far or at its end.
 
@@ -21,11 +24,13 @@ def source_summary(
         stream: what was counted and timed.
         network: `Pipeline.facts`.
         outputs: names of the outputs that have its results.
+        expected: about how many results it was to give, None where nothing tells.
     """
     times = stream.stage_times
     return {
         "source": stream.info.source,
         "frames": stream.num_results,
+        **({"stopped": stream.stopped, "expected_frames": expected} if stream.stopped else {}),
         "fps": round(stream.fps, 2),
         "elapsed_seconds": round(stream.elapsed_seconds, 3),
         "decoder": stream.info.decoder,
@@ -96,10 +101,15 @@ def describe(summary: dict[str, Any]) -> str:
             f"{f' ({reasons})' if reasons else ''}, {summary['reconnects']} reconnects; age "
             f"{age['p50']:.0f} ms, p95 {age['p95']:.0f}, p99 {age['p99']:.0f}"
         )
+    where = f"\n  → {', '.join(summary['outputs'])}" if summary["outputs"] else ""
+    frames = f"{summary['frames']:,}"
+    if stopped := summary.get("stopped"):
+        of = f" of {summary['expected_frames']:,}" if summary["expected_frames"] else ""
+        frames = f"{'failed' if stopped == 'failed' else 'stopped'} after {frames}{of}"
     return (
-        f"{summary['source']}: {summary['frames']} frames, {summary['fps']:.1f} frames/s "
+        f"{summary['source']}: {frames} frames, {summary['fps']:.1f} frames/s "
         f"({summary['elapsed_seconds']:.2f} s){lost}; {summary['model']} in {summary['dtype']} on "
         f"{summary['device']}, decoder {summary['decoder']}\n"
-        f"  ms per frame: {stages}; slowest: {summary['slowest_stage']}\n"
-        f"  → {', '.join(summary['outputs']) or 'nowhere'}"
+        f"  ms per frame: {stages}; slowest: {summary['slowest_stage']}"
+        f"{where}"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.sinks.place import HIDDEN_FOLDER
 from stream_rpn.sinks.record import make_header
 from stream_rpn.sinks.sink import ReaderGone, Sink, SinkOptions
 
@@ -108,7 +109,7 @@ def open_sink(
     sink_class = sink_class_of(spec)
     if is_file(spec):
         check_place(spec, overwrite=overwrite, in_place=sink_class.writes_in_place)
-    return sink_class(spec, SinkOptions(draw, crops, multiple_sources))
+    return sink_class(spec, SinkOptions(draw, crops, multiple_sources, replace=overwrite)).open()
 
 
 def is_file(spec: str) -> bool:
@@ -160,12 +161,15 @@ def check_place(name: str, *, overwrite: bool, in_place: bool) -> None:
         return
     if not os.access(path, os.W_OK):
         raise StreamRPNError(f"cannot write {name!r}: no permission to write")
+    if path.is_file() and not os.access(os.path.dirname(os.path.realpath(path)), os.W_OK | os.X_OK):
+        # The new file is written beside the old one.
+        raise StreamRPNError(f"cannot write {name!r}: no permission to write in its directory")
     if path.is_dir():
         if not is_directory_sink:
             raise StreamRPNError(f"cannot write {name!r}: it is a directory")
-        if any(path.iterdir()) and not overwrite:
+        if any(item.name != HIDDEN_FOLDER for item in path.iterdir()) and not overwrite:
             raise StreamRPNError(f"output {name!r} is not empty; --overwrite replaces its results")
-    elif name.endswith("/"):
+    elif is_directory_sink and path.is_file():
         raise StreamRPNError(f"cannot write {name!r}: a file of that name exists")
     elif not stat.S_ISREG(path.stat().st_mode):
         # A named pipe or a device has nothing that could be lost, and must not be renamed over.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from stream_rpn.frame import Proposals, StreamRPNError
-from stream_rpn.sinks.record import Contents, saved_proposals
+from stream_rpn.sinks.record import DAMAGE, Contents, saved_proposals
 from stream_rpn.sinks.sink import WholeFileSink
 
 
@@ -52,15 +52,21 @@ def read_coco(path: Path, contents: Contents) -> Iterator[Proposals]:
     """Yields the images of COCO results that have boxes; `frame` is the id of the image."""
     try:
         results = json.loads(path.read_bytes())
+        if not isinstance(results, list):
+            raise TypeError("not an array")
         for image_id, group in itertools.groupby(results, key=lambda item: item["image_id"]):
             items = list(group)
             boxes = np.array([item["bbox"] for item in items], dtype=np.float64)
+            if boxes.shape != (len(items), 4):
+                raise ValueError("a box is four numbers")
             boxes[:, 2:] += boxes[:, :2]
             scores = [item["score"] for item in items]
             name = items[0].get("file_name")
             yield saved_proposals(
                 image_id, boxes, scores, image_id=None if name else image_id, name=name
             )
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise StreamRPNError(f"{str(path)!r} holds no COCO detection results") from error
+    except DAMAGE as error:
+        raise StreamRPNError(
+            f"{str(path)!r} holds no COCO detection results, or is damaged"
+        ) from error
     contents.complete = True

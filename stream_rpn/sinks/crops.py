@@ -6,8 +6,9 @@ import io
 import json
 import os
 import re
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import av
 import numpy as np
@@ -15,31 +16,31 @@ import numpy as np
 from stream_rpn.frame import Proposals, StreamInfo
 from stream_rpn.sinks import jpeg
 from stream_rpn.sinks.canvas import Canvas
-from stream_rpn.sinks.sink import Sink, WholeFile
+from stream_rpn.sinks.place import Folder
+from stream_rpn.sinks.sink import Sink
 
 INDEX_FILE = "index.jsonl"
-_OURS = re.compile(r"\d{8}_\d{3}\.jpg|index\.jsonl|\.\d{8}_\d{3}\.jpg\.\d+\.part")
 
 
 class CropsSink(Sink):
     """Cuts the best boxes out of each frame, as displayed, into `{frame:08d}_{rank:03d}.jpg`.
 
     `index.jsonl` has a line per crop: file, frame, pts_seconds, box, score, level. Of several
-    sources each gets a directory of its own, and its `source` stands in the index.
+    sources each gets a directory of its own, and its `source` stands in the index. The lines of a
+    frame are written before its crops: a killed run may leave a frame whose crops are not all
+    there, and no crop that is not in the index.
     """
 
     needs_image: ClassVar[bool] = True
     takes_several_sources: ClassVar[bool] = True
 
+    def _claim(self) -> Folder:
+        return Folder(self.name, replace=self.options.replace, record=INDEX_FILE, members=_crops_in)
+
     def _open(self) -> None:
-        self._directory = Path(self.name)
-        self._directory.mkdir(exist_ok=True)
-        folders = [path for path in self._directory.iterdir() if path.is_dir()]
-        for folder in [self._directory, *folders]:
-            for path in folder.iterdir():
-                if _OURS.fullmatch(path.name):
-                    path.unlink()
-        self._index = io.FileIO(self._directory / INDEX_FILE, "wb")
+        self._directory = self._place.path
+        self._index = io.FileIO(self._directory / INDEX_FILE, "xb")
+        self._index_bytes = 0
         self._folders: dict[str, str] = {}  # by source
 
     def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
@@ -65,12 +66,13 @@ class CropsSink(Sink):
         picture = canvas.rgb()
         source = self._source_of(proposals)
         folder = self._folders.get(source, "")
-        lines = []
+        lines: list[bytes] = []
+        crops: dict[str, bytes] = {}
         for rank in range(count):
             x1, y1, x2, y2 = _pixels(proposals.boxes[rank], proposals.width, proposals.height)
             file = os.path.join(folder, f"{proposals.frame:08d}_{rank:03d}.jpg")
             crop = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[y1:y2, x1:x2]))
-            WholeFile(str(self._directory / file)).write(jpeg.encode(crop))
+            crops[file] = jpeg.encode(crop)
             line: dict[str, Any] = {
                 "file": file,
                 "frame": proposals.frame,
@@ -81,14 +83,45 @@ class CropsSink(Sink):
             }
             if self.options.multiple_sources:
                 line["source"] = source
-            lines.append(json.dumps(line) + "\n")
-        self._index.write("".join(lines).encode())
+            lines.append(json.dumps(line).encode() + b"\n")
+        self._put(lines, crops)
+
+    def _put(self, lines: list[bytes], crops: dict[str, bytes]) -> None:
+        """Writes the crops of a frame with their lines; of a crop that fails no line stays."""
+        place = cast(Folder, self._place)
+        written = self._index_bytes
+        try:
+            left = memoryview(b"".join(lines))
+            while left:
+                left = left[self._index.write(left) :]
+            for line, (file, encoded) in zip(lines, crops.items(), strict=True):
+                place.put(file, partial(Path.write_bytes, data=encoded), sync=False)
+                written += len(line)
+        finally:
+            self._index.truncate(written)
+            self._index.seek(written)
+        self._index_bytes = written
 
     def _close(self) -> None:
         self._index.close()
 
     def _abort(self) -> None:
         self._index.close()
+
+
+def _crops_in(directory: Path) -> list[str]:
+    """Returns the names of the crops that the index of a directory tells of."""
+    files = []
+    with open(directory / INDEX_FILE, "rb") as index:
+        for line in index:
+            if not line.endswith(b"\n"):  # its writer was killed there
+                break
+            file = json.loads(line)["file"]
+            folder, _, name = file.rpartition("/")
+            if not re.fullmatch(r"\d{8,}_\d{3,}\.jpg", name) or folder == ".." or "/" in folder:
+                raise ValueError("not a name of ours")
+            files.append(file)
+    return files
 
 
 def _pixels(box: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]:

@@ -18,8 +18,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
-from stream_rpn.sinks.record import Contents, saved_proposals
+from stream_rpn.sinks.place import Place, growing_file
+from stream_rpn.sinks.record import DAMAGE, Contents, check_end, check_header, saved_proposals
 from stream_rpn.sinks.sink import Sink, SinkOptions
+
+LONGEST_LINE = 1 << 26
+"""Bytes of a line that is still read: a frame of a million boxes."""
 
 _NUMBER = np.frombuffer(b"[00000.00],", np.uint8)
 
@@ -34,8 +38,13 @@ class JSONLinesSink(Sink):
         self._sizes: dict[str, tuple[int, int]] = {}  # by source
         super().__init__(name, options)
 
+    def _claim(self) -> Place:
+        if self.name == "-":
+            return super()._claim()
+        return growing_file(self.name, replace=self.options.replace)
+
     def _open(self) -> None:
-        self._file = _unbuffered(self.name)
+        self._file = _unbuffered(self.name if self.name == "-" else str(self._place.path))
         # The remains of a line after a failed write can be cut off in a regular file only, and must
         # not be where standard output was redirected to the end of another file.
         regular = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
@@ -54,6 +63,9 @@ class JSONLinesSink(Sink):
         if self.options.multiple_sources:
             line["source"] = end.get("source", self._last_source)
         self._put(_dumps(line) + b"\n")
+
+    def _lacks(self, source: str, why: str) -> None:
+        self._put(_dumps({"end": {"frames": 0, "stopped": why}, "source": source}) + b"\n")
 
     def _close(self) -> None:
         self._file.close()
@@ -211,54 +223,92 @@ def _format_boxes(boxes: np.ndarray) -> bytes:
 def read_json_lines(path: Path, contents: Contents) -> Iterator[Proposals]:
     """Yields the frames of a file of JSON lines, gzipped or not."""
     headers: dict[str | None, dict[str, Any]] = {}
+    cut = False
     with _lines(path) as lines:
         for number, line in enumerate(lines, 1):
             # Only the last line can lack its end: the writer was killed there.
             if not line.endswith(b"\n"):
+                cut = True
                 break
             try:
                 record = json.loads(line)
                 if "stream_rpn" in record:
                     # Lines carry their source only where a file holds several.
-                    headers[record["source"]] = headers[None] = record
+                    headers[record["source"]] = headers[None] = check_header(record)
                     contents.headers.append(record)
                 elif "end" in record:
-                    contents.ends.append(record["end"])
+                    contents.ends.append(check_end(record["end"]))
                 else:
                     yield _from_record(record, headers[record.get("source")])
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except DAMAGE as error:
                 raise StreamRPNError(
                     f"{str(path)!r}, line {number}: not a line of stream-rpn results"
                 ) from error
-    contents.complete = bool(contents.headers) and len(contents.headers) == len(contents.ends)
+    contents.settle()
+    contents.complete &= not cut
 
 
 def source_names(path: Path) -> list[str]:
     """Returns the names of all sources in a file of JSON lines, in order, by their headers."""
     with _lines(path) as lines:
         # Headers are recognised by their first key, as parsing every line would take long.
-        return [json.loads(line)["source"] for line in lines if line.startswith(b'{"stream_rpn"')]
+        try:
+            return [
+                check_header(json.loads(line))["source"]
+                for line in lines
+                if line.startswith(b'{"stream_rpn"')
+            ]
+        except DAMAGE as error:
+            raise StreamRPNError(f"{str(path)!r} has a damaged header") from error
 
 
 @contextlib.contextmanager
 def _lines(path: Path) -> Iterator[Iterator[bytes]]:
     with open(path, "rb") as file:
-        yield _inflated_lines(file) if path.suffix.lower() == ".gz" else file
+        yield _split(_inflated(file) if path.suffix.lower() == ".gz" else _chunks(file), path)
 
 
-def _inflated_lines(file: io.BufferedReader) -> Iterator[bytes]:
-    """Yields the lines of a gzip file up to where it was cut off; the last one may lack its end."""
-    inflate = zlib.decompressobj(wbits=31)
-    rest = b""
+def _chunks(file: io.BufferedReader) -> Iterator[bytes]:
     while chunk := file.read(1 << 16):
-        try:
-            lines = (rest + inflate.decompress(chunk)).splitlines(keepends=True)
-        except zlib.error as error:
-            raise StreamRPNError(f"{file.name!r} is not a gzip file, or is damaged") from error
-        rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
-        yield from lines
-    if rest:
-        yield rest
+        yield chunk
+
+
+def _inflated(file: io.BufferedReader) -> Iterator[bytes]:
+    """Yields what gzip streams, one after another, hold, up to where the last was cut off."""
+    inflate = zlib.decompressobj(wbits=31)
+    for chunk in _chunks(file):
+        while chunk:
+            if inflate.eof:
+                chunk = chunk.lstrip(b"\0")  # padding
+                inflate = zlib.decompressobj(wbits=31)
+                continue
+            try:
+                # No more at a time, as a few bytes can hold a thousand times as many.
+                yield inflate.decompress(chunk, 1 << 20)
+            except zlib.error as error:
+                raise StreamRPNError(f"{file.name!r} is not a gzip file, or is damaged") from error
+            chunk = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
+
+
+def _split(chunks: Iterator[bytes], path: Path) -> Iterator[bytes]:
+    """Yields lines with their ends; the last one may lack it."""
+    begun: list[bytes] = []
+    length = 0
+    for chunk in chunks:
+        lines = chunk.splitlines(keepends=True) if b"\n" in chunk else [chunk]
+        for line in lines:
+            begun.append(line)
+            length += len(line)
+            if length > LONGEST_LINE:
+                raise StreamRPNError(
+                    f"{str(path)!r} has a line of more than {LONGEST_LINE >> 20} MiB: it holds no "
+                    "results of stream-rpn"
+                )
+            if line.endswith(b"\n"):
+                yield b"".join(begun)
+                begun, length = [], 0
+    if length:
+        yield b"".join(begun)
 
 
 def _from_record(record: dict[str, Any], header: dict[str, Any]) -> Proposals:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from stream_rpn.frame import Proposals, StreamRPNError
-from stream_rpn.sinks.record import Contents, saved_proposals
+from stream_rpn.sinks.record import DAMAGE, Contents, saved_proposals
 from stream_rpn.sinks.sink import WholeFileSink
 
 
@@ -29,13 +29,19 @@ class MOTSink(WholeFileSink):
 
 def read_mot_detections(path: Path, contents: Contents) -> Iterator[Proposals]:
     """Yields the frames of MOTChallenge detections that have boxes."""
-    with open(path) as file:
+    # Bytes that are no text become what is no number.
+    with open(path, encoding="utf-8", errors="replace") as file:
         for frame, group in itertools.groupby(_rows(path, file), key=lambda row: row[0]):
-            rows = np.array(list(group))
+            rows = np.array([row[:7] for row in group])
             boxes = rows[:, 2:6].copy()
             boxes[:, :2] -= 1
             boxes[:, 2:] += boxes[:, :2]
-            yield saved_proposals(int(frame) - 1, boxes, rows[:, 6])
+            try:
+                yield saved_proposals(int(frame) - 1, boxes, rows[:, 6])
+            except DAMAGE as error:
+                raise StreamRPNError(
+                    f"{str(path)!r}, frame {frame:g}: not MOTChallenge detections"
+                ) from error
     contents.complete = True
 
 
@@ -45,7 +51,7 @@ def _rows(path: Path, lines: Iterable[str]) -> Iterator[list[float]]:
             row = [float(field) for field in line.split(",")]
         except ValueError:
             row = []
-        if len(row) < 7:
+        if len(row) < 7 or not row[0].is_integer():
             raise StreamRPNError(
                 f"{str(path)!r}, line {number}: not a line of MOTChallenge detections"
             )

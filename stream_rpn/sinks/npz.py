@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import tempfile
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,26 @@ from typing import Any
 import numpy as np
 
 from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
-from stream_rpn.sinks.record import Contents, saved_proposals
-from stream_rpn.sinks.sink import Sink, WholeFile
+from stream_rpn.sinks.place import Place, WholeFile
+from stream_rpn.sinks.record import (
+    DAMAGE,
+    Contents,
+    check_end,
+    check_header,
+    check_unpacked,
+    saved_proposals,
+)
+from stream_rpn.sinks.sink import Sink
+
+_DAMAGE: tuple[type[Exception], ...] = (
+    *DAMAGE,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    # NumPy parses the heads of arrays as Python.
+    SyntaxError,
+    tokenize.TokenError,
+)
 
 NO_PTS = np.iinfo(np.int64).min
 """The value for "no pts", as in FFmpeg."""
@@ -46,12 +66,12 @@ class NPZSink(Sink):
     position.
     """
 
+    def _claim(self) -> Place:
+        return WholeFile(self.name, replace=self.options.replace)
+
     def _open(self) -> None:
-        self._whole = WholeFile(self.name)
         # The arrays grow side by side, but an archive holds them one after another.
-        self._columns = Path(
-            tempfile.mkdtemp(prefix=self._whole.path.name, dir=self._whole.path.parent)
-        )
+        self._columns = self._place.path.parent
         self._files = {name: open(self._columns / name, "wb") for name in COLUMNS}  # noqa: SIM115
         self._num_frames = 0
         self._num_boxes = 0
@@ -87,7 +107,7 @@ class NPZSink(Sink):
     def _close(self) -> None:
         for file in self._files.values():
             file.close()
-        with zipfile.ZipFile(self._whole.path, "w") as archive:
+        with zipfile.ZipFile(self._place.path, "w") as archive:
             for name, (dtype, item_shape) in COLUMNS.items():
                 column = self._columns / name
                 count = column.stat().st_size // (
@@ -106,16 +126,10 @@ class NPZSink(Sink):
                     shutil.copyfileobj(values, member, 1 << 20)
             with archive.open("about.npy", "w") as member:
                 np.lib.format.write_array(member, np.array(json.dumps(self._about)))
-        self._whole.commit()
-        shutil.rmtree(self._columns)
 
     def _abort(self) -> None:
-        try:
-            for file in self._files.values():
-                file.close()
-        finally:
-            shutil.rmtree(self._columns)
-            self._whole.discard()
+        for file in self._files.values():
+            file.close()
 
     def _append(self, name: str, value: Any) -> None:
         self._files[name].write(np.ascontiguousarray(value, dtype=COLUMNS[name][0]).tobytes())
@@ -124,12 +138,24 @@ class NPZSink(Sink):
 def read_npz(path: Path, contents: Contents) -> Iterator[Proposals]:
     """Yields the frames of an archive."""
     try:
-        archive = np.load(path)
-        about = json.loads(str(archive["about"]))
-        columns = {name: archive[name] for name in archive.files if name != "about"}
-    except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise StreamRPNError(f"{str(path)!r} is not an archive of stream-rpn results") from error
-    contents.headers = [about["header"]]
+        with zipfile.ZipFile(path) as file:
+            check_unpacked(sum(member.file_size for member in file.infolist()), path)
+        with np.load(path) as archive:
+            about = json.loads(str(archive["about"]))
+            columns = {name: archive[name] for name in COLUMNS}
+        _check(columns)
+        contents.headers.append(check_header(about["header"]))
+        yield from _frames(columns, about)
+        if about["end"] is not None:
+            contents.ends.append(check_end(about["end"]))
+    except _DAMAGE as error:
+        raise StreamRPNError(
+            f"{str(path)!r} is not an archive of stream-rpn results, or is damaged"
+        ) from error
+    contents.settle()
+
+
+def _frames(columns: dict[str, np.ndarray], about: dict[str, Any]) -> Iterator[Proposals]:
     offsets = columns["offsets"]
     for index, frame in enumerate(columns["frame"].tolist()):
         rows = slice(offsets[index], offsets[index + 1])
@@ -151,5 +177,20 @@ def read_npz(path: Path, contents: Contents) -> Iterator[Proposals]:
             drops=tuple(Drop(*drop) for drop in about["drops"].get(str(index), ())),
             source=about["header"].get("source", ""),
         )
-    contents.ends = [about["end"]] if about["end"] is not None else []
-    contents.complete = bool(contents.ends)
+
+
+def _check(columns: dict[str, np.ndarray]) -> None:
+    """Checks that the arrays of an archive fit one another.
+
+    Raises:
+        ValueError: they do not.
+    """
+    num_frames, num_boxes = len(columns["frame"]), len(columns["boxes"])
+    for name, (dtype, item_shape) in COLUMNS.items():
+        by_box = name in ("boxes", "scores", "levels", "anchors")
+        length = num_boxes if by_box else num_frames + (name == "offsets")
+        if columns[name].shape != (length, *item_shape) or columns[name].dtype != np.dtype(dtype):
+            raise ValueError(f"{name} is {columns[name].dtype}{columns[name].shape}")
+    offsets = columns["offsets"]
+    if offsets[0] != 0 or offsets[-1] != num_boxes or (np.diff(offsets) < 0).any():
+        raise ValueError("offsets do not rise from 0 to the number of boxes")

@@ -7,13 +7,21 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
-from stream_rpn.sinks.record import Contents, saved_proposals
-from stream_rpn.sinks.sink import Sink, SinkOptions, WholeFile
+from stream_rpn.sinks.place import Folder
+from stream_rpn.sinks.record import (
+    DAMAGE,
+    Contents,
+    check_end,
+    check_header,
+    check_unpacked,
+    saved_proposals,
+)
+from stream_rpn.sinks.sink import Sink, SinkOptions
 
 HEADER_FILE = "_header.json"  # readers of Parquet directories pass over names with an underscore
 
@@ -25,7 +33,7 @@ class ParquetSink(Sink):
     leaves the parts before, and loses `PART_FRAMES` frames or `PART_SECONDS` at most. The columns
     are frame, pts, pts_seconds, unix_seconds (live sources), width, height, image_id, name, source,
     drops, boxes, scores, levels and anchors. Headers and ends of the sources lie in `_header.json`
-    in the directory.
+    in the directory, with the names of the parts: before each of them is written.
     """
 
     takes_several_sources: ClassVar[bool] = True
@@ -73,21 +81,18 @@ class ParquetSink(Sink):
         )
         self._rows: list[dict[str, Any]] = []
         self._arrays: dict[str, list[np.ndarray]] = {}
-        self._num_parts = 0
         self._part_began = 0.0
-        self._about: dict[str, list[dict[str, Any]]] = {"headers": [], "ends": []}
+        self._about: dict[str, list[Any]] = {"headers": [], "ends": [], "parts": []}
         super().__init__(name, options)
 
-    def _open(self) -> None:
-        self._directory = Path(self.name)
-        if self._directory.is_file():
-            self._directory.unlink()
-        self._directory.mkdir(exist_ok=True)
-        for path in self._directory.iterdir():
-            if re.fullmatch(
-                r"part-\d+\.parquet|_header\.json|\.(part-|_header).*\.part", path.name
-            ):
-                path.unlink()
+    def _claim(self) -> Folder:
+        return Folder(
+            self.name,
+            replace=self.options.replace,
+            record=HEADER_FILE,
+            members=_parts,
+            ending=".parquet",
+        )
 
     def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
         self._about["headers"].append(header)
@@ -123,6 +128,9 @@ class ParquetSink(Sink):
         self._about["ends"].append(end)
         self._write_about()
 
+    def _lacks(self, source: str, why: str) -> None:
+        self._end({"source": source, "frames": 0, "stopped": why})
+
     def _close(self) -> None:
         self._write_part()
 
@@ -143,23 +151,32 @@ class ParquetSink(Sink):
             if name == "boxes":
                 values = self._arrow.FixedSizeListArray.from_arrays(values, 4)
             columns[name] = self._arrow.ListArray.from_arrays(offsets.astype(np.int32), values)
-        part = WholeFile(str(self._directory / f"part-{self._num_parts:05d}.parquet"))
-        try:
-            self._arrow.parquet.write_table(
-                self._arrow.table(columns, schema=self._schema),
-                part.path,
-                compression="zstd",
-                use_dictionary=["name", "source"],
-            )
-        except OSError:
-            part.discard()
-            raise
-        part.commit()
-        self._num_parts += 1
+        part = f"part-{len(self._about['parts']):05d}.parquet"
+        self._about["parts"].append(part)
+        self._write_about(sync=False)  # what syncs the part does it with this, too
+        table = self._arrow.table(columns, schema=self._schema)
+        cast(Folder, self._place).put(
+            part,
+            lambda path: self._arrow.parquet.write_table(
+                table, path, compression="zstd", use_dictionary=["name", "source"]
+            ),
+        )
 
-    def _write_about(self) -> None:
-        text = json.dumps(self._about, indent=1)
-        WholeFile(str(self._directory / HEADER_FILE)).write(text.encode())
+    def _write_about(self, *, sync: bool = True) -> None:
+        text = json.dumps(self._about, indent=1).encode()
+        cast(Folder, self._place).put(HEADER_FILE, lambda path: path.write_bytes(text), sync=sync)
+
+
+def _parts(directory: Path) -> list[str]:
+    """Returns the names of the parts that the header file of a directory tells of."""
+    about = json.loads((directory / HEADER_FILE).read_bytes())
+    # The first release did not record them.
+    parts = about.get("parts") or [path.name for path in directory.glob("part-?????.parquet")]
+    if not isinstance(about["headers"], list) or not all(
+        re.fullmatch(r"part-\d{5,}\.parquet", part) for part in parts
+    ):
+        raise ValueError("not a header file of ours")
+    return list(parts)
 
 
 def read_parquet(path: Path, contents: Contents) -> Iterator[Proposals]:
@@ -171,23 +188,43 @@ def read_parquet(path: Path, contents: Contents) -> Iterator[Proposals]:
         raise StreamRPNError(
             f"reading {str(path)!r} needs pyarrow; `pip install 'stream-rpn[parquet]'` provides it"
         ) from error
-    parts = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
-    about_file = path / HEADER_FILE
-    if path.is_dir() and not about_file.exists():
-        raise StreamRPNError(f"{str(path)!r} is not a directory of stream-rpn results")
-    if about_file.exists():
-        about = json.loads(about_file.read_text())
-        contents.headers, contents.ends = about["headers"], about["ends"]
+    parts = [path]
+    if path.is_dir():
+        if not (path / HEADER_FILE).exists():
+            raise StreamRPNError(f"{str(path)!r} is not a directory of stream-rpn results")
+        try:
+            about = json.loads((path / HEADER_FILE).read_bytes())
+            contents.headers += map(check_header, about["headers"])
+            contents.ends += map(check_end, about["ends"])
+            parts = [path / part for part in sorted(_parts(path))]
+        except DAMAGE as error:
+            raise StreamRPNError(
+                f"{str(path / HEADER_FILE)!r} does not tell of stream-rpn results"
+            ) from error
     for part in parts:
+        if part != path and not part.exists():
+            continue
         try:
             file = pyarrow.parquet.ParquetFile(part)
+            _check_size(file.metadata, part)
             for batch in file.iter_batches(batch_size=256):
                 yield from _from_batch(batch)
-        except (pyarrow.ArrowException, KeyError) as error:
+        except (pyarrow.ArrowException, *DAMAGE) as error:
             raise StreamRPNError(
-                f"{str(part)!r} is not a Parquet file of stream-rpn results"
+                f"{str(part)!r} is not a Parquet file of stream-rpn results, or is damaged"
             ) from error
-    contents.complete = bool(contents.headers) and len(contents.headers) == len(contents.ends)
+    contents.settle()
+    contents.complete &= all(part.exists() for part in parts)
+
+
+def _check_size(metadata: Any, part: Path) -> None:
+    """Refuses a small file that says it holds very much."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    num_bytes = sum(group.total_byte_size for group in groups)
+    num_values = sum(
+        group.column(index).num_values for group in groups for index in range(group.num_columns)
+    )
+    check_unpacked(max(num_bytes, 4 * num_values), part)
 
 
 def _from_batch(batch: Any) -> Iterator[Proposals]:
@@ -201,4 +238,15 @@ def _from_batch(batch: Any) -> Iterator[Proposals]:
             for name, values in ((name, lists[name][index].values) for name in arrays)
         )
         drops = tuple(Drop(**drop) for drop in row.pop("drops") or ())
-        yield saved_proposals(row.pop("frame"), boxes, scores, levels, anchors, drops=drops, **row)
+        width, height = (row.pop(name) or 0 for name in ("width", "height"))
+        yield saved_proposals(
+            row.pop("frame"),
+            boxes.reshape(-1, 4),
+            scores,
+            levels,
+            anchors,
+            width=width,
+            height=height,
+            drops=drops,
+            **row,
+        )

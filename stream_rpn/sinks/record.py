@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,27 @@ from typing import Any
 
 import numpy as np
 
-from stream_rpn.frame import Drop, Proposals, StreamInfo
+from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
 
 FORMAT_VERSION = 1
+
+DAMAGE: tuple[type[Exception], ...] = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    RecursionError,
+    RuntimeError,
+)
+"""What goes wrong in reading a file that is damaged, or no result file at all."""
+
+MOST_UNPACKED = 1 << 28
+MOST_RATIO = 100
+"""A file may unpack to so many bytes, or else to so many times its own size."""
 
 
 @dataclass
@@ -29,6 +48,14 @@ class Contents:
     headers: list[dict[str, Any]] = field(default_factory=list)
     ends: list[dict[str, Any]] = field(default_factory=list)
     complete: bool = False
+
+    def settle(self) -> None:
+        """Sets `complete` at the end of a file: every source in it has ended, none was stopped."""
+        self.complete = (
+            bool(self.headers)
+            and len(self.headers) == len(self.ends)
+            and not any("stopped" in end for end in self.ends)
+        )
 
 
 Reader = Callable[[Path, Contents], Iterator[Proposals]]
@@ -88,8 +115,32 @@ def saved_proposals(
     drops: tuple[Drop, ...] = (),
     source: str = "",
 ) -> Proposals:
-    """Returns the record of a frame that was read; what its format does not hold is neutral."""
+    """Returns the record of a frame that was read; what its format does not hold is neutral.
+
+    Raises:
+        ValueError: these cannot be the proposals of a frame.
+        TypeError: neither can these.
+    """
     unknown = np.full(len(scores), -1, np.int32)
+    boxes = np.asarray(boxes, np.float32)
+    scores = np.asarray(scores, np.float32)
+    levels = unknown if levels is None else _integers(levels)
+    anchors = unknown if anchors is None else _integers(anchors)
+    count = (len(scores),)
+    if boxes.shape != (*count, 4) and (boxes.size or count != (0,)):
+        raise ValueError(f"there are boxes of shape {boxes.shape} and {len(scores)} scores")
+    if not scores.shape == levels.shape == anchors.shape == count:
+        raise ValueError("scores and levels are not as many as boxes")
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise ValueError("boxes and scores must be finite")
+    for value in (frame, width, height, pts or 0, image_id or 0, *(drop.count for drop in drops)):
+        operator.index(value)
+    for seconds in (pts_seconds, unix_seconds):
+        if seconds is not None:
+            float(seconds)
+    for text in (name, source):
+        if not isinstance(text, str | None):
+            raise TypeError("names are text")
     return Proposals(
         frame=frame,
         pts=pts,
@@ -97,13 +148,55 @@ def saved_proposals(
         unix_seconds=unix_seconds,
         width=width,
         height=height,
-        boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
-        scores=np.asarray(scores, np.float32),
-        levels=unknown if levels is None else np.asarray(levels, np.int32),
-        anchors=unknown if anchors is None else np.asarray(anchors, np.int32),
+        boxes=boxes.reshape(-1, 4),
+        scores=scores,
+        levels=levels,
+        anchors=anchors,
         input_boxes=np.zeros((len(scores), 4), np.float32),
         drops=drops,
         image_id=image_id,
         name=name,
         source=source,
     )
+
+
+def _integers(values: np.ndarray | Sequence[int]) -> np.ndarray:
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError("levels and anchors are integers")
+    return array.astype(np.int32)
+
+
+def check_header(value: Any) -> dict[str, Any]:
+    """Returns the header of a source, which is known to tell its name from now on.
+
+    Raises:
+        TypeError: it is no header.
+    """
+    if not isinstance(check_end(value).get("source"), str):
+        raise TypeError("a header tells the source")
+    return check_end(value)
+
+
+def check_end(value: Any) -> dict[str, Any]:
+    """Returns the totals of a source.
+
+    Raises:
+        TypeError: they are none.
+    """
+    if not isinstance(value, dict):
+        raise TypeError("not an object")
+    return value
+
+
+def check_unpacked(num_bytes: int, path: Path) -> None:
+    """Refuses a small file that unpacks to very much, before it does.
+
+    Raises:
+        StreamRPNError: it is one.
+    """
+    if num_bytes > max(MOST_UNPACKED, MOST_RATIO * path.stat().st_size):
+        raise StreamRPNError(
+            f"{str(path)!r} would unpack to {num_bytes / 1e9:,.1f} GB, over {MOST_RATIO} times "
+            "its size: it is damaged, or made to fill the memory"
+        )

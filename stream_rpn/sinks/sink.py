@@ -1,19 +1,21 @@
-"""The interface of sinks, their error sentences, and files that appear only when whole."""
+"""The interface of sinks, and their error sentences."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
+from stream_rpn.sinks.place import Place, WholeFile, reason
 from stream_rpn.sources.address import masked
+
+# So often a sink looks whether its file is still there.
+_CHECK_SECONDS = 1.0
 
 
 class ReaderGone(Exception):
@@ -29,26 +31,33 @@ class SinkOptions:
         crops: how many of the best boxes are cut out per frame.
         multiple_sources: True where one output receives several sources, one after another.
         token: what clients of a server must know, "auto" for one that is made up, "" for none.
+        replace: whether what lies there already may be replaced, once there is something whole.
     """
 
     draw: int = 20
     crops: int = 10
     multiple_sources: bool = False
     token: str = ""
+    replace: bool = False
 
 
 class Sink:
     """Receives proposals frame by frame and writes them somewhere; used from one thread.
 
-    The calls are `begin`, any number of `write`, `end` for each source, then `close`. Files follow
-    one another; live sources take turns, and `source` of proposals and totals says which one. As a
-    context manager it closes, or aborts where an exception passes through. Failures of the system
-    (a full disk, a lost permission) come out as a StreamRPNError that names the output.
+    The calls are `open`, then `begin`, any number of `write`, `end` for each source, then `close`.
+    Files follow one another; live sources take turns, and `source` of proposals and totals says
+    which one. As a context manager it closes, or aborts where an exception passes through. Failures
+    of the system (a full disk, a lost permission) come out as a StreamRPNError that names the
+    output.
+
+    From its construction on, no other run can write the same file; nothing of it appears before
+    `open`. See `place` for when it has its name.
 
     A new sink implements the methods with an underscore and adds a line to `SINKS`.
 
     Attributes:
         name: the output as the user named it.
+        kept: where results lie after `close` or `abort`, "" where there are none.
         needs_image: True where `Proposals.image` must be kept for this sink.
         takes_several_sources: True where one output can hold the results of several sources.
         writes_in_place: True where the output grows under its own name, so that it may be a pipe.
@@ -63,16 +72,40 @@ class Sink:
     def __init__(self, name: str, options: SinkOptions) -> None:
         self.name = name
         self.options = options
+        self.kept = ""
         self._last_source = ""
+        self._live: set[str] = set()
+        self._stopped = self._is_open = False
+        self._check_at = 0.0
         with self._naming_failures():
-            self._open()
+            self._place = self._claim()
+
+    def open(self) -> Self:
+        """Opens the output; `begin` does where nobody has.
+
+        Raises:
+            StreamRPNError: it cannot be opened.
+        """
+        try:
+            with self._naming_failures():
+                self._place.make()
+                self._open()
+        except BaseException:
+            self.abort()
+            raise
+        self._is_open = True
+        return self
 
     def watch(self, status: Callable[[], dict[str, Any]]) -> None:
         """Receives, before `begin`, a callable that returns the source's summary so far."""
 
     def begin(self, header: dict[str, Any], info: StreamInfo) -> None:
         """Starts the results of one source; `header` comes from `make_header`."""
+        if not self._is_open:
+            self.open()
         self._last_source = info.source
+        if info.live:
+            self._live.add(info.source)
         with self._naming_failures():
             self._begin(header, info)
 
@@ -80,20 +113,36 @@ class Sink:
         """Writes the proposals of one frame."""
         with self._naming_failures():
             self._write(proposals)
+            if (now := time.monotonic()) > self._check_at:
+                self._check_at = now + _CHECK_SECONDS
+                self._place.check()
 
     def end(self, end: dict[str, Any]) -> None:
         """Ends the results of one source with its totals (frames, elapsed_seconds, drops, …)."""
+        # Live sources end in no other way.
+        if "stopped" in end and end.get("source", self._last_source) not in self._live:
+            self._stopped = True
         with self._naming_failures():
             self._end(end)
 
+    def lacks(self, source: str, why: str) -> None:
+        """Notes that the results of a source that was to come are not there; then `close` comes."""
+        with self._naming_failures():
+            self._lacks(source, why)
+
     def close(self) -> None:
-        """Finishes the output; what was to appear only when whole appears now, or is aborted."""
+        """Finishes the output, which has its name from now on; or aborts where that fails."""
+        if not self._is_open:
+            self._place.abandon()
+            return
         try:
             with self._naming_failures():
                 self._close()
+                self._place.commit(stopped=self._stopped)
         except BaseException:
             self.abort()
             raise
+        self.kept = self._place.kept
 
     def abort(self) -> None:
         """Gives up: keeps what is readable without an ending, removes temporary files.
@@ -101,11 +150,18 @@ class Sink:
         Never raises for reasons of the system, as something else has failed already.
         """
         with contextlib.suppress(*_failures_of_the_system()):
-            self._abort()
+            if self._is_open:
+                self._abort()
+        with contextlib.suppress(OSError):
+            self._place.abandon()
+        self.kept = self._place.kept
 
     def _source_of(self, proposals: Proposals) -> str:
         """Returns which of the sources that were begun the proposals belong to."""
         return proposals.source or self._last_source
+
+    def _claim(self) -> Place:
+        return Place(self.name)
 
     def _open(self) -> None:
         pass
@@ -117,6 +173,9 @@ class Sink:
         raise NotImplementedError
 
     def _end(self, end: dict[str, Any]) -> None:
+        pass
+
+    def _lacks(self, source: str, why: str) -> None:
         pass
 
     def _close(self) -> None:
@@ -132,9 +191,8 @@ class Sink:
         except BrokenPipeError as error:
             raise ReaderGone(self.name) from error
         except _failures_of_the_system() as error:
-            what = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or error
             name = "standard output" if self.name == "-" else repr(masked(self.name))
-            raise StreamRPNError(f"cannot write {name}: {what}") from error
+            raise StreamRPNError(f"cannot write {name}: {reason(error)}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -157,51 +215,17 @@ def _failures_of_the_system() -> tuple[Any, ...]:
     return (OSError, av_error.FFmpegError) if av_error else (OSError,)
 
 
-class WholeFile:
-    """A file that appears under its name only when `commit` is called.
-
-    It is written as a hidden file beside its final place, so that the last step is a rename.
-
-    Attributes:
-        path: where to write.
-    """
-
-    def __init__(self, name: str) -> None:
-        # A link stays a link: what it points to is replaced.
-        self._final = Path(os.path.realpath(name))
-        self.path = self._final.with_name(f".{self._final.name}.{os.getpid()}.part")
-
-    def write(self, data: bytes) -> None:
-        """Writes the file as a whole, or leaves nothing of it."""
-        try:
-            self.path.write_bytes(data)
-            self.commit()
-        except OSError:
-            self.discard()
-            raise
-
-    def commit(self) -> None:
-        """Gives the finished file its name, replacing what was there."""
-        os.replace(self.path, self._final)
-
-    def discard(self) -> None:
-        """Removes the unfinished file."""
-        self.path.unlink(missing_ok=True)
-
-
 class WholeFileSink(Sink):
     """A sink whose file is of use only when whole; it writes to `_file`."""
 
+    def _claim(self) -> Place:
+        return WholeFile(self.name, replace=self.options.replace)
+
     def _open(self) -> None:
-        self._whole = WholeFile(self.name)
-        self._file = open(self._whole.path, "wb")  # noqa: SIM115 (open until close or abort)
+        self._file = open(self._place.path, "wb")  # noqa: SIM115 (open until close or abort)
 
     def _close(self) -> None:
         self._file.close()
-        self._whole.commit()
 
     def _abort(self) -> None:
-        try:
-            self._file.close()
-        finally:
-            self._whole.discard()
+        self._file.close()

@@ -14,7 +14,8 @@ from av.video.stream import VideoStream
 
 from stream_rpn.frame import Color, Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks.canvas import COLORSPACES, Canvas
-from stream_rpn.sinks.sink import Sink, SinkOptions, WholeFile
+from stream_rpn.sinks.place import Place, WholeFile, growing_file
+from stream_rpn.sinks.sink import Sink, SinkOptions
 from stream_rpn.sources.address import masked
 
 TIME_BASE = Fraction(1, 90_000)
@@ -127,26 +128,22 @@ class MP4Sink(VideoSink):
     container_format: ClassVar[str] = "mp4"
     container_options: ClassVar[dict[str, str]] = {"movflags": "+faststart"}
 
-    def _open(self) -> None:
-        self._whole = WholeFile(self.name)
+    def _claim(self) -> Place:
+        return WholeFile(self.name, replace=self.options.replace)
 
     def _path(self) -> str:
-        return str(self._whole.path)
+        return str(self._place.path)
 
     def _close(self) -> None:
         self._finish()
-        self._whole.commit()
 
     def _abort(self) -> None:
-        try:
-            if self._container is not None:
-                self._container.close()
-        finally:
-            self._whole.discard()
+        if self._container is not None:
+            self._container.close()
 
 
 class MatroskaSink(VideoSink):
-    """A Matroska file written in place, so that a killed run leaves what was shown until then."""
+    """A Matroska file, readable while it grows: a killed run leaves what was shown until then."""
 
     writes_in_place: ClassVar[bool] = True
     container_format: ClassVar[str] = "matroska"
@@ -155,8 +152,11 @@ class MatroskaSink(VideoSink):
         "cluster_time_limit": "1000",
     }
 
+    def _claim(self) -> Place:
+        return growing_file(self.name, replace=self.options.replace)
+
     def _path(self) -> str:
-        return self.name
+        return str(self._place.path)
 
     def _close(self) -> None:
         self._finish()
