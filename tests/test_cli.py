@@ -78,7 +78,10 @@ class TestResults:
         out, err = capsys.readouterr()
         assert out == ""
         assert "6 frames" in err
-        assert "UNTRAINED" in err
+
+    def test_random_weights_are_told(self, capsys):
+        assert stream_rpn("synthetic:64x64@10,1", "--weights", "random", "-o", "null") == 0
+        assert "UNTRAINED" in capsys.readouterr().err
 
     def test_standard_output_carries_json_lines_only(self, capfd):
         assert stream_rpn("synthetic:64x64@10,3", "-o", "-") == 0
@@ -276,8 +279,11 @@ class TestRefusals:
             (("synthetic:64x64@10,2", "--score-thresh", "-1"), "score_thresh"),
             (("synthetic:64x64@10,2", "--start", "soon"), "soon"),
             (("synthetic:64x64@10,2", "--start", "9"), "no frame lies between"),
-            (("synthetic:64x64@10,2", "--anchor-sizes", "1,2"), "anchor sizes"),
-            (("synthetic:64x64@10,2", "--anchor-ratios", "1,-2,3"), "anchor ratios"),
+            (("synthetic:64x64@10,2", "--model", "tiny", "--anchor-sizes", "1,2"), "anchor sizes"),
+            (
+                ("synthetic:64x64@10,2", "--model", "tiny", "--anchor-ratios", "1,-2,3"),
+                "anchor ratios",
+            ),
             (("synthetic:64x64@10,2", "--json-summary", "nowhere/s.json"), "nowhere"),
             (("synthetic:64x64@10,2", "--json-summary", "notes.txt"), "notes.txt"),
             (("synthetic:64x64@10,2", "-o", "a.jsonl", "--json-summary", "a.jsonl"), "a.jsonl"),

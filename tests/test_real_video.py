@@ -56,8 +56,8 @@ def test_every_clip_gives_every_frame(name, shared_data, tmp_path, monkeypatch, 
         # In these clips every packet is a picture that is shown; to decode them again takes long.
         packets = sorted(p.pts for p in container.demux(stream) if p.size)
         size = (stream.width, stream.height)
+        times = [float(pts * stream.time_base) for pts in packets]
     assert [frame["pts"] for frame in frames] == packets
-    times = [float(pts * stream.time_base) for pts in packets]
     assert [frame["pts_seconds"] for frame in frames] == pytest.approx(times)
     shown = (header["width"], header["height"])
     assert shown == (size if header["rotation"] % 180 == 0 else size[::-1])

@@ -180,7 +180,8 @@ def _convert(rpn: RPN) -> ov.Model:
     if type(rpn) is not RPN or any(m._forward_hooks for m in rpn.modules()):
         raise UnconvertibleError("it is a subclass of RPN or has hooks, which may do anything")
     weight = next(rpn.parameters())
-    if weight.dtype != torch.float32 or weight.device.type != "cpu":
+    training = any(module.training for module in rpn.modules())
+    if training or weight.dtype != torch.float32 or weight.device.type != "cpu":
         rpn = copy.deepcopy(rpn).to("cpu", torch.float32)
     layers = _Layers(rpn).eval()
     side = rpn.input_spec.size_divisor

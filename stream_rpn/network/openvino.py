@@ -36,6 +36,8 @@ MAX_SHAPES = 12
 ANY_SHAPE = (-1, -1)
 # More frames at a time would take more memory than they save time: each gets some cores then.
 MAX_STREAMS = 8
+# Of an input. OpenVINO's own sentence about more of them is about layers.
+MAX_VALUES = 2**31
 
 
 @cache
@@ -150,6 +152,8 @@ class OpenVINONetwork(Network):
 
     def _compile(self, shape: tuple[int, int]) -> ov.CompiledModel:
         model = self.model
+        if 3 * shape[0] * shape[1] >= MAX_VALUES:
+            raise MemoryError
         heads = model.heads.clone()
         heads.reshape([1, 3, *shape])
         graph = whole_graph(heads, model.levels, model.input_spec, model.proposal_spec)
