@@ -26,6 +26,7 @@ from stream_rpn.commands.tables import print_table
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.measure.plot import draw, new_figure
 from stream_rpn.queues import prefetch
+from stream_rpn.sinks.place import write_whole
 
 if TYPE_CHECKING:
     from stream_rpn.measure.stages import BatchReport, Part
@@ -110,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     report = {"name": "bench", "machine": facts, **bench.to_json()}
     if arguments.json is not None:
-        _write(arguments.json, json.dumps(report, indent=1) + "\n")
+        write_whole(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
     if arguments.png is not None:
         draw(report, arguments.png)
     return 0
@@ -194,10 +195,3 @@ def _peer_table(rows: list[dict[str, Any]], batch: int) -> Table:
         else:
             table.add_row(row["name"], f"{row['fps']:.1f}", f"{row['ratio']:.2f} ×")
     return table
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StreamRPNError(f"cannot write {path!r}: {error.strerror}") from error

@@ -34,6 +34,7 @@ from stream_rpn.evaluation.recall import (
 )
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.models import DEFAULT_MODEL
+from stream_rpn.sinks.place import write_whole
 from stream_rpn.sinks.record import make_header
 from stream_rpn.sources.select import Selection
 
@@ -132,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     if arguments.json:
         summaries = {name: recall.summary() for name, recall in recalls.items()}
-        Path(arguments.json).write_text(json.dumps(summaries, indent=1) + "\n", encoding="utf-8")
+        write_whole(arguments.json, (json.dumps(summaries, indent=1) + "\n").encode())
     if arguments.curves:
         draw_curves(recalls, arguments.curves)
     # A pipe has no width; columns must not be folded there.

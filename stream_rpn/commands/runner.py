@@ -176,7 +176,7 @@ class _Run:
 
     def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
         if self.signal is not None:
-            raise SystemExit(128 + number)
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         self.signal = number
         self.stop.set()
 
