@@ -35,6 +35,7 @@ from bench.senders import free_port, sender
 from stream_rpn import sinks
 from stream_rpn.cli import main as stream_rpn
 from stream_rpn.frame import Proposals
+from stream_rpn.models import DEFAULT_MODEL
 from stream_rpn.network import eager
 from stream_rpn.statistics import StreamStatistics
 
@@ -303,7 +304,7 @@ def main() -> None:
         "live",
         rows,
         machine=facts,
-        model="tiny",
+        model=DEFAULT_MODEL,
         max_age_ms=500,
         slow_model_ms=round(SLOW_MODEL_SECONDS * 1e3, 1),
     )
