@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from stream_rpn.sources import open_source
 from stream_rpn.timing import StageTimes
 from tests.agreement import Selection, assert_same_selection, expectations
 
-SMALL = {"resnet50_fpn": 128, "resnet50_fpn_v2": 128, "mobilenet_v3_large_fpn": 160, "vgg16": 96}
+SMALL = {"mobilenet_v3_large_fpn": 160, "vgg16": 96}
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +40,14 @@ def frames():
         return list(source)
 
 
+@cache
 def lively(name: str) -> RPN:
-    """A model at a small size; random weights where its own must be fetched."""
+    """A model at a small size; random weights where its own must be fetched.
+
+    For all tests, as converting takes seconds: `stream_rpn.load` gives one that may be changed.
+    """
     fetched = not MODELS[name].weights.endswith(".safetensors")
-    return stream_rpn.load(name, "random" if fetched else None, size=SMALL.get(name, 192), top=100)
+    return stream_rpn.load(name, "random" if fetched else None, size=SMALL.get(name, 128), top=100)
 
 
 def by_openvino(model: RPN | Converted, frames, cores: int = 2) -> list[Proposals]:
@@ -132,7 +137,7 @@ def test_frames_of_many_shapes_get_what_each_gets_alone(frames, monkeypatch):
     ids=str,
 )
 def test_every_limit_counts(frames, limits):
-    rpn = lively("tiny").override(**limits)
+    rpn = stream_rpn.load(lively("tiny")).override(**limits)
     images, sizes = preprocess.to_input(frames[:1], rpn.input_spec)
     with torch.inference_mode():
         kept = rpn(images, sizes)
@@ -347,7 +352,7 @@ def test_live_sources_have_one_frame_at_a_time(frames):
 def test_pictures_are_prepared_as_by_torch(frames, size):
     turned = 0 if size == (180, 320) else 90
     frame = replace(frames[0], rotation=turned, height=size[0], width=size[1])
-    rpn = stream_rpn.load("nanodet_m", size=96, top=50)
+    rpn = stream_rpn.load(lively("nanodet_m"), size=96, top=50)
     images, sizes = preprocess.to_input([frame], rpn.input_spec)
     with torch.inference_mode():
         kept = rpn(images, sizes)
