@@ -95,7 +95,7 @@ def _speed() -> str:
         if simple
         else ""
     )
-    start = report["first_result"]
+    start = report["first_result"]["openvino"]
     times = default["fps_median"] / first["fps_median"]
     return (
         f"**{default['fps_median']:.0f} frames/s** from {_clip(report)} to JSON lines "

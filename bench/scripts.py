@@ -83,9 +83,10 @@ def agreement(clip: str, folder: Path) -> float:
     return min(shares)
 
 
-def start(clip: str) -> dict[str, float]:
+def start(clip: str, engine: str) -> dict[str, float]:
     """Returns seconds to the first result, and peak memory of a whole run, of the command."""
-    command = [sys.executable, "-m", "stream_rpn", clip, "--device", "cpu", "-o", "null", "--quiet"]
+    command = [sys.executable, "-m", "stream_rpn", clip, "--device", "cpu", "--engine", engine]
+    command += ["-o", "null", "--quiet"]
     seconds = []
     for _ in range(5):
         began = time.perf_counter()
@@ -150,7 +151,7 @@ def main() -> int:
                 Path(clip).write_bytes(encoded.read())
         with open_source(clip) as source:
             info = source.info
-        first = start(clip)
+        first = {engine: start(clip, engine) for engine in ("openvino", "torch")}
         found = SimpleNamespace()
 
         def measured():
