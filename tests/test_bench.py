@@ -231,6 +231,21 @@ class TestReadme:
         clip = {"width": 1920, "height": 1080, "codec": "h264"}
         written = {"machine": self.MACHINE, **clip, "rows": rows}
         (tmp_path / "pipeline_cpu.json").write_text(json.dumps(written))
+        rows = [
+            {"what": what, "fps_median": fps, "ratio": ratio, "ratio_min": ratio - 0.1,
+             "ratio_max": ratio + 0.1, "cpu_ms_a_frame": 20.0, "others_utilisation": 0.0}
+            for what, fps, ratio in (
+                ("OpenCV + OpenVINO script, 320", 40.0, 0.8),
+                ("PyAV + OpenVINO script, tuned, 320", 50.0, 1.0),
+                ("stream-rpn nanodet_m 320, openvino", 70.4, 1.4),
+                ("stream-rpn nanodet_m 416, openvino", 45.2, 0.9),
+                ("stream-rpn tiny 320, torch", 30.0, 0.6),
+            )
+        ]  # fmt: skip
+        start = {"seconds_median": 0.94, "seconds_min": 0.9, "peak_memory_mb": 271.4}
+        written = {"machine": self.MACHINE, **clip, "rows": rows}
+        written["first_result"] = {"openvino": start, "torch": start}
+        (tmp_path / "scripts_cpu.json").write_text(json.dumps(written))
         points = [{"sweep": "batch", "x": x, "ms": 2.0 * x, "peak_mb": 800.0} for x in (1, 2, 4)]
         ends = {"from": "1", "to": "4", "ms_from": 2.0, "ms_to": 8.0, "mb_from": 800.0,
                 "mb_to": 800.0}  # fmt: skip
@@ -243,15 +258,18 @@ class TestReadme:
     def test_the_first_screen_says_how_fast_on_what_and_against_what(self, results):
         text = readme.rendered(readme.README.read_text())
         first = " ".join(text.split("<!-- speed:end -->")[0].split())
-        assert "**60 frames/s** from 1920×1080 H.264 to JSON lines on 2 cores (Some CPU" in first
-        assert "**6.0 ×** the loop" in first
-        assert "`resnet50_fpn` 1.2 frames/s, **2.5 ×**" in first
+        assert "**45 frames/s** from 1920×1080 H.264 to JSON lines on 2 cores of Some CPU" in first
+        assert "1.5 × the first release's" in first
+        assert "70 frames/s: **1.40 ×** an OpenVINO script" in first
+        assert "1.76 × the one that tutorials lead to" in first
+        assert "First result after 0.9 s, 271 MB" in first
         assert "`make bench`" in first
         assert len(first) < 1200
 
     def test_tables(self, results):
         text = readme.rendered(readme.README.read_text())
         assert "| **stream-rpn float32** | 40 (4.0 ×) |  |" in text
+        assert "| **stream-rpn nanodet_m 320, openvino** | 70.4 | 1.40 (1.30–1.50) | 20 |" in text
         assert (
             "| frames a batch | 1 | 4 | 2 → 8 ms (a frame) | x^1.00 (r² 1.00) "
             "| 800 → 800 | x^0.00 |"

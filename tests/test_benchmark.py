@@ -114,14 +114,14 @@ class TestStages:
         assert "network, mostly its backbone (75 % of it) is the bottleneck" in found.bottleneck()
 
     def test_few_cores_are_named_where_they_set_the_pace(self, monkeypatch):
-        monkeypatch.setattr(stages, "cores", lambda: 2)
+        monkeypatch.setattr(stages, "available_cores", lambda: 2)
         found = report(
             part("decode", 100, 20), part("network", 50, 40), part("sink", 900, 0.0),
             part("whole", 30, 60),
         )  # fmt: skip
         assert found.cores_fps == pytest.approx(2000 / 60)
         assert found.bottleneck().startswith("The 2 cores set the pace")
-        monkeypatch.setattr(stages, "cores", lambda: 64)
+        monkeypatch.setattr(stages, "available_cores", lambda: 64)
         assert "decode" not in found.bottleneck()
 
 

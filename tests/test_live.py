@@ -855,7 +855,8 @@ class TestScenarios:
         for row in results:
             counted[row.source] = counted.get(row.source, 0) + 1
         assert counted == {name: s["frames"] for name, s in by_name.items()}
-        assert results.complete
+        # They were stopped; what came is all there.
+        assert not results.complete
         assert len(list(read("synthetic.parquet"))) == 90
         # The thread that waits for the stalled one ends as soon as something comes.
         with udp_camera("160x96@15", port=int(stalled.rpartition(":")[2])):
