@@ -20,7 +20,7 @@ import numpy as np
 import openvino as ov
 
 from stream_rpn import yuv
-from stream_rpn.frame import Frame, Proposals
+from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.input_spec import input_shape, padded_size, resized_size
 from stream_rpn.network.converted import Converted
 from stream_rpn.network.network import Network, frame_boxes
@@ -169,7 +169,15 @@ class OpenVINONetwork(Network):
         if folder is not None:
             # Compiled for this processor: a third of the time at the next start.
             config["CACHE_DIR"] = str(folder / "compiled")
-        return core().compile_model(graph, "CPU", config)
+        try:
+            return core().compile_model(graph, "CPU", config)
+        except RuntimeError as error:
+            if "bad_alloc" in str(error):
+                raise MemoryError from error
+            raise StreamRPNError(
+                f"OpenVINO cannot compile {model.name} for this machine "
+                f"({' '.join(str(error).split())[-120:]}); --engine torch does without it"
+            ) from error
 
 
 class _Request:
