@@ -29,6 +29,7 @@ from stream_rpn.models.gfl_head import GFLHead
 from stream_rpn.models.ghost_pan import GhostPAN
 from stream_rpn.models.nanodet_plus import STRIDES
 from stream_rpn.models.shufflenet_v2 import ShuffleNetV2, Stage
+from stream_rpn.network.openvino import core
 from stream_rpn.rpn import RPN
 
 MODELS = ("nanodet_m", "nanodet_m_1.5x")
@@ -100,7 +101,7 @@ class Script:
         self._spec, self._top = rpn.input_spec, top
         self._nms = rpn.proposal_spec.nms_thresh
         self._network = Published(rpn).eval()
-        self._compiled: dict[tuple[int, int], ov.CompiledModel] = {}
+        self._queues: dict[tuple[int, int], ov.AsyncInferQueue] = {}
 
     def frames(self, path: str, out: str | Path) -> Iterator[None]:
         """Runs over a file into JSON lines at `out`; yields after each frame."""
@@ -109,11 +110,11 @@ class Script:
             height, width = stream.height, stream.width
         size = resized_size(height, width, self._spec.min_size, self._spec.max_size)
         padded = padded_size(size, self._spec.size_divisor)
-        if padded not in self._compiled:
-            self._compiled[padded] = self._compile(padded)
+        if padded not in self._queues:
+            self._queues[padded] = ov.AsyncInferQueue(self._compile(padded))
+        queue = self._queues[padded]
         cells = _cells(padded)
         scale = np.tile([width / size[1], height / size[0]], 2).astype(np.float32)
-        queue = ov.AsyncInferQueue(self._compiled[padded])
         done: dict[int, np.ndarray] = {}
 
         def finished(request: Any, index: int) -> None:
@@ -156,11 +157,10 @@ class Script:
             steps.input().model().set_layout(ov.Layout("NCHW"))
             steps.input().preprocess().convert_element_type(ov.Type.f32).mean(MEAN).scale(STD)
             graph = steps.build()
-        core = ov.Core()
         config = {"PERFORMANCE_HINT": "THROUGHPUT"}
-        if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             config["INFERENCE_PRECISION_HINT"] = "bf16"
-        return core.compile_model(graph, "CPU", config)
+        return core().compile_model(graph, "CPU", config)
 
 
 class Simple(Script):

@@ -175,6 +175,7 @@ def _convert(rpn: RPN) -> ov.Model:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
+    from stream_rpn.network.openvino import core
     from stream_rpn.rpn import RPN
 
     if type(rpn) is not RPN or any(m._forward_hooks for m in rpn.modules()):
@@ -204,7 +205,7 @@ def _convert(rpn: RPN) -> ov.Model:
         heads.reshape([1, 3, -1, -1])
         with torch.inference_mode():
             expected = layers(second)
-        found = ov.Core().compile_model(heads, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(
+        found = core().compile_model(heads, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(
             [second.numpy()]
         )
     except Exception as error:

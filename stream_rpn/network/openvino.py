@@ -42,7 +42,11 @@ MAX_VALUES = 2**31
 
 @cache
 def core() -> ov.Core:
-    """Returns the one core of this process."""
+    """Returns the one core of this process, which stays.
+
+    With the last core its threads end, and one of them may be the one that ends it, which aborts the
+    process.
+    """
     return ov.Core()
 
 
