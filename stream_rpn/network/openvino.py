@@ -44,8 +44,8 @@ MAX_VALUES = 2**31
 def core() -> ov.Core:
     """Returns the one core of this process, which stays.
 
-    With the last core its threads end, and one of them may be the one that ends it, which aborts the
-    process.
+    With the last core its threads end, and one of them may be the one that ends it: the process
+    would abort.
     """
     return ov.Core()
 
