@@ -83,6 +83,7 @@ bench: $(VENV)/.installed-dev
 	$(BENCH).kernels --json bench/results/kernels_cpu.json
 	$(BENCH).scaling --json bench/results/scaling_cpu.json
 	$(BENCH).pipeline --json bench/results/pipeline_cpu.json
+	$(BENCH).scripts --json bench/results/scripts_cpu.json
 	$(BENCH).readme
 
 clean:

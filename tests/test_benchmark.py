@@ -15,6 +15,7 @@ import torch
 from stream_rpn import api, cli
 from stream_rpn.commands import bench as command
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.kernels.boxes import iou
 from stream_rpn.measure import meter, peers, stages
 from stream_rpn.measure.meter import Meter, Usage
 from stream_rpn.measure.stages import BatchReport, Looped, Part
@@ -23,6 +24,7 @@ from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.preprocess import image_to_input, to_frame_boxes
 from stream_rpn.queues import prefetch
+from stream_rpn.rpn import RPN
 from stream_rpn.sources.synthetic import SyntheticVideo
 from tests.agreement import assert_same_selection, expectations, scored
 from tests.test_models import enliven, picture
@@ -230,6 +232,30 @@ class TestPeers:
         peer = peers.Peer("theirs", "PyAV to RGB", broken)
         row = peers.measure_peer(peer, str(tmp_path / "none.mp4"), tmp_path / "o.jsonl", 0.1)
         assert row["skipped"].startswith("FileNotFoundError")
+
+
+def by_torch(rpn: RPN) -> Pipeline:
+    return Pipeline(rpn, engine="torch", device="cpu", dtype="float32")
+
+
+class TestScripts:
+    def test_they_find_what_we_find(self, clip, tmp_path):
+        pytest.importorskip("openvino")
+        rpn = api.load("nanodet_m", size=96, top=20)
+        found = peers.scripts(by_torch(rpn))
+        assert [peer.name for peer in found] == [
+            "OpenCV + OpenVINO script", "PyAV + OpenVINO script, tuned",
+        ]  # fmt: skip
+        assert peers.scripts(by_torch(api.load("tiny", size=64))) == []
+        rpn.head.certainty = 0.0
+        with by_torch(rpn).open(clip) as stream:
+            best = torch.from_numpy(next(iter(stream)).boxes[:5])
+        for peer in found:
+            if not peer.missing:
+                assert len(list(peer.frames(clip, tmp_path / "o.jsonl"))) == FRAMES
+                lines = (tmp_path / "o.jsonl").read_text().splitlines()
+                boxes = torch.tensor(json.loads(lines[0])["boxes"])
+                assert float((iou(best, boxes).amax(1) > 0.6).float().mean()) >= 0.6
 
 
 class TestCommand:

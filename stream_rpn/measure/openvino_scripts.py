@@ -93,6 +93,9 @@ class Script:
     Args:
         rpn: NanoDet-Plus.
         top: boxes a frame.
+
+    Attributes:
+        bytes_in: whether OpenVINO takes bytes, and normalises.
     """
 
     bytes_in = True

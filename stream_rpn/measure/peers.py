@@ -299,6 +299,35 @@ def peers(
     return found
 
 
+@dataclass
+class ScriptPeer(Peer):
+    """A script that does all of it itself."""
+
+    script: Any = None
+
+    def frames(self, path: str, out: str | Path) -> Iterator[None]:  # noqa: D102
+        yield from self.script.frames(path, out)
+
+
+def scripts(pipeline: Pipeline) -> list[Peer]:
+    """Returns the OpenVINO scripts, for a pipeline of torch with a model that they can run."""
+    if importlib.util.find_spec("openvino") is None:
+        return []
+    from stream_rpn.measure import openvino_scripts
+
+    rpn = cast(RPN, pipeline.model)
+    if rpn.name not in openvino_scripts.MODELS or pipeline.device != "cpu":
+        return []
+    found: list[Peer] = []
+    for name, (package, script) in openvino_scripts.SCRIPTS.items():
+        made = script(rpn.float(), rpn.proposal_spec.post_nms_top_n)
+        peer = ScriptPeer(name, package, our_boxes(pipeline), script=made)
+        if importlib.util.find_spec(package) is None:
+            peer.missing = f"{package} is not installed"
+        found.append(peer)
+    return found
+
+
 def measure_peer(peer: Peer, path: str, out: Path, seconds: float) -> dict[str, Any]:
     """Returns name and frames/s of a peer in its steady state, or why there are none.
 

@@ -119,7 +119,8 @@ class Bench:
         by_torch = self.pipeline
         if by_torch.engine != "torch":
             by_torch = self._pipeline(self.best.batch, engine="torch", dtype=self.pipeline.dtype)
-        for peer in peers.peers(by_torch, given.model, given.weights, size=given.size):
+        others = peers.peers(by_torch, given.model, given.weights, size=given.size)
+        for peer in (*others, *peers.scripts(by_torch)):
             row = peers.measure_peer(peer, self.path, self.out, given.seconds)
             if "fps" in row:
                 row["ratio"] = round(ours.fps / row["fps"], 3)
