@@ -5,8 +5,13 @@
 ...     print(proposals.frame, proposals.pts_seconds, proposals.boxes[:3])
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# Importing openvino would tell its makers so over the network, as would converting a model. Without
+# this package, which is installed along with it, it does neither.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 if TYPE_CHECKING:
     from stream_rpn.api import load, propose, stream

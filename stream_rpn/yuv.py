@@ -133,22 +133,29 @@ _threads = threading.local()
 
 def _resized(image: av.VideoFrame, rows: int, columns: int) -> av.VideoFrame:
     # Whoever gives frames has PyAV; the arithmetic above does without.
+    from av.error import FFmpegError
     from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
     # One a thread: it keeps the tables of the filter from frame to frame.
     if not hasattr(_threads, "reformatter"):
         _threads.reformatter = VideoReformatter()
     # One name for both sides, whichever it is, leaves the values alone.
-    small: av.VideoFrame = _threads.reformatter.reformat(
-        image,
-        columns,
-        rows,
-        "yuvj444p" if image.format.name == "yuvj420p" else "yuv444p",
-        src_colorspace=Colorspace.ITU709,
-        dst_colorspace=Colorspace.ITU709,
-        src_color_range=ColorRange.MPEG,
-        dst_color_range=ColorRange.MPEG,
-        interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND,
-        threads=1,
-    )
+    try:
+        small: av.VideoFrame = _threads.reformatter.reformat(
+            image,
+            columns,
+            rows,
+            "yuvj444p" if image.format.name == "yuvj420p" else "yuv444p",
+            src_colorspace=Colorspace.ITU709,
+            dst_colorspace=Colorspace.ITU709,
+            src_color_range=ColorRange.MPEG,
+            dst_color_range=ColorRange.MPEG,
+            interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND,
+            threads=1,
+        )
+    except FFmpegError as error:
+        raise StreamRPNError(
+            f"a frame of {image.width}x{image.height} cannot be resized to {columns}x{rows} "
+            f"({error.strerror}); use another --size"
+        ) from error
     return small

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-import stream_rpn.network  # before openvino: see there
+import stream_rpn  # before openvino: see there
 
 pytest.importorskip("openvino")
 
@@ -216,11 +216,21 @@ class TestOwnModels:
             assert tensor.dtype == before[name].dtype
             assert torch.equal(tensor, before[name])
 
+    def test_do_not_change_under_way(self, frames):
+        rpn = own(Backbone())
+        pipeline = Pipeline(rpn, device="cpu")
+        (before,) = pipeline.process([frames[:1]], StageTimes())
+        with torch.no_grad():
+            for tensor in rpn.parameters():
+                tensor.zero_()
+        (after,) = pipeline.process([frames[:1]], StageTimes())
+        assert after.scores.tobytes() == before.scores.tobytes()
+
     def test_changed_weights_are_converted_anew(self, frames):
         rpn = own(Backbone())
         (before,) = Pipeline(rpn, device="cpu").process([frames[:1]], StageTimes())
         with torch.no_grad():
-            rpn.head.cls_logits.bias += 1
+            rpn.head.cls_logits.bias.data.add_(1)
         (after,) = Pipeline(rpn, device="cpu").process([frames[:1]], StageTimes())
         assert after.scores[0] > before.scores[0]
 
@@ -236,12 +246,17 @@ class TestFiles:
         assert one.boxes.tobytes() == other.boxes.tobytes()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.bin", "tiny.xml"]
 
-    @pytest.mark.parametrize("damage", ["cut", "empty", "other"])
+    @pytest.mark.parametrize("damage", ["cut", "empty", "other", "weights"])
     def test_damaged_are_as_none(self, tmp_path, damage):
         Converted.of(own(Backbone())).save(tmp_path / "own.xml")
         path = tmp_path / "own.xml"
         text = path.read_text()
-        path.write_text({"cut": text[:500], "empty": "", "other": "<net/>"}[damage])
+        if damage == "weights":
+            weights = bytearray(path.with_suffix(".bin").read_bytes())
+            weights[100] ^= 1
+            path.with_suffix(".bin").write_bytes(weights)
+        else:
+            path.write_text({"cut": text[:500], "empty": "", "other": "<net/>"}[damage])
         assert Converted.read(path) is None
 
     def test_are_found_by_what_they_were_made_of(self, tmp_path, monkeypatch):
@@ -327,6 +342,12 @@ def run(code: str, tmp_path: Path) -> str:
         command, capture_output=True, text=True, check=True, env=environment, timeout=300
     )
     return done.stdout.strip()
+
+
+def test_numbers_beyond_any_graph_are_no_error(frames):
+    rpn = stream_rpn.load(lively("tiny"), top=10**20, pre_nms=10**20)
+    (found,) = by_openvino(rpn, frames[:1])
+    assert len(found) > 100
 
 
 def test_the_default_run_on_a_cpu_needs_no_torch(tmp_path):

@@ -30,7 +30,9 @@ def find(model: str, weights: str | None = None) -> Converted | None:
     """
     shipped = PACKAGE / "models" / f"{model}.xml"
     if weights is None and model in models.MODELS and shipped.is_file():
-        return Converted.read(shipped)
+        converted = Converted.read(shipped)
+        if converted is not None:
+            return converted
     path = _cached(model, weights)
     return None if path is None else Converted.read(path)
 
@@ -78,8 +80,16 @@ def _of_file(digest: hashlib._Hash, file) -> hashlib._Hash:  # type: ignore[no-u
 @cache
 def _code() -> bytes:
     """Returns a digest of the code that makes graphs, and of the version of OpenVINO."""
-    digest = hashlib.sha256(metadata.version("openvino").encode())
-    made_by = [PACKAGE / "rpn.py", PACKAGE / "network" / "converted.py"]
+    versions = [metadata.version("openvino"), metadata.version("torch"), stream_rpn.__version__]
+    digest = hashlib.sha256(" ".join(versions).encode())
+    names = (
+        "rpn.py",
+        "anchors.py",
+        "input_spec.py",
+        "kernels/proposals.py",
+        "network/converted.py",
+    )
+    made_by = [PACKAGE / name for name in names]
     for path in (*made_by, *sorted(PACKAGE.glob("models/*.py"))):
         digest.update(path.read_bytes())
     return digest.digest()

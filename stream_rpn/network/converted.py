@@ -7,6 +7,7 @@ Whoever has the file needs neither torch nor the model's code.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import warnings
@@ -85,7 +86,7 @@ class Converted(Model):
         try:
             heads = core().read_model(path)
             record = json.loads(heads.get_rt_info(_RECORD).astype(str))
-            if record.pop("format") != FORMAT:
+            if record.pop("format") != FORMAT or record.pop("weights") != _digest(path):
                 return None
             levels = tuple(
                 Level(
@@ -105,7 +106,7 @@ class Converted(Model):
                 proposal_spec=ProposalSpec(**record.pop("proposals")),
                 **record,
             )
-        except (RuntimeError, ValueError, TypeError, KeyError):
+        except (RuntimeError, OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def save(self, path: Path, *, half: bool = False) -> None:
@@ -130,11 +131,13 @@ class Converted(Model):
             ],
         }
         heads = self.heads.clone()
-        heads.set_rt_info(json.dumps(record), _RECORD)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.stem}.{os.getpid()}.xml")
         try:
             try:
+                # Twice: the record tells what the weights of the first are.
+                ov.save_model(heads, part, compress_to_fp16=half)
+                heads.set_rt_info(json.dumps({**record, "weights": _digest(part)}), _RECORD)
                 ov.save_model(heads, part, compress_to_fp16=half)
             except RuntimeError as error:
                 raise OSError(str(error)) from error
@@ -146,19 +149,28 @@ class Converted(Model):
                 part.with_suffix(suffix).unlink(missing_ok=True)
 
 
-# Of RPNs that are used again and again, while their weights stay as they are.
-# By the backbone, which an RPN with other limits shares.
-_known: WeakKeyDictionary[Any, tuple[list[tuple[int, int]], ov.Model]] = WeakKeyDictionary()
+# Of RPNs that are used again and again: by the backbone, which one with other limits shares.
+_known: WeakKeyDictionary[Any, tuple[bytes, ov.Model]] = WeakKeyDictionary()
 
 
 def _heads(rpn: RPN) -> ov.Model:
-    # torch counts the changes of a tensor.
-    now = [(tensor.data_ptr(), tensor._version) for tensor in rpn.state_dict().values()]
-    before, heads = _known.get(rpn.backbone, (None, None))
+    now = _fingerprint(rpn)
+    before, heads = _known.get(rpn.backbone, (b"", None))
     if before != now or heads is None:
         heads = _convert(rpn)
         _known[rpn.backbone] = (now, heads)
     return heads
+
+
+def _fingerprint(rpn: RPN) -> bytes:
+    """Returns a digest of all that conversion sees: weights, and the settings of layers."""
+    digest = hashlib.sha256(repr(rpn).encode())
+    for module in rpn.modules():
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str)}
+        digest.update(repr(sorted(plain.items())).encode())
+    for tensor in (*rpn.parameters(), *rpn.buffers()):
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.digest()
 
 
 def levels_of(rpn: RPN) -> tuple[Level, ...]:
@@ -180,10 +192,8 @@ def _convert(rpn: RPN) -> ov.Model:
 
     if type(rpn) is not RPN or any(m._forward_hooks for m in rpn.modules()):
         raise UnconvertibleError("it is a subclass of RPN or has hooks, which may do anything")
-    weight = next(rpn.parameters())
-    training = any(module.training for module in rpn.modules())
-    if training or weight.dtype != torch.float32 or weight.device.type != "cpu":
-        rpn = copy.deepcopy(rpn).to("cpu", torch.float32)
+    # The graph holds the memory of the weights, which their owner may go on training.
+    rpn = copy.deepcopy(rpn).to("cpu", torch.float32)
     layers = _Layers(rpn).eval()
     side = rpn.input_spec.size_divisor
     sizes = [(side * -(-h // side), side * -(-w // side)) for h, w in ((128, 192), (224, 160))]
@@ -234,3 +244,8 @@ def _Layers(rpn: RPN) -> Any:
             return (*objectness, *deltas)
 
     return Layers()
+
+
+def _digest(path: Path) -> str:
+    """Returns a digest of the weights beside a graph."""
+    return hashlib.sha256(path.with_suffix(".bin").read_bytes()).hexdigest()

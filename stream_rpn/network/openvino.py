@@ -11,6 +11,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -38,6 +39,9 @@ ANY_SHAPE = (-1, -1)
 MAX_STREAMS = 8
 # Of an input. OpenVINO's own sentence about more of them is about layers.
 MAX_VALUES = 2**31
+# Compiled graphs on disk, and the pixels of the largest input whose graph goes there.
+MAX_FILES = 24
+MAX_CACHED = 2**21
 
 
 @cache
@@ -62,6 +66,14 @@ def cache_folder() -> Path | None:
     except (OSError, RuntimeError):
         return None
     return folder if os.access(folder, os.W_OK) else None
+
+
+def _tidy(folder: Path) -> None:
+    """Leaves the latest compiled graphs only: each has some megabytes."""
+    with suppress(OSError):
+        files = sorted(folder.glob("*.blob"), key=lambda path: path.stat().st_mtime)
+        for path in files[:-MAX_FILES]:
+            path.unlink()
 
 
 class OpenVINONetwork(Network):
@@ -122,7 +134,10 @@ class OpenVINONetwork(Network):
     def _process(self, frame: Frame, compiled: tuple[int, int], times: StageTimes) -> Proposals:
         spec = self.model.input_spec
         size = resized_size(frame.height, frame.width, spec.min_size, spec.max_size)
-        request = self._request(compiled).shaped(padded_size(size, spec.size_divisor))
+        shape = padded_size(size, spec.size_divisor)
+        if 3 * shape[0] * shape[1] >= MAX_VALUES:
+            raise MemoryError
+        request = self._request(compiled).shaped(shape)
         with times.measure("preprocess"):
             request.prepare(frame, size)
         with times.measure("network"):
@@ -149,15 +164,13 @@ class OpenVINONetwork(Network):
             if shape not in self._compiled:
                 self._compiled[shape] = self._compile(shape)
             compiled = self._compiled[shape]
-        mine: dict[int, _Request] = self._requests.__dict__.setdefault("of", {})
-        if id(compiled) not in mine:
-            mine[id(compiled)] = _Request(compiled, self.model)
-        return mine[id(compiled)]
+        mine: dict[Any, _Request] = self._requests.__dict__.setdefault("of", {})
+        if compiled not in mine:
+            mine[compiled] = _Request(compiled, self.model)
+        return mine[compiled]
 
     def _compile(self, shape: tuple[int, int]) -> ov.CompiledModel:
         model = self.model
-        if 3 * shape[0] * shape[1] >= MAX_VALUES:
-            raise MemoryError
         heads = model.heads.clone()
         heads.reshape([1, 3, *shape])
         graph = whole_graph(heads, model.levels, model.input_spec, model.proposal_spec)
@@ -170,9 +183,10 @@ class OpenVINONetwork(Network):
             "ENABLE_CPU_PINNING": False,
         }
         folder = cache_folder()
-        if folder is not None:
+        if folder is not None and 0 < shape[0] * shape[1] <= MAX_CACHED:
             # Compiled for this processor: a third of the time at the next start.
             config["CACHE_DIR"] = str(folder / "compiled")
+            _tidy(folder / "compiled")
         try:
             return core().compile_model(graph, "CPU", config)
         except RuntimeError as error:

@@ -21,6 +21,9 @@ from stream_rpn.kernels.proposals import ProposalSpec
 # As in kernels.boxes: a side grows at most by 1000/16 over its anchor's.
 MAX_LOG_SCALE = float(np.log(1000.0 / 16.0))
 
+# More boxes than any graph has.
+MOST = 2**31 - 1
+
 Node = Any  # openvino has no types
 
 
@@ -142,7 +145,7 @@ def proposals(
             # Equal logits in any order: a stable selection takes a hundred times as long.
             best = op.topk(
                 flat,
-                op.minimum(number, np.int32(spec.pre_nms_top_n)),
+                op.minimum(number, np.int32(min(spec.pre_nms_top_n, MOST))),
                 0,
                 "max",
                 "value",
@@ -175,11 +178,11 @@ def proposals(
     )
     lowest = np.float32(np.finfo(np.float32).min)
     ranked = op.select(op.logical_and(mine, op.unsqueeze(keep, 0)), op.unsqueeze(logit, 0), lowest)
-    top = np.int64(spec.post_nms_top_n)
+    top = min(spec.post_nms_top_n, MOST)
     kept = op.non_max_suppression(
         op.unsqueeze(box, np.int32(0)),
         op.unsqueeze(ranked, np.int32(0)),
-        op.constant(top),
+        op.constant(np.int64(top)),
         op.constant(np.float32(spec.nms_thresh)),
         op.constant(lowest),
         op.constant(np.float32(0)),
@@ -187,7 +190,7 @@ def proposals(
         sort_result_descending=True,
         output_type="i32",
     )
-    rows = op.slice(kept.output(0), [0], [spec.post_nms_top_n], [1], [0])
+    rows = op.slice(kept.output(0), [0], [top], [1], [0])
     chosen = op.squeeze(op.slice(rows, [2], [3], [1], [1]), np.int32(1))
     first = np.int32(0)
     return {
