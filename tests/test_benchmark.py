@@ -268,6 +268,7 @@ class TestCommand:
         # One peer is enough here: each has its own test.
         few = peers.peers
         monkeypatch.setattr(peers, "peers", lambda *args, **kw: few(*args, **kw)[:1])
+        monkeypatch.setattr(peers, "scripts", lambda pipeline: [])
         files = [str(tmp_path / "b.json"), str(tmp_path / "b.png")]
         arguments = ["--batch", "1,2", "--compare", "--json", files[0], "--png", files[1]]
         assert self.bench(clip, *arguments) == 0
