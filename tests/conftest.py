@@ -14,8 +14,8 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 TIMED = {"test_bench", "test_benchmark", "test_live", "test_queues", "test_stream_out", "test_web",
          "test_zeromq"}  # fmt: skip
 
-# What a shell starts in the background ignores Ctrl-C, what nohup starts a hang-up, and so would the
-# commands under test.
+# What a shell starts in the background ignores Ctrl-C, what nohup starts a hang-up; and so would
+# the commands under test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
