@@ -208,6 +208,23 @@ class TestOwnModels:
         rpn.__class__ = Own
         assert Pipeline(rpn, device="cpu").engine == "torch"
 
+    def test_a_hook_that_comes_later_counts(self):
+        rpn = own(Backbone())
+        Converted.of(rpn)
+        rpn.head.cls_logits.register_forward_hook(lambda layer, given, found: found + 1)
+        with pytest.raises(UnconvertibleError, match="hooks"):
+            Converted.of(rpn)
+
+    def test_that_cannot_be_converted_are_tried_once(self, monkeypatch):
+        from stream_rpn.network import converted
+
+        rpn, tries = own(Backbone(lambda x: float(x.shape[-1]))), []
+        convert = converted._convert
+        monkeypatch.setattr(converted, "_convert", lambda r: (tries.append(r), convert(r))[1])
+        for _ in range(2):
+            assert Pipeline(stream_rpn.load(rpn), device="cpu").engine == "torch"
+        assert len(tries) == 1
+
     def test_stay_as_they_are(self):
         rpn = own(Backbone()).to(torch.bfloat16)
         before = {name: tensor.clone() for name, tensor in rpn.state_dict().items()}

@@ -149,16 +149,26 @@ class Converted(Model):
                 part.with_suffix(suffix).unlink(missing_ok=True)
 
 
-# Of RPNs that are used again and again: by the backbone, which one with other limits shares.
-_known: WeakKeyDictionary[Any, tuple[bytes, ov.Model]] = WeakKeyDictionary()
+# Of RPNs that are used again and again: by the backbone, which one with other limits shares. What
+# could not be converted is known as well.
+_known: WeakKeyDictionary[Any, tuple[bytes, ov.Model | UnconvertibleError]] = WeakKeyDictionary()
 
 
 def _heads(rpn: RPN) -> ov.Model:
+    from stream_rpn.rpn import RPN
+
+    if type(rpn) is not RPN or any(m._forward_hooks for m in rpn.modules()):
+        raise UnconvertibleError("it is a subclass of RPN or has hooks, which may do anything")
     now = _fingerprint(rpn)
     before, heads = _known.get(rpn.backbone, (b"", None))
     if before != now or heads is None:
-        heads = _convert(rpn)
+        try:
+            heads = _convert(rpn)
+        except UnconvertibleError as error:
+            heads = error
         _known[rpn.backbone] = (now, heads)
+    if isinstance(heads, UnconvertibleError):
+        raise heads
     return heads
 
 
@@ -167,6 +177,7 @@ def _fingerprint(rpn: RPN) -> bytes:
     digest = hashlib.sha256(repr(rpn).encode())
     for module in rpn.modules():
         plain = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str)}
+        del plain["training"]  # what is converted is a copy in eval mode
         digest.update(repr(sorted(plain.items())).encode())
     for tensor in (*rpn.parameters(), *rpn.buffers()):
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
@@ -188,10 +199,7 @@ def _convert(rpn: RPN) -> ov.Model:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     from stream_rpn.network.openvino import core
-    from stream_rpn.rpn import RPN
 
-    if type(rpn) is not RPN or any(m._forward_hooks for m in rpn.modules()):
-        raise UnconvertibleError("it is a subclass of RPN or has hooks, which may do anything")
     # The graph holds the memory of the weights, which their owner may go on training.
     rpn = copy.deepcopy(rpn).to("cpu", torch.float32)
     layers = _Layers(rpn).eval()
