@@ -202,7 +202,7 @@ def _convert(rpn: RPN) -> ov.Model:
 
     # The graph holds the memory of the weights, which their owner may go on training.
     rpn = copy.deepcopy(rpn).to("cpu", torch.float32)
-    layers = _Layers(rpn).eval()
+    layers = _layers(rpn).eval()
     side = rpn.input_spec.size_divisor
     sizes = [(side * -(-h // side), side * -(-w // side)) for h, w in ((128, 192), (224, 160))]
     first, second = (torch.rand(1, 3, *size) for size in sizes)
@@ -239,7 +239,8 @@ def _convert(rpn: RPN) -> ov.Model:
     return heads
 
 
-def _Layers(rpn: RPN) -> Any:
+def _layers(rpn: RPN) -> Any:
+    """Returns the module from images to the raw outputs; its class needs torch."""
     import torch
 
     class Layers(torch.nn.Module):

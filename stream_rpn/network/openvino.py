@@ -86,8 +86,6 @@ class OpenVINONetwork(Network):
         images: keep the decoded frame in the results.
     """
 
-    batch = 1
-
     def __init__(self, model: Converted, dtype: str, cores: int, *, images: bool) -> None:
         self.model = model
         self.images = images
@@ -96,7 +94,7 @@ class OpenVINONetwork(Network):
         self._latency = False
         self._lock = threading.Lock()
         self._compiled: dict[tuple[int, int], ov.CompiledModel] = {}
-        self._requests = threading.local()
+        self._thread = _OfThread()
 
     def queues(  # noqa: D102
         self, frames: Iterable[Frame | None], times: StageTimes, *, latency: bool = False
@@ -164,16 +162,14 @@ class OpenVINONetwork(Network):
             if shape not in self._compiled:
                 self._compiled[shape] = self._compile(shape)
             compiled = self._compiled[shape]
-        mine: dict[Any, _Request] = self._requests.__dict__.setdefault("of", {})
+        mine = self._thread.requests
         if compiled not in mine:
             mine[compiled] = _Request(compiled, self.model)
         return mine[compiled]
 
     def _compile(self, shape: tuple[int, int]) -> ov.CompiledModel:
         model = self.model
-        heads = model.heads.clone()
-        heads.reshape([1, 3, *shape])
-        graph = whole_graph(heads, model.levels, model.input_spec, model.proposal_spec)
+        graph = whole_graph(model.heads, shape, model.levels, model.input_spec, model.proposal_spec)
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY" if self._latency else "THROUGHPUT",
             "NUM_STREAMS": 1 if self._latency else self._streams,
@@ -196,6 +192,13 @@ class OpenVINONetwork(Network):
                 f"OpenVINO cannot compile {model.name} for this machine "
                 f"({' '.join(str(error).split())[-120:]}); --engine torch does without it"
             ) from error
+
+
+class _OfThread(threading.local):
+    """What each thread has for itself: its requests by the graph that they are to."""
+
+    def __init__(self) -> None:
+        self.requests: dict[ov.CompiledModel, _Request] = {}
 
 
 class _Request:

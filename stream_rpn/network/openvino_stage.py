@@ -44,6 +44,7 @@ class Level:
 
 def whole_graph(
     heads: ov.Model,
+    shape: tuple[int, int],
     levels: Sequence[Level],
     input_spec: InputSpec,
     proposal_spec: ProposalSpec,
@@ -51,44 +52,40 @@ def whole_graph(
     """Returns the graph from pixels to proposals of one image.
 
     Args:
-        heads: from images [1, 3, H, W] float32 to objectness of each level, then its deltas.
+        heads: from images [1, 3, H, W] float32 to objectness of each level, then its deltas; it
+            stays as it is.
+        shape: H and W, −1 for any.
         levels: of each.
         input_spec: with `antialias`, images are planes of bytes to be converted first; otherwise
             they are what `heads` takes.
         proposal_spec: the limits.
 
     Returns:
-        A graph of three inputs: "images" [1, 3, H, W], "matrix" [3, 4] float32, which is of no
-        effect where images are not bytes, and "image_size" [2] float32 (height, width). Its outputs
-        are "boxes" [n, 4] float32 in pixels of the input, "scores" [n] float32, "levels" [n] and
-        "anchors" [n] int32, best first; and "strides" [L, 2] int32, (y, x) input pixels per cell.
+        A graph of "images" [1, 3, H, W] and "image_size" [2] float32 (height, width); where images
+        are bytes, of "matrix" [3, 4] float32 as well. Its outputs are "boxes" [n, 4] float32 in
+        pixels of the input, "scores" [n] float32, "levels" [n] and "anchors" [n] int32, best first;
+        and "strides" [L, 2] int32, (y, x) input pixels per cell.
     """
     heads = heads.clone()
-    (images,) = heads.inputs
-    size = op.parameter([2], np.float32, name="image_size")
-    inputs = [size]
+    heads.reshape([1, 3, *shape])
+    (images,) = heads.get_parameters()
+    size = op.parameter([2], np.float32)
+    inputs = {"images": images, "image_size": size}
     if input_spec.antialias:
-        planes = op.parameter(images.partial_shape, np.uint8, name="images")
-        matrix = op.parameter([3, 4], np.float32, name="matrix")
-        inputs += [planes, matrix]
-        taken = images.get_target_inputs()
-        converted = colored(planes, matrix, size, input_spec)
+        taken = images.output(0).get_target_inputs()
+        inputs["images"] = op.parameter(images.partial_shape, np.uint8)
+        inputs["matrix"] = op.parameter([3, 4], np.float32)
+        converted = colored(inputs["images"], inputs["matrix"], size, input_spec)
         for target in taken:
             target.replace_source_output(converted.output(0))
-    else:
-        inputs += heads.get_parameters()
     raw = [result.input_value(0) for result in heads.get_results()]
     objectness, deltas = raw[: len(levels)], raw[len(levels) :]
-    outputs = proposals(objectness, deltas, levels, inputs[1], size, proposal_spec)
-    results = []
-    for name, node in outputs.items():
+    outputs = proposals(objectness, deltas, levels, inputs["images"], size, proposal_spec)
+    for name, node in {**inputs, **outputs}.items():
         node.output(0).set_names({name})
-        results.append(op.result(node))
-    inputs[1].output(0).set_names({"images"})
-    size.output(0).set_names({"image_size"})
-    if len(inputs) > 2:
-        inputs[2].output(0).set_names({"matrix"})
-    return ov.Model(results, inputs, "stream-rpn")
+    return ov.Model(
+        [op.result(node) for node in outputs.values()], [*inputs.values()], "stream-rpn"
+    )
 
 
 def colored(planes: Node, matrix: Node, size: Node, spec: InputSpec) -> Node:
