@@ -1,4 +1,4 @@
-"""What a network wants of a frame: its size after resizing, its padding, its normalisation.
+"""What a network wants of a frame: size, padding and normalisation; and boxes back to the frame.
 
 Sizes are (height, width) of the displayed frame.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
+import numpy as np
 
 from stream_rpn.frame import Frame, StreamRPNError
 
@@ -74,3 +76,20 @@ def input_shape(frame: Frame, spec: InputSpec) -> tuple[int, int]:
     """Returns (height, width) of the network's input for a frame, padding included."""
     resized = resized_size(frame.height, frame.width, spec.min_size, spec.max_size)
     return padded_size(resized, spec.size_divisor)
+
+
+def frame_boxes(
+    boxes: np.ndarray, size: tuple[int, int], frame_size: tuple[int, int]
+) -> np.ndarray:
+    """Returns boxes of the network's input in pixels of the displayed frame.
+
+    Each axis has its own ratio, as resizing rounds each side down by itself.
+
+    Args:
+        boxes: [N, 4] float32 in pixels of the resized frame.
+        size: (height, width) of the resized frame, without padding.
+        frame_size: (height, width) of the displayed frame.
+    """
+    y, x = np.array(frame_size, np.float32) / np.array(size, np.float32)
+    scaled: np.ndarray = boxes * np.array([x, y, x, y])
+    return scaled

@@ -1,4 +1,4 @@
-"""Frames to the network's input, and boxes back to the pixels of the frame.
+"""Frames to the network's input.
 
 A frame keeps the planes it was coded in. They are sampled straight at the size that the network
 wants, which touches fewer pixels than converting the whole frame to RGB first (the formula is in
@@ -205,20 +205,6 @@ def pack(
         )
         table[index] = torch.tensor(layout)
         matrix[index] = frame_matrix(frame)
-
-
-def to_frame_boxes(boxes: Tensor, image_sizes: Tensor, frame_sizes: Tensor) -> Tensor:
-    """Returns boxes of the network's input in pixels of the displayed frame.
-
-    Each axis has its own ratio, as resizing rounds each side down by itself.
-
-    Args:
-        boxes: [..., N, 4] float32 in pixels of the resized frame.
-        image_sizes: [..., 2] (height, width) of the resized frames, without padding.
-        frame_sizes: [..., 2] (height, width) of the displayed frames.
-    """
-    ratios = frame_sizes.to(torch.float32) / image_sizes.to(torch.float32)
-    return boxes * ratios[..., None, [1, 0, 1, 0]]
 
 
 def _stored_planes(frame: Frame) -> list[Tensor]:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from stream_rpn.anchors import AnchorSpec
 from stream_rpn.frame import Proposals
-from stream_rpn.input_spec import InputSpec
+from stream_rpn.input_spec import InputSpec, frame_boxes
 from stream_rpn.kernels.generate import generate_proposals
 from stream_rpn.kernels.proposals import HeadOutputs, ProposalBatch, ProposalSpec
 from stream_rpn.model import Model
-from stream_rpn.preprocess import image_to_input, to_frame_boxes
+from stream_rpn.preprocess import image_to_input
 
 __all__ = ["RPN", "ProposalSpec", "RPNHead", "fold_batch_norms", "propose_image"]
 
@@ -242,21 +242,19 @@ def propose_image(rpn: RPN, image: Tensor | np.ndarray) -> Proposals:
     )
     kept = rpn(inputs, sizes)
     height, width = image.shape[-2:] if isinstance(image, Tensor) else image.shape[:2]
-    frame_size = torch.tensor([[height, width]], device=weight.device)
+    size = (int(sizes[0, 0]), int(sizes[0, 1]))
     n = int(kept.count)
-    boxes, input_boxes, scores, levels, anchors = (
-        t[0, :n].cpu().numpy() for t in (to_frame_boxes(kept.boxes, sizes, frame_size), *kept[:-1])
-    )
+    input_boxes, scores, levels, anchors = (t[0, :n].cpu().numpy() for t in kept[:-1])
     return Proposals(
         frame=0,
         pts=None,
         pts_seconds=None,
         width=width,
         height=height,
-        boxes=boxes,
+        boxes=frame_boxes(input_boxes, size, (height, width)),
         scores=scores,
         levels=levels,
         anchors=anchors,
         input_boxes=input_boxes,
-        input_size=(int(sizes[0, 0]), int(sizes[0, 1])),
+        input_size=size,
     )

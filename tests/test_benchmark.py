@@ -15,6 +15,7 @@ import torch
 from stream_rpn import api, cli
 from stream_rpn.commands import bench as command
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.input_spec import frame_boxes
 from stream_rpn.kernels.boxes import iou
 from stream_rpn.measure import meter, peers, stages
 from stream_rpn.measure.meter import Meter, Usage
@@ -22,7 +23,7 @@ from stream_rpn.measure.stages import BatchReport, Looped, Part
 from stream_rpn.models.checkpoint import load_model, save_weights
 from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.pipeline import Pipeline
-from stream_rpn.preprocess import image_to_input, to_frame_boxes
+from stream_rpn.preprocess import image_to_input
 from stream_rpn.queues import prefetch
 from stream_rpn.rpn import RPN
 from stream_rpn.sources.synthetic import SyntheticVideo
@@ -190,8 +191,8 @@ class TestPeers:
         )
         # In pixels of the image, as both give them.
         growth = float((torch.tensor(image.shape[1:]) / sizes[0]).max())
-        frame_sizes = torch.tensor([image.shape[1:]])
-        boxes = to_frame_boxes(candidates.boxes[None], sizes, frame_sizes)[0]
+        size, frame_size = tuple(sizes[0].tolist()), tuple(image.shape[1:])
+        boxes = torch.from_numpy(frame_boxes(candidates.boxes.numpy(), size, frame_size))
         limits = replace(limits, boxes=limits.boxes * growth, min_size=limits.min_size * growth)
         candidates = replace(candidates, boxes=boxes)
         sides = [scored(boxes, limits, candidates) for boxes in (ours, found)]

@@ -8,7 +8,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 
 from stream_rpn import preprocess
 from stream_rpn.frame import Color, Frame, StreamRPNError
-from stream_rpn.input_spec import InputSpec, padded_size, resized_size
+from stream_rpn.input_spec import InputSpec, frame_boxes, padded_size, resized_size
 from stream_rpn.kernels.preprocess import preprocess_batch
 from tests.preprocess_oracle import MEAN, STD
 
@@ -99,11 +99,11 @@ class TestSizes:
 
     def test_boxes_return_as_in_torchvision(self):
         boxes = torch.rand(2, 7, 4) * 700
-        sizes, frames = torch.tensor([[749, 1333], [800, 1066]]), torch.tensor([[1080, 1920]] * 2)
-        result = preprocess.to_frame_boxes(boxes, sizes, frames)
+        sizes, frames = ((749, 1333), (800, 1066)), ((1080, 1920),) * 2
         for b in range(2):
+            result = frame_boxes(boxes[b].numpy(), sizes[b], frames[b])
             assert torch.equal(
-                result[b], resize_boxes(boxes[b], sizes[b].tolist(), frames[b].tolist())
+                torch.from_numpy(result), resize_boxes(boxes[b], list(sizes[b]), list(frames[b]))
             )
 
 

@@ -35,6 +35,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from stream_rpn import preprocess
 from stream_rpn.compute import DTYPES, native_bfloat16
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.input_spec import frame_boxes
 from stream_rpn.measure.meter import Meter
 from stream_rpn.models.checkpoint import load_model
 from stream_rpn.pipeline import Pipeline
@@ -240,9 +241,11 @@ def our_boxes(pipeline: Pipeline) -> Boxes:
             channels_last=True,
         )
         kept = rpn(inputs, image_sizes)
-        frame_sizes = torch.tensor([image.shape[-2:] for image in images], device=pipeline.device)
-        boxes = preprocess.to_frame_boxes(kept.boxes, image_sizes, frame_sizes)
-        return [b[:n] for b, n in zip(boxes, kept.count.tolist(), strict=True)]
+        rows = zip(kept.boxes.cpu().numpy(), kept.count.tolist(), image_sizes.tolist(), strict=True)
+        return [
+            torch.from_numpy(frame_boxes(boxes[:n], size, (image.shape[-2], image.shape[-1])))
+            for (boxes, n, size), image in zip(rows, images, strict=True)
+        ]
 
     return run
 

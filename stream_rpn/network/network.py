@@ -15,8 +15,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-
 from stream_rpn.frame import Frame, Proposals
 from stream_rpn.queues import Queues
 from stream_rpn.timing import StageTimes
@@ -41,20 +39,3 @@ class Network(ABC):
     @abstractmethod
     def process(self, frames: Iterable[list[Frame]], times: StageTimes) -> Iterator[Proposals]:
         """Yields the proposals of batches of frames, in order, without threads."""
-
-
-def frame_boxes(
-    boxes: np.ndarray, size: tuple[int, int], frame_size: tuple[int, int]
-) -> np.ndarray:
-    """Returns boxes of the network's input in pixels of the displayed frame.
-
-    Each axis has its own ratio, as resizing rounds each side down by itself.
-
-    Args:
-        boxes: [N, 4] float32 in pixels of the resized frame.
-        size: (height, width) of the resized frame, without padding.
-        frame_size: (height, width) of the displayed frame.
-    """
-    y, x = np.array(frame_size, np.float32) / np.array(size, np.float32)
-    scaled: np.ndarray = boxes * np.array([x, y, x, y])
-    return scaled

@@ -22,9 +22,9 @@ import openvino as ov
 
 from stream_rpn import yuv
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
-from stream_rpn.input_spec import input_shape, padded_size, resized_size
+from stream_rpn.input_spec import frame_boxes, input_shape, padded_size, resized_size
 from stream_rpn.network.converted import Converted
-from stream_rpn.network.network import Network, frame_boxes
+from stream_rpn.network.network import Network
 from stream_rpn.network.openvino_stage import whole_graph
 from stream_rpn.queues import Queues, map_in_order, prefetch
 from stream_rpn.timing import StageTimes

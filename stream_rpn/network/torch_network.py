@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from stream_rpn.frame import Frame, Proposals
+from stream_rpn.input_spec import frame_boxes
 from stream_rpn.kernels.proposals import ProposalBatch
-from stream_rpn.network.network import Network, frame_boxes
+from stream_rpn.network.network import Network
 from stream_rpn.rpn import RPN
 
 
