@@ -47,34 +47,30 @@ def keep(converted: Converted, model: str, weights: str | None = None) -> None:
 
 def _cached(model: str, weights: str | None) -> Path | None:
     """Returns where the graph lies or would lie; None for one that is not kept."""
-    source = model if weights is None else weights
     folder = cache_folder()
-    if folder is None:
+    source = model if weights is None else weights
+    if folder is None or source == "random":
         return None
-    name = Path(model).stem if model not in models.MODELS else model
-    if source == "random":
-        return None
+    named = model in models.MODELS
     if source in models.MODELS:
         source = models.MODELS[source].weights
         if source.endswith(".safetensors"):
             source = str(PACKAGE / "models" / source)
     digest = hashlib.sha256(_code())
-    digest.update(model.encode() if model in models.MODELS else b"")
+    digest.update(model.encode() if named else b"")
     if Path(source).is_file():
-        with suppress(OSError), open(source, "rb") as file:
-            digest = _of_file(digest, file)
-    elif source.endswith(".safetensors") or model not in models.MODELS or weights is not None:
-        return None
-    else:
+        try:
+            with open(source, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError:
+            return None
+    elif named and weights is None and not source.endswith(".safetensors"):
         # Of torchvision, which checks what it fetches.
         digest.update(f"{source} {metadata.version('torchvision')}".encode())
+    else:
+        return None
+    name = model if named else Path(model).stem
     return folder / f"{name}-{digest.hexdigest()[:20]}.xml"
-
-
-def _of_file(digest: hashlib._Hash, file) -> hashlib._Hash:  # type: ignore[no-untyped-def]
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest
 
 
 @cache

@@ -257,4 +257,5 @@ def _layers(rpn: RPN) -> Any:
 
 def _digest(path: Path) -> str:
     """Returns a digest of the weights beside a graph."""
-    return hashlib.sha256(path.with_suffix(".bin").read_bytes()).hexdigest()
+    with path.with_suffix(".bin").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
