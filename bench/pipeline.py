@@ -176,35 +176,47 @@ def take_turns(taking_part: list[Side], seconds: float) -> int:
     return rounds
 
 
+def row_of(side: Side) -> dict[str, Any]:
+    """Returns what a side did: frames/s over the rounds, and the rest of its middle round."""
+    fps = [turn.fps for turn in side.turns]
+    middle = sorted(side.turns, key=lambda turn: turn.fps)[len(fps) // 2]
+    usage = middle.usage
+    row: dict[str, Any] = {
+        "what": side.name,
+        "fps_median": round(statistics.median(fps), 3),
+        "fps_min": round(min(fps), 3),
+        "fps_max": round(max(fps), 3),
+        "rounds": len(fps),
+        "frames_a_round": middle.frames,
+        "cpu_ms_a_frame": round(usage.cpu_seconds / middle.frames * 1e3, 2),
+        "cpu_utilisation": round(usage.cpu_utilisation, 3),
+        "others_utilisation": usage.others_utilisation,
+        "peak_memory_mb": usage.peak_memory_mb,
+    }
+    if middle.stages:
+        row["stages_p50_ms"] = {key: stage["p50_ms"] for key, stage in middle.stages.items()}
+    return row
+
+
+def ratios(side: Side, base: Side, key: str = "ratio") -> dict[str, float]:
+    """Returns how many times as fast a side was as another, round by round."""
+    found = [mine.fps / their.fps for mine, their in zip(side.turns, base.turns, strict=True)]
+    return {
+        key: round(statistics.median(found), 3),
+        f"{key}_min": round(min(found), 3),
+        f"{key}_max": round(max(found), 3),
+    }
+
+
 def rows_of(model: str, taking_part: list[Side]) -> list[dict[str, Any]]:
-    """Returns one row a side: frames/s, and the ratios to the torchvision loops, round by round."""
+    """Returns one row a side: frames/s, and the ratios to the torchvision loops."""
     by_name = {side.name: side for side in taking_part}
     rows = []
     for side in taking_part:
-        fps = [turn.fps for turn in side.turns]
-        middle = sorted(side.turns, key=lambda turn: turn.fps)[len(fps) // 2]
-        row: dict[str, Any] = {
-            "model": model,
-            "what": side.name,
-            "fps_median": round(statistics.median(fps), 3),
-            "fps_min": round(min(fps), 3),
-            "fps_max": round(max(fps), 3),
-            "rounds": len(fps),
-            "frames_a_round": middle.frames,
-        }
+        row = {"model": model, **row_of(side)}
         for key, other in (("ratio", LOOP), ("ratio_tuned", TUNED)):
             if other in by_name and side.name not in (LOOP, TUNED):
-                pairs = zip(side.turns, by_name[other].turns, strict=True)
-                ratios = [mine.fps / their.fps for mine, their in pairs]
-                row[key] = round(statistics.median(ratios), 3)
-                row[f"{key}_min"], row[f"{key}_max"] = round(min(ratios), 3), round(max(ratios), 3)
-        usage = middle.usage
-        row["cpu_ms_a_frame"] = round(usage.cpu_seconds / middle.frames * 1e3, 2)
-        row["cpu_utilisation"] = round(usage.cpu_utilisation, 3)
-        row["others_utilisation"] = usage.others_utilisation
-        row["peak_memory_mb"] = usage.peak_memory_mb
-        if middle.stages:
-            row["stages_p50_ms"] = {key: stage["p50_ms"] for key, stage in middle.stages.items()}
+                row |= ratios(side, by_name[other], key)
         rows.append(row)
     return rows
 

@@ -1,6 +1,6 @@
 """Frames per second on a CPU beside the OpenVINO scripts that people write.
 
-    python -m bench.scripts [--video CLIP] [--seconds S] [--json PATH]
+    python -m bench.scripts [--video CLIP] [--frames N] [--rounds N] [--json PATH]
 
 All run NanoDet-Plus-m with the same weights from the same H.264 file to JSON lines of 300 boxes, in
 one process, in turns; what counts is the ratio within a round. The scripts stand in
@@ -23,15 +23,18 @@ from types import SimpleNamespace
 import torch
 
 from bench import report
-from bench.pipeline import CLIP, Side, ours, take_turns, theirs
+from bench.pipeline import CLIP, Side, Turn, ours, ratios, row_of
 from stream_rpn import api, results
 from stream_rpn.kernels.boxes import iou
-from stream_rpn.measure.openvino_scripts import SCRIPTS
+from stream_rpn.measure.meter import Meter
+from stream_rpn.measure.openvino_scripts import SCRIPTS, Script
 from stream_rpn.queues import prefetch
 from stream_rpn.sources import open_source
 from stream_rpn.sources.synthetic import SyntheticVideo
 
 SIZE, TOP = 320, 300
+# Frames before the first round: compiling, and the file cache.
+WARM_UP = 8
 # Model, engine, shorter side (None is its own): theirs, the default, the more accurate one, and the
 # default of the first release, by both engines.
 OURS = (
@@ -54,12 +57,20 @@ def sides(clip: str, out: str) -> list[Side]:
             print(f"{name} is skipped: {package} is not installed", file=sys.stderr)
             continue
         peer = script(rpn, TOP)
-        found.append(Side(f"{name}, {SIZE}", partial(theirs, peer, clip, out)))
+        found.append(Side(f"{name}, {SIZE}", partial(scripted, peer, clip, out)))
     for model, engine, size in OURS:
         pipeline = api.open_pipeline(model, engine=engine, device="cpu", size=size, top=TOP)
         shown = f"stream-rpn {model} {pipeline.model.input_spec.min_size}, {engine}"
         found.append(Side(shown, partial(ours, pipeline, clip, out)))
     return found
+
+
+def scripted(script: Script, clip: str, out: str, frames: int) -> Turn:
+    """Runs a script over the first frames of the clip, and no others."""
+    with Meter() as meter:
+        for _ in script.frames(clip, out, limit=frames):
+            pass
+    return Turn(frames, meter.usage)
 
 
 def agreement(clip: str, folder: Path) -> float:
@@ -70,7 +81,7 @@ def agreement(clip: str, folder: Path) -> float:
     mine, other = str(folder / "mine.jsonl"), folder / "other.jsonl"
     pipeline = api.open_pipeline(rpn, engine="torch", device="cpu", dtype="float32")
     ours(pipeline, clip, mine, 2)
-    theirs(SCRIPTS["PyAV + OpenVINO script, tuned"][1](rpn, TOP), clip, str(other), 2)
+    scripted(SCRIPTS["PyAV + OpenVINO script, tuned"][1](rpn, TOP), clip, str(other), 2)
 
     written = [json.loads(line)["boxes"] for line in other.read_text().splitlines()]
     shares = []
@@ -109,36 +120,16 @@ def start(clip: str, engine: str) -> dict[str, float]:
 
 
 def rows_of(taking_part: list[Side]) -> list[dict]:
-    """Returns a row a side: frames/s, and the ratio to the careful script, round by round."""
+    """Returns a row a side: frames/s, and the ratio to the careful script."""
     base = next(side for side in taking_part if side.name == CAREFUL)
-    rows = []
-    for side in taking_part:
-        fps = [turn.fps for turn in side.turns]
-        ratios = [a.fps / b.fps for a, b in zip(side.turns, base.turns, strict=True)]
-        middle = sorted(side.turns, key=lambda turn: turn.fps)[len(fps) // 2]
-        rows.append(
-            {
-                "what": side.name,
-                "fps_median": round(statistics.median(fps), 2),
-                "fps_min": round(min(fps), 2),
-                "fps_max": round(max(fps), 2),
-                "ratio": round(statistics.median(ratios), 3),
-                "ratio_min": round(min(ratios), 3),
-                "ratio_max": round(max(ratios), 3),
-                "rounds": len(fps),
-                "frames_a_round": middle.frames,
-                "cpu_ms_a_frame": round(middle.usage.cpu_seconds / middle.frames * 1e3, 2),
-                "others_utilisation": middle.usage.others_utilisation,
-                "stages_p50_ms": {k: stage["p50_ms"] for k, stage in middle.stages.items()},
-            }
-        )
-    return rows
+    return [row_of(side) | ratios(side, base) for side in taking_part]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Ours beside OpenVINO scripts.")
     parser.add_argument("--video", help=f"a clip (default: {CLIP}, encoded first)")
-    parser.add_argument("--seconds", type=float, default=100.0, help="in all, about")
+    parser.add_argument("--frames", type=int, default=120, help="of each in a round (120)")
+    parser.add_argument("--rounds", type=int, default=4, help="that are counted (4)")
     parser.add_argument("--json", default="bench/results/scripts_cpu.json", metavar="PATH")
     arguments = parser.parse_args()
     facts = report.machine()
@@ -157,7 +148,11 @@ def main() -> int:
         def measured():
             found.share = agreement(clip, folder)
             taking_part = sides(clip, str(folder / "out.jsonl"))
-            take_turns(taking_part, arguments.seconds)
+            for side in taking_part:
+                side.run(WARM_UP)
+            for _ in range(arguments.rounds):
+                for side in taking_part:
+                    side.turns.append(side.run(arguments.frames))
             found.rows = rows_of(taking_part)
             yield from found.rows
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -106,8 +107,12 @@ class Script:
         self._network = Published(rpn).eval()
         self._queues: dict[tuple[int, int], ov.AsyncInferQueue] = {}
 
-    def frames(self, path: str, out: str | Path) -> Iterator[None]:
-        """Runs over a file into JSON lines at `out`; yields after each frame."""
+    def frames(self, path: str, out: str | Path, limit: int | None = None) -> Iterator[None]:
+        """Runs over a file into JSON lines at `out`; yields after each frame.
+
+        Frames are under way before the first has been written: whoever wants so many only says so
+        as the `limit`, or the machine computes some that nobody counts.
+        """
         with av.open(path) as container:
             stream = container.streams.video[0]
             height, width = stream.height, stream.width
@@ -126,19 +131,22 @@ class Script:
 
         queue.set_callback(finished)
         written = 0
+
+        def write(file: TextIO) -> Iterator[None]:
+            nonlocal written
+            while written in done:
+                _write(file, written, done.pop(written))
+                written += 1
+                yield
+
         try:
             with open(out, "w") as file:
-                for index, image in enumerate(self._images(path, size, padded, len(queue))):
+                images = self._images(path, size, padded, len(queue))
+                for index, image in enumerate(islice(images, limit)):
                     queue.start_async({0: image}, index)
-                    while written in done:
-                        _write(file, written, done.pop(written))
-                        written += 1
-                        yield
+                    yield from write(file)
                 queue.wait_all()
-                while written in done:
-                    _write(file, written, done.pop(written))
-                    written += 1
-                    yield
+                yield from write(file)
         finally:
             # Its callbacks want the lock that the queue's end would hold.
             queue.wait_all()
