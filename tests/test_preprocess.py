@@ -10,6 +10,7 @@ from stream_rpn import preprocess
 from stream_rpn.frame import Color, Frame, StreamRPNError
 from stream_rpn.input_spec import InputSpec, frame_boxes, padded_size, resized_size
 from stream_rpn.kernels.preprocess import preprocess_batch
+from stream_rpn.kernels.preprocess_reference import preprocess_planes
 from tests.preprocess_oracle import MEAN, STD
 
 SPEC = InputSpec(min_size=48, max_size=80)
@@ -268,6 +269,22 @@ class TestFrames:
             assert levels.abs().mean() < mean
             assert levels.mean().abs() < bias
             assert levels.abs().max() < 30
+
+    @pytest.mark.parametrize("name", ["intel-car-detection.mp4", "tud-campus.mp4", "vpf-test.mp4"])
+    def test_small_planes_differ_from_the_exact_formula_by_half_a_level(self, shared_data, name):
+        frame = as_frame(first_image(shared_data / "video" / name))
+        spec = InputSpec(240, 480, antialias=True)
+        images, sizes = preprocess.to_input([frame], spec)
+        exact = torch.zeros_like(images[0])
+        mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
+        size = tuple(sizes[0].tolist())
+        preprocess_planes(
+            preprocess.planes(frame), preprocess.frame_matrix(frame), mean, std, exact,
+            size=size, antialias=True,
+        )  # fmt: skip
+        levels = (denormalized(images) - denormalized(exact[None])) * 255
+        assert levels.abs().mean() < 0.5
+        assert levels.mean().abs() < 0.05
 
     def test_a_rotated_clip_stands_upright(self, shared_data):
         folder = shared_data / "video" / "odd"
