@@ -1,7 +1,7 @@
 """The pipeline's middle: frames → network → proposals of each frame.
 
-Three forms, chosen by engine and device, of the same results up to rounding (an antialiased input is
-rounded to 8 bits on a CPU):
+Three forms, chosen by engine and device, of the same results up to rounding (on a CPU an antialiased
+input is rounded to 8 bits):
 
 * `OpenVINONetwork`, on a CPU: one graph from bytes to boxes, some frames side by side.
 * `EagerNetwork`, on a CPU or Apple's GPU: batches that the CPU preprocessed. On a CPU a few batches
