@@ -1,7 +1,7 @@
 """The pipeline's middle: frames → network → proposals of each frame.
 
-Three forms, chosen by engine and device, of the same results up to rounding (on a CPU an antialiased
-input is rounded to 8 bits):
+Three forms, chosen by engine and device, of the same results up to rounding (on a CPU an input that
+is antialiased is rounded to 8 bits):
 
 * `OpenVINONetwork`, on a CPU: one graph from bytes to boxes, some frames side by side.
 * `EagerNetwork`, on a CPU or Apple's GPU: batches that the CPU preprocessed. On a CPU a few batches
