@@ -81,12 +81,12 @@ def time_preprocess(proof: Proof) -> None:
 
 def time_network(proof: Proof) -> None:
     """Times upload → graph → download of whole batches, on frames made in memory: no decoder."""
-    from stream_rpn import models
+    from stream_rpn.api import load
 
     name = "mobilenet_v3_large_320_fpn" if proof.dry else "resnet50_fpn"
     batch, rows, columns = (2, 120, 214) if proof.dry else (8, 1080, 1920)
     dtype = torch.float32 if proof.dry else torch.bfloat16
-    rpn = models.find(name).build()
+    rpn = load(name, "random")
     rpn.to(proof.device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     total = 6 if proof.dry else 400
     for graphs in (False, True):

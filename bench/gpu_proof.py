@@ -2,7 +2,7 @@
 
     python -m bench.gpu_proof [--json bench/results/gpu_proof.json]
 
-Takes under eight minutes, needs no network, and PyAV for its last section only. Sections are
+Takes under eight minutes, needs no network, and PyAV for whole pipelines only. Sections are
 independent: one that fails is reported, the others still run, and the file is written after each.
 `--dry-run-cpu` goes through everything at small shapes without a GPU, to try the command itself.
 The predictions next to the measured numbers were written down before; `bench/results/README.md`
@@ -12,6 +12,7 @@ says how they come about.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import torch
 from bench import report
 from bench.gpu_frames import run_pipeline, time_network, time_preprocess
 from bench.gpu_kernels import compare, one_graph, time_stage
-from bench.gpu_record import Proof, verdict
+from bench.gpu_record import SECONDS, Proof, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,6 +41,9 @@ def run_tests(proof: Proof) -> None:
     report_path = Path(tempfile.mkdtemp()) / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-m", "needs_cuda", "--tb=short"]
     command += ["--continue-on-collection-errors", "-p", "no:cacheprovider"]
+    if importlib.util.find_spec("xdist") is not None:
+        # Most of the time goes into compiling kernels, on the host.
+        command += ["-n", str(min(6, os.cpu_count() or 1))]
     if proof.dry:
         command.append("--collect-only")
     environment = dict(os.environ)
@@ -79,6 +83,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/gpu_proof.json")
     parser.add_argument("--dry-run-cpu", action="store_true", help="try the command without a GPU")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="time to end within")
     arguments = parser.parse_args()
     if not arguments.dry_run_cpu and not torch.cuda.is_available():
         print("bench.gpu_proof needs a CUDA device; --dry-run-cpu tries the command itself")
@@ -86,7 +91,9 @@ def main() -> int:
     path = arguments.json
     if arguments.dry_run_cpu and path == parser.get_default("json"):
         path = Path(tempfile.gettempdir()) / "gpu_proof_dry_run.json"
-    proof = Proof(path, torch.device("cpu" if arguments.dry_run_cpu else "cuda:0"))
+    proof = Proof(
+        path, torch.device("cpu" if arguments.dry_run_cpu else "cuda:0"), arguments.seconds
+    )
     print(report.describe_machine(proof.machine))
     with proof.section("copy bandwidth"):
         proof.bandwidth = proof.timer.copy_bytes_per_second()
@@ -94,11 +101,11 @@ def main() -> int:
     for name, run in (
         ("kernels against references", compare),
         ("one graph", one_graph),
+        ("tests", run_tests),
+        ("pipeline", run_pipeline),
         ("preprocess", time_preprocess),
         ("network", time_network),
         ("proposal stage", time_stage),
-        ("tests", run_tests),
-        ("pipeline", run_pipeline),
     ):
         with torch.inference_mode(), proof.section(name):
             run(proof)

@@ -34,12 +34,13 @@ PREDICTED_SHARE = 0.46
 class Proof:
     """Collects rows section by section, and writes them as they come."""
 
-    def __init__(self, path: Path, device: torch.device) -> None:
+    def __init__(self, path: Path, device: torch.device, seconds: float = SECONDS) -> None:
         self.path = path
         self.device = device
         self.dry = device.type == "cpu"
         self.timer = Timer(device, 0.02 if self.dry else 0.4)
         self.started = time.monotonic()
+        self._seconds = seconds
         self.machine = report.machine()
         self.rows: list[dict[str, Any]] = []
         self.sections: dict[str, str] = {}
@@ -47,7 +48,7 @@ class Proof:
 
     def left(self) -> float:
         """Seconds before the command should be done."""
-        return SECONDS - (time.monotonic() - self.started)
+        return self._seconds - (time.monotonic() - self.started)
 
     def add(self, section: str, **row: Any) -> None:
         """Keeps one row."""

@@ -163,10 +163,18 @@ class FileSource(Source):
         tally = Tally()
         container = None
         try:
-            # NVDEC joins the device's primary context, which has to be torch's.
+            # NVDEC joins the context that is current, which has to be torch's. It cannot be told to
+            # take the primary one: it would want that with flags which torch did not set.
             torch.empty(1, device=f"cuda:{index}")
-            hwaccel = HWAccel("cuda", str(index), allow_software_fallback=True, is_hw_owned=True)
-            container = _open_container(uri, hwaccel=hwaccel)
+            with torch.cuda.device(index):
+                hwaccel = HWAccel(
+                    "cuda",
+                    str(index),
+                    allow_software_fallback=True,
+                    options={"primary_ctx": "0", "current_ctx": "1"},
+                    is_hw_owned=True,
+                )
+                container = _open_container(uri, hwaccel=hwaccel)
             stream = _only_stream(container, stream_index)
             # Each thread would hold surfaces of NVDEC's small pool, and gain nothing.
             stream.thread_count = 1
