@@ -59,3 +59,20 @@ def fused_or_reference(
                 stacklevel=2,
             )
     return reference()
+
+
+def distrust(op: str, device: torch.device, result: str) -> None:
+    """Has the reference serve from now on for an operation whose kernel gave something else.
+
+    Says so, once: a RuntimeWarning.
+    """
+    if op in _broken:
+        return
+    _broken.add(op)
+    warnings.warn(
+        f"the Triton kernel of {op}, as compiled for {torch.cuda.get_device_name(device)}, gives "
+        f"other {result} than its reference; results stay right, as the slower PyTorch form runs "
+        "instead: please report this with what `stream-rpn doctor --prove` prints",
+        RuntimeWarning,
+        stacklevel=2,
+    )

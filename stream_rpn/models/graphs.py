@@ -15,8 +15,8 @@ from pathlib import Path
 
 import stream_rpn
 from stream_rpn import models
+from stream_rpn.cache import cache_folder
 from stream_rpn.network.converted import Converted
-from stream_rpn.network.openvino import cache_folder
 
 PACKAGE = Path(stream_rpn.__file__).parent
 

@@ -7,7 +7,6 @@ live source has one frame at a time on all cores, so that it gets its result soo
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ import numpy as np
 import openvino as ov
 
 from stream_rpn import yuv
+from stream_rpn.cache import cache_folder
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.input_spec import frame_boxes, input_shape, padded_size, resized_size
 from stream_rpn.network.converted import Converted
@@ -52,20 +52,6 @@ def core() -> ov.Core:
     would abort.
     """
     return ov.Core()
-
-
-def cache_folder() -> Path | None:
-    """Returns a folder for what need not be made twice, None where there can be none.
-
-    It is `stream-rpn` in XDG_CACHE_HOME, or in ~/.cache, and may be deleted at any time.
-    """
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(base) / "stream-rpn"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        return None
-    return folder if os.access(folder, os.W_OK) else None
 
 
 def _tidy(folder: Path) -> None:
