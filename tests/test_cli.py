@@ -543,6 +543,20 @@ class TestSubcommands:
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
 
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_doctor_proves_nothing_without_a_gpu(self, capsys):
+        assert stream_rpn("doctor", "--prove", fast=False) == 2
+        assert "nothing to prove here" in capsys.readouterr().err
+        assert stream_rpn("doctor", "--json", "proof.json", fast=False) == 2
+
+    @pytest.mark.needs_cuda
+    def test_doctor_proves_this_gpu(self, capsys, tmp_path):
+        path = tmp_path / "proof.json"
+        assert stream_rpn("doctor", "--prove", "--json", str(path), fast=False) == 0
+        found = json.loads(path.read_text())
+        assert all(check["passed"] is not False for check in found["checks"])
+        assert found["verdict"] in capsys.readouterr().out
+
     def test_doctor_says_what_auto_chooses(self, capsys):
         assert stream_rpn("doctor", fast=False) == 0
         out = capsys.readouterr().out

@@ -1,12 +1,15 @@
-"""`stream-rpn doctor`: what this machine has, what `auto` would choose, and why."""
+"""`stream-rpn doctor`: what this machine has, what `auto` would choose, and whether it works."""
 
 from __future__ import annotations
 
 import argparse
 import ctypes
 import importlib.util
+import json
 import os
 import platform
+import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import metadata, resources
 from pathlib import Path
@@ -14,17 +17,32 @@ from pathlib import Path
 from rich.table import Table
 
 from stream_rpn import __version__, models
+from stream_rpn.commands.outputs import check_file
 from stream_rpn.commands.tables import print_table
+from stream_rpn.frame import StreamRPNError
+from stream_rpn.sinks.place import write_whole
 
+_MARKS = {True: "passed", False: "FAILED", None: "not tried"}
 _PACKAGES = ("torch", "torchvision", "triton", "openvino", "av", "numpy", "pyarrow", "supervision")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds nothing: the report has no options."""
+    """Adds the options of `doctor`."""
+    parser.add_argument(
+        "--prove", action="store_true", help="try and time everything on the GPU, within a minute"
+    )
+    parser.add_argument("--json", metavar="FILE", help="with --prove: write what was found")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the report on standard output."""
+    """Prints the report on standard output, or tries what the GPU gives."""
+    if arguments.json is not None and not arguments.prove:
+        raise StreamRPNError("--json goes with --prove")
+    if arguments.prove:
+        if arguments.json is not None:
+            check_file(arguments.json, [], [], overwrite=arguments.overwrite)
+        return _prove(arguments.json)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -32,6 +50,37 @@ def run(arguments: argparse.Namespace) -> int:
         table.add_row(name, value)
     print_table(table)
     return 0
+
+
+def _prove(json_file: str | None) -> int:
+    """Tries the GPU; returns 0 where all of it gives what it should, else 3."""
+    import torch
+
+    from stream_rpn import compute
+
+    if not torch.cuda.is_available():
+        raise StreamRPNError(
+            f"there is nothing to prove here: GPU {dict(_gpus())['GPU']}; a CPU computes with the "
+            "references themselves"
+        )
+    from stream_rpn.measure.prove import Proof
+
+    with tempfile.TemporaryDirectory() as folder:
+        proof = Proof(compute.choose_device(), Path(folder))
+        for part in proof.run():
+            print(f"{part} …", file=sys.stderr, flush=True)
+    checks = Table("", "check", "seen", box=None, pad_edge=False)
+    for check in proof.checks:
+        checks.add_row(_MARKS[check.passed], check.name, check.detail)
+    print_table(checks)
+    times = Table("time", "here", "an H100", box=None, pad_edge=False)
+    for each in proof.times:
+        times.add_row(each.name, f"{each.value:.0f}", f"{each.on_h100:.0f}" if each.on_h100 else "")
+    print_table(times)
+    print(proof.verdict())
+    if json_file is not None:
+        write_whole(json_file, (json.dumps(proof.to_json(), indent=1) + "\n").encode())
+    return 3 if proof.failed else 0
 
 
 def report() -> Iterator[tuple[str, str]]:
