@@ -14,11 +14,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -29,6 +32,20 @@ from bench.gpu_kernels import compare, one_graph, time_stage
 from bench.gpu_record import SECONDS, Proof, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# The proposal stage and preprocessing at the size of a thumbnail, equal to the references.
+SMALL_CASE = """
+import torch
+from stream_rpn.kernels import trial
+from stream_rpn.kernels.proposals import ProposalSpec
+device, spec = torch.device("cuda"), ProposalSpec(pre_nms_top_n=200, post_nms_top_n=100)
+for dtype in (torch.float32, torch.bfloat16):
+    for anchors, softmax in (([3, 3], False), ([9], True)):
+        heads = trial.hard_heads(anchors, 200, dtype, softmax=softmax)
+        assert not list(trial.proposals_differ(heads, spec, device))
+    for antialias in (False, True):
+        assert not list(trial.preprocessing_differs(dtype, device, antialias=antialias))
+"""
 
 
 def run_tests(proof: Proof) -> None:
@@ -79,6 +96,52 @@ def run_tests(proof: Proof) -> None:
         raise AssertionError(f"{counts['failed']} GPU tests failed")
 
 
+def run_checked_tests(proof: Proof) -> None:
+    """Runs the tests and the sanitizers side by side: neither is timed."""
+    with sanitizers(proof):
+        run_tests(proof)
+
+
+@contextmanager
+def sanitizers(proof: Proof) -> Iterator[None]:
+    """Runs CUDA's memory and race checkers on a small case beside what the block does."""
+    program = shutil.which("compute-sanitizer")
+    if proof.dry or program is None:
+        proof.add("sanitizers", tool="compute-sanitizer", outcome="not tried", summary="")
+        yield
+        return
+    running = {
+        tool: subprocess.Popen(
+            [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SMALL_CASE],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for tool in ("memcheck", "racecheck")
+    }
+    try:
+        yield
+    finally:
+        failed = []
+        for tool, process in running.items():
+            try:
+                lines = process.communicate(timeout=60)[0].splitlines()
+            except subprocess.TimeoutExpired:
+                process.kill()
+                lines = ["not done in time"]
+            summary = next(
+                (line for line in reversed(lines) if "SUMMARY" in line), "".join(lines[-1:])
+            )
+            passed = process.returncode == 0
+            failed += [] if passed else [tool]
+            proof.add(
+                "sanitizers", tool=tool, outcome="passed" if passed else "failed", summary=summary
+            )
+    if failed:
+        raise AssertionError(f"{' and '.join(failed)} found something")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/gpu_proof.json")
@@ -101,7 +164,7 @@ def main() -> int:
     for name, run in (
         ("kernels against references", compare),
         ("one graph", one_graph),
-        ("tests", run_tests),
+        ("tests", run_checked_tests),
         ("pipeline", run_pipeline),
         ("preprocess", time_preprocess),
         ("network", time_network),
