@@ -118,20 +118,24 @@ def time_network(proof: Proof) -> None:
 
 
 def run_pipeline(proof: Proof) -> None:
-    """Runs whole pipelines over an encoded file, by the CPU's decoder and by NVDEC."""
+    """Runs whole pipelines from an encoded file to JSON lines, and what others would run."""
     if importlib.util.find_spec("av") is None:
         proof.add("pipeline", name="all", note="skipped: PyAV is not installed")
         return
     from stream_rpn.api import load
     from stream_rpn.frame import StreamRPNError
+    from stream_rpn.measure import peers
     from stream_rpn.pipeline import Pipeline, Selection
 
     size, count, repeats = ((160, 120), 6, 2) if proof.dry else ((1920, 1080), 300, 5)
+    seconds = 0.1 if proof.dry else 3.0
     models = ("tiny",) if proof.dry else ("resnet50_fpn", "nanodet_m")
     with tempfile.TemporaryDirectory() as folder:
         clip = encoded_clip(Path(folder), size, count, repeats)
         for model in models:
-            made = Pipeline(load(model, "random"), device=str(proof.device), batch=8)
+            made = Pipeline(
+                load(model, "random"), engine="torch", device=str(proof.device), batch=8
+            )
             for decoder, sources in (("cpu", 1), ("nvdec", 1), ("nvdec", 4)):
                 if proof.dry and decoder == "nvdec":
                     continue
@@ -141,17 +145,26 @@ def run_pipeline(proof: Proof) -> None:
                     for _ in range(2):
                         started = time.perf_counter()
                         streams = _run_side_by_side(made, clip, selection, sources)
-                        seconds = time.perf_counter() - started
+                        took = time.perf_counter() - started
                 except StreamRPNError as error:
                     proof.add("pipeline", name=f"{model}, {decoder}", note=str(error))
                     continue
                 frames = sum(stream.num_results for stream in streams)
                 proof.add(
                     "pipeline",
-                    name=f"{model}, {streams[0].info.decoder}, {sources} at a time",
+                    name=f"stream-rpn {model}, {streams[0].info.decoder}, {sources} at a time",
                     frames=frames,
-                    frames_per_second=round(frames / seconds, 1),
+                    frames_per_second=round(frames / took, 1),
                     stages={k: v["p50_ms"] for k, v in streams[0].times.summary().items()},
+                )
+            for peer in peers.peers(made, model, "random"):
+                row = peers.measure_peer(peer, str(clip), Path(folder) / "out.jsonl", seconds)
+                proof.add(
+                    "pipeline",
+                    name=f"{peer.name}, {model}, {peer.batch} a batch",
+                    frames=row.get("frames"),
+                    frames_per_second=row.get("fps"),
+                    note=row.get("skipped"),
                 )
             del made
 
@@ -159,12 +172,23 @@ def run_pipeline(proof: Proof) -> None:
 def _run_side_by_side(
     pipeline: Pipeline, clip: Path, selection: Selection, count: int
 ) -> list[Stream]:
-    """Returns `count` streams of the clip through one network, each read to its end."""
+    """Returns `count` streams of the clip through one network, each written as JSON lines."""
+    from stream_rpn import sinks
+    from stream_rpn.pipeline import parameters
 
-    def run(_: int) -> Stream:
-        with pipeline.open(str(clip), selection) as stream:
-            for _ in stream:
-                pass
+    def run(index: int) -> Stream:
+        out = clip.with_name(f"{index}.jsonl")
+        settings = parameters(pipeline.model, selection)
+        with (
+            pipeline.open(str(clip), selection) as stream,
+            sinks.open_sink(str(out), overwrite=True) as sink,
+        ):
+            header = sinks.make_header(stream.info, model=pipeline.model.name, parameters=settings)
+            sink.begin(header, stream.info)
+            for proposals in stream:
+                with stream.times.measure("sinks"):
+                    sink.write(proposals)
+            sink.end(stream.end())
         return stream
 
     with ThreadPoolExecutor(count) as threads:
