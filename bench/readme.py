@@ -108,8 +108,46 @@ def _speed() -> str:
 
 
 def _numbers() -> str:
-    parts = [_scripts(), _pipeline(), _kernels(), _growth()]
+    parts = [_gpu(), _scripts(), _pipeline(), _kernels(), _growth()]
     return "\n".join(part for part in parts if part)
+
+
+def _gpu() -> str:
+    report = _load("gpu_proof.json")
+    if report is None:
+        return ""
+    machine = report["machine"]
+    rows = {section: [] for section in report["sections"]}
+    for row in report["rows"]:
+        rows.setdefault(row["section"], []).append(row)
+    lines = [
+        f"On one {machine['gpu']} ({machine['cores']} CPU cores, torch {machine['torch']}, "
+        f"commit `{machine['commit']}`; `python -m bench.gpu_proof`), 1920×1080 H.264 to JSON "
+        "lines:",
+        "",
+        "| | frames/s |",
+        "|---|---|",
+    ]
+    for row in rows["pipeline"]:
+        if row.get("frames_per_second"):
+            ours = row["name"].startswith("stream-rpn")
+            name = f"**{row['name']}**" if ours else row["name"]
+            lines.append(f"| {name} | {_number(row['frames_per_second'])} |")
+    lines += [
+        "",
+        "The proposal stage there, microseconds a batch as a CUDA graph; the others launch kernel "
+        "by kernel, as they wait for the host in between:",
+        "",
+        "| | stream-rpn | torchvision | detectron2-style |",
+        "|---|---|---|---|",
+    ]
+    stage = {(row["name"], row["what"]): row.get("us") for row in rows["proposal stage"]}
+    for name in dict.fromkeys(name for name, _ in stage):
+        whos = ("stage", "torchvision eager", "detectron2-style")
+        found = (stage.get((name, who)) for who in whos)
+        values = " | ".join("" if value is None else f"{value:,.0f}" for value in found)
+        lines.append(f"| {_shape(name)} | {values} |")
+    return "\n".join([*lines, ""])
 
 
 def _scripts() -> str:
@@ -191,9 +229,10 @@ def _kernels() -> str:
 
 
 def _shape(shape: str) -> str:
-    network, k = re.fullmatch(r"(\D+)(\d+) b\d+", shape).groups()
+    network, k, batch = re.fullmatch(r"(\D+)(\d+) b(\d+)", shape).groups()
     kind = {"fpn": "ResNet-50-FPN, 800×1333", "vgg": "VGG16, 600×1000"}[network]
-    return f"{kind}, k = {k}"
+    images = "" if batch == "1" else f", {batch} images"
+    return f"{kind}, k = {k}{images}"
 
 
 def _growth() -> str:
