@@ -13,6 +13,7 @@ import torch
 
 from stream_rpn.frame import Frame, Proposals
 from stream_rpn.kernels.preprocess import preprocess_batch
+from stream_rpn.network.cudnn import fused
 from stream_rpn.network.graph import GraphCache
 from stream_rpn.network.torch_network import Output, TorchNetwork
 from stream_rpn.network.upload import (
@@ -40,6 +41,7 @@ class GPUNetwork(TorchNetwork):
 
     def __init__(self, *args: Any, graphs: bool = True, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._layers = fused(self.rpn)
         spec = self.rpn.input_spec
         self._mean = torch.tensor(spec.mean, device=self.device)
         self._std = torch.tensor(spec.std, device=self.device)
