@@ -159,6 +159,66 @@ class TestFormForGPUsOnTheCPU:
         queues.close()
 
 
+class TestStreams:
+    """Of copies and networks: torch has few, and gives the same ones out again."""
+
+    @pytest.fixture
+    def made(self, monkeypatch):
+        made = []
+
+        def new_stream(device, *, priority=0):
+            made.append(priority)
+            return HostStream()
+
+        monkeypatch.setattr("stream_rpn.network.upload.new_stream", new_stream)
+        monkeypatch.setattr("stream_rpn.network.gpu.new_stream", new_stream)
+        return made
+
+    def test_do_not_grow_in_number_with_sources(self, rpn, made):
+        network = pipeline(rpn, GPUNetwork)
+        expected, _ = run(network)
+        for _ in range(5):
+            assert_same(run(network)[0], expected)
+        for _ in range(5):
+            assert_same(list(network.process([decoded(CLIP)], StageTimes())), expected)
+        # The network's goes before the one that copies.
+        assert made == [-1, 0]
+
+    def test_are_at_most_as_many_as_sources_at_a_time(self, rpn, made):
+        network = pipeline(rpn, GPUNetwork)
+        for _ in range(3):
+            uris = [f"synthetic:{size}@25,9" for size in ("64x48", "96x48", "64x64")]
+            with LiveStreams(network, uris, Selection(), LivePolicy(realtime=True)) as streams:
+                assert sum(proposals is not None for proposals in streams) > 0
+        assert 1 + 1 <= len(made) <= 1 + 3
+
+    def test_left_early_or_broken_are_there_again(self, rpn, made):
+        network = pipeline(rpn, GPUNetwork, batch=1)
+        for _ in range(3):
+            with network.open("synthetic:160x120@25,500") as stream:
+                next(iter(stream))
+
+            def broken():
+                yield from decoded(CLIP)
+                raise StreamRPNError("broken")
+
+            queues = network.network.queues(broken(), StageTimes())
+            with pytest.raises(StreamRPNError, match="broken"):
+                list(queues)
+            queues.close()
+        assert made == [-1, 0]
+
+    def test_of_another_input_size_are_others(self, rpn, made):
+        network = pipeline(load(rpn), GPUNetwork)
+        expected, _ = run(network)
+        spec = network.network.rpn.input_spec
+        network.network.rpn.input_spec = replace(spec, min_size=64)
+        assert run(network)[0][0].input_size[0] == 64
+        network.network.rpn.input_spec = spec
+        assert_same(run(network)[0], expected)
+        assert made == [-1, 0, 0]
+
+
 def batch_of(value: int, size: int = 8) -> PackedBatch:
     return PackedBatch(
         torch.full((size,), value, dtype=torch.uint8),

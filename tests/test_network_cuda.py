@@ -206,8 +206,7 @@ def test_other_threads_may_use_cuda_during_a_capture():
 def test_launching_waits_for_nothing():
     made = network("cuda")
     run(made, frames(30))
-    slots = made._slots()
-    uploads = upload(frames(BATCH), slots, StageTimes(), keep_images=True)
+    uploads = upload(frames(BATCH), made._ring(), StageTimes(), keep_images=True)
     slot = next(uploads)
     torch.cuda.set_sync_debug_mode("error")
     try:
