@@ -40,9 +40,9 @@ def _defaults(monkeypatch):
     backend = torch.backends.cudnn
     monkeypatch.setattr(backend, "deterministic", False)
     monkeypatch.setattr(backend, "allow_tf32", False)
-    cudnn._works.cache_clear()
+    cudnn.works.cache_clear()
     yield
-    cudnn._works.cache_clear()
+    cudnn.works.cache_clear()
 
 
 @pytest.fixture

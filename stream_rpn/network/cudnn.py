@@ -127,7 +127,7 @@ def fused(model: M) -> M:
     weight = next(model.parameters())
     if torch.backends.cudnn.deterministic or torch.are_deterministic_algorithms_enabled():
         return model
-    if not _works(weight.dtype, weight.device):
+    if not works(weight.dtype, weight.device):
         return model
     model = shared_copy(model)
     blocks = _residual_blocks()
@@ -188,7 +188,8 @@ def _can_be_fused(block: Any) -> bool:
 
 
 @cache
-def _works(dtype: torch.dtype, device: torch.device) -> bool:
+def works(dtype: torch.dtype, device: torch.device) -> bool:
+    """Tells whether torch and the device have the fused operators for a number format."""
     conv = nn.Conv2d(16, 16, 3, padding=1, dtype=dtype, device=device)
     one = nn.Conv2d(16, 16, 1, dtype=dtype, device=device)
     x = torch.zeros(1, 16, 8, 8, dtype=dtype, device=device)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from stream_rpn.frame import Frame, Proposals
+from stream_rpn.kernels.dispatch import why_reference
 from stream_rpn.kernels.preprocess import preprocess_batch
 from stream_rpn.network.cudnn import fused
 from stream_rpn.network.graph import GraphCache
@@ -51,7 +52,10 @@ class GPUNetwork(TorchNetwork):
         if self.device.type == "cuda":
             # The weights were moved here on the caller's stream.
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        self._graphs: GraphCache[Output] = GraphCache(enabled=graphs and self.device.type == "cuda")
+        # A reference that waits for the GPU cannot be captured.
+        self._graphs: GraphCache[Output] = GraphCache(
+            enabled=graphs and self.device.type == "cuda", obstacle=why_reference
+        )
         self._lock = threading.Lock()
         # Kept for sources to come, as pinning memory takes long and streams are few.
         self._rings: list[Ring] = []
@@ -71,6 +75,10 @@ class GPUNetwork(TorchNetwork):
         ring = self._ring()
         uploads = self._upload(chain.from_iterable(frames), ring, times)
         return self._process(uploads, ring, times)
+
+    def facts(self) -> dict[str, Any]:  # noqa: D102
+        why_not = self._graphs.why_not
+        return {} if why_not is None else {"without_cuda_graph": why_not}
 
     def _ring(self) -> Ring:
         """Returns a ring for a source: one that another source has left, or a new one."""
