@@ -326,6 +326,22 @@ class TestGraphCache:
         assert obstacles == []
         assert cache.why_not == "the Triton kernel of nms failed"
 
+    def test_an_obstacle_that_a_capture_meets_is_not_reported_again(self):
+        captures, obstacle = Captures(fail=True), []
+        cache = GraphCache(capture=captures, obstacle=lambda: (obstacle or [None])[0])
+
+        def meets(*args):
+            obstacle.append("the Triton kernel of nms failed")
+            return captures(*args)
+
+        cache._capture = meets
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for _ in range(PATIENCE + 2):
+                assert self.run(cache, "a", 1) is None
+        assert captures.count == 1
+        assert cache.why_not == "the Triton kernel of nms failed"
+
     def test_an_obstacle_that_comes_later_leaves_the_graphs_that_are_there(self):
         obstacle = []
         cache = GraphCache(capture=Captures(), obstacle=lambda: obstacle and "in the way")

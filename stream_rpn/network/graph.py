@@ -201,13 +201,16 @@ class GraphCache(Generic[T]):
             _fill(inputs, batch)
             graph = self._graphs[key] = self._capture(function, inputs, self._pool)
         except Exception as error:
-            self.why_not = _first_line(error)
-            warnings.warn(
-                "the network could not be captured as a CUDA graph and is launched kernel by "
-                f"kernel instead, which is slower: {self.why_not}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            # The warm-up may have met one, and reported it.
+            obstacle = self._obstacle()
+            self.why_not = obstacle or _first_line(error)
+            if obstacle is None:
+                warnings.warn(
+                    "the network could not be captured as a CUDA graph and is launched kernel by "
+                    f"kernel instead, which is slower: {self.why_not}",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
             return None
         del self._seen[key]
         return graph
