@@ -41,7 +41,7 @@ def fused_or_reference(
     spoils, it is raised instead. `fused` imports its Triton module itself, so that nothing imports
     triton where it is not used.
     """
-    if tensor.is_cuda and op not in _broken and importlib.util.find_spec("triton") is not None:
+    if tensor.is_cuda and op not in _broken and _has_triton():
         try:
             return fused()
         except torch.OutOfMemoryError:
@@ -53,8 +53,8 @@ def fused_or_reference(
             _broken.add(op)
             warnings.warn(
                 f"the Triton kernel of {op} failed on {torch.cuda.get_device_name(tensor.device)} "
-                f"and the slower PyTorch form runs instead for the rest of this process: "
-                f"{type(error).__name__}: {error}",
+                f"and the slower PyTorch form runs instead for the rest of this process, without a "
+                f"CUDA graph: {type(error).__name__}: {error}",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -76,3 +76,16 @@ def distrust(op: str, device: torch.device, result: str) -> None:
         RuntimeWarning,
         stacklevel=2,
     )
+
+
+def why_reference() -> str | None:
+    """Returns why a reference runs on a GPU, which waits for it; None where Triton does it all."""
+    if not _has_triton():
+        return "triton is not installed"
+    if _broken:
+        return f"the Triton kernel of {' and '.join(sorted(_broken))} failed"
+    return None
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

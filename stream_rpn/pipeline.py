@@ -138,13 +138,17 @@ class Pipeline:
         return Stream(self, source, selection, stop or threading.Event())
 
     def facts(self) -> dict[str, Any]:
-        """Returns what computes, as summaries tell it: engine, device, dtype, batch and model."""
+        """Returns what computes, as summaries tell it: engine, device, dtype, batch and model.
+
+        On a GPU, where no CUDA graph could be captured, also "without_cuda_graph": why.
+        """
         return {
             "engine": self.engine,
             "device": self.device,
             "dtype": self.dtype,
             "batch": self.batch,
             "model": self.model.name,
+            **self.network.facts(),
         }
 
     @property

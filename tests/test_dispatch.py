@@ -68,3 +68,12 @@ def test_lack_of_memory_is_not_the_kernels_fault():
             "op", ON_GPU, lambda: fail(torch.OutOfMemoryError()), lambda: "reference"
         )
     assert fused_or_reference("op", ON_GPU, lambda: "fused", broken) == "fused"
+
+
+def test_why_references_run_is_known(monkeypatch):
+    assert dispatch.why_reference() is None
+    with pytest.warns(RuntimeWarning, match="without a CUDA graph"):
+        fused_or_reference("nms", ON_GPU, broken, lambda: "reference")
+    assert dispatch.why_reference() == "the Triton kernel of nms failed"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert dispatch.why_reference() == "triton is not installed"

@@ -3,9 +3,12 @@
 What makes sense without a GPU runs on the CPU, too, where streams and graphs are stand-ins.
 """
 
+import subprocess
+import sys
 import threading
 import warnings
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +17,8 @@ import torch
 
 from stream_rpn import models
 from stream_rpn.frame import Color, Frame
+from stream_rpn.kernels import dispatch
+from stream_rpn.network import graph
 from stream_rpn.network.eager import EagerNetwork
 from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.network.graph import PATIENCE
@@ -22,6 +27,7 @@ from stream_rpn.preprocess import to_input
 from stream_rpn.timing import StageTimes
 from tests.agreement import Selection, assert_same_selection, expectations
 
+ROOT = Path(__file__).resolve().parents[1]
 BATCH = 4
 CUDA = pytest.param("cuda", marks=pytest.mark.needs_cuda)
 
@@ -55,12 +61,9 @@ def frames(count, height=120, width=160):
 
 
 @pytest.fixture(autouse=True)
-def _same_algorithms():
-    backend = torch.backends.cudnn
-    before = backend.deterministic, backend.allow_tf32
-    backend.deterministic, backend.allow_tf32 = True, False
-    yield
-    backend.deterministic, backend.allow_tf32 = before
+def _same_algorithms(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def network(device, *, form=GPUNetwork, dtype=torch.float32, features=False, **options):
@@ -91,7 +94,10 @@ def assert_same(ours, theirs):
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_graphs_give_what_launching_kernel_by_kernel_gives(device, dtype):
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_graphs_give_what_launching_kernel_by_kernel_gives(device, dtype, fused, monkeypatch):
+    # Fused convolutions know nothing of this, and are not used with it.
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", not fused)
     # Enough for the patience, two batches and a part of one; a CPU may have no bfloat16.
     count = (PATIENCE + 2) * BATCH + 2 if device == "cuda" else (PATIENCE + 1) * BATCH + 2
     given = frames(count)
@@ -206,8 +212,7 @@ def test_other_threads_may_use_cuda_during_a_capture():
 def test_launching_waits_for_nothing():
     made = network("cuda")
     run(made, frames(30))
-    slots = made._slots()
-    uploads = upload(frames(BATCH), slots, StageTimes(), keep_images=True)
+    uploads = upload(frames(BATCH), made._ring(), StageTimes(), keep_images=True)
     slot = next(uploads)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -219,7 +224,28 @@ def test_launching_waits_for_nothing():
 
 
 @pytest.mark.needs_cuda
-def test_a_capture_that_fails_leaves_a_working_pipeline(monkeypatch):
+def test_the_network_has_a_stream_that_no_copy_has():
+    made = network("cuda")
+    others = [torch.cuda.Stream() for _ in range(64)]
+    assert made._stream not in others
+    run(made, frames(2 * BATCH))
+    run(made, frames(2 * BATCH))
+    assert len(made._rings) == 1
+
+
+@pytest.mark.needs_cuda
+def test_memory_that_was_never_written_is_not_read(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    given = frames((PATIENCE + 2) * BATCH)
+    expected, _ = run(network("cuda", dtype=torch.bfloat16), given)
+    # What is allocated next lies where this was.
+    torch.full((1 << 28,), torch.nan, device="cuda")
+    found, _ = run(network("cuda", dtype=torch.bfloat16), given)
+    assert_same(found, expected)
+
+
+def capture_that_fails():
+    """Runs in a process of its own: what a failed capture leaves behind would meet other tests."""
     given = frames(30)
     expected, _ = run(network("cuda", graphs=False), given)
     made = network("cuda")
@@ -231,10 +257,63 @@ def test_a_capture_that_fails_leaves_a_working_pipeline(monkeypatch):
         output.kept.count.sum().item()
         return output
 
-    monkeypatch.setattr(made, "_forward", waits)
+    made._forward = waits
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found, times = run(made, given)
-    assert len([w for w in caught if "could not be captured" in str(w.message)]) == 1
+    (said,) = [str(w.message) for w in caught if "could not be captured" in str(w.message)]
+    assert "\n" not in said
+    assert made.facts()["without_cuda_graph"] in said
     assert "network" not in times.stages
+    assert_same(found, expected)
+
+    # The process goes on: random numbers, memory that another stream used, further captures.
+    torch.randn(8, device="cuda")
+    assert graph.why_no_capture(torch.device("cuda", 0)) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        again, times = run(network("cuda"), given)
+    assert "network" in times.stages
+    assert_same(again, expected)
+    torch.randn(8, device="cuda")
+    torch.cuda.synchronize()
+    before, other = torch.cuda.memory_allocated(), torch.cuda.Stream()
+    for _ in range(8):
+        torch.empty(1 << 24, dtype=torch.uint8, device="cuda").record_stream(other)
+        torch.cuda.synchronize()
+    torch.empty(1, device="cuda")
+    assert torch.cuda.memory_allocated() - before < 3 << 24
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.needs_cuda
+def test_a_capture_that_fails_leaves_a_working_process():
+    code = (
+        "import torch; torch.backends.cudnn.deterministic = True\n"
+        "torch.backends.cudnn.allow_tf32 = False\n"
+        "from tests.test_network_cuda import capture_that_fails; capture_that_fails()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.needs_cuda
+def test_a_triton_kernel_that_fails_is_reported_once_and_nothing_is_captured(monkeypatch):
+    given = frames(30)
+    expected, _ = run(network("cuda", graphs=False), given)
+    monkeypatch.setattr(dispatch, "_broken", set())
+
+    def fails(*_):
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr("stream_rpn.kernels.nms_triton.nms_triton", fails)
+    made = network("cuda")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found, times = run(made, given)
+    assert len([w for w in caught if w.category is RuntimeWarning]) == 1
+    assert "network" not in times.stages
+    assert made.facts() == {"without_cuda_graph": "the Triton kernel of nms failed"}
     assert_same(found, expected)

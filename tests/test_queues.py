@@ -2,6 +2,8 @@
 
 import threading
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from stream_rpn import preprocess, sources
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.input_spec import InputSpec
 from stream_rpn.network.eager import batches
-from stream_rpn.network.upload import NUM_SLOTS, Download, HostStream, Slot, upload
+from stream_rpn.network.upload import NUM_SLOTS, Download, HostEvent, HostStream, Ring, upload
 from stream_rpn.queues import map_in_order, prefetch
 from stream_rpn.timing import StageTimes
 
@@ -267,7 +269,7 @@ class TestBatches:
 
 
 def ring(batch=3):
-    return [Slot(CPU, batch, SPEC) for _ in range(NUM_SLOTS)]
+    return Ring(CPU, batch, SPEC)
 
 
 def contents(slot, stream):
@@ -313,11 +315,11 @@ class TestUpload:
 
     def test_slots_are_reused_in_turn_through_a_queue(self, mixed):
         stream, used = HostStream(), []
-        slots = ring(1)
-        arriving = upload(mixed * 5, slots, StageTimes(), keep_images=True)
+        around = ring(1)
+        arriving = upload(mixed * 5, around, StageTimes(), keep_images=True)
         with prefetch(arriving, 1, name="upload") as uploads:
             for slot in uploads:
-                used.append(slots.index(slot))
+                used.append(around.slots.index(slot))
                 time.sleep(0.001)
                 slot.release(stream)
         assert used == [i % NUM_SLOTS for i in range(len(mixed) * 5)]
@@ -336,9 +338,8 @@ class TestUpload:
 
     def test_a_larger_frame_of_the_same_input_shape_gets_a_slot_that_holds_it(self):
         spec_sized = frames_of("synthetic:96x64@25,1", "synthetic:1152x768@25,3")
-        stream, slots = HostStream(), ring(3)
-        sizes = []
-        for slot in upload(spec_sized, slots, StageTimes(), keep_images=True):
+        stream, sizes = HostStream(), []
+        for slot in upload(spec_sized, ring(3), StageTimes(), keep_images=True):
             sizes.append((len(slot.frames), slot.capacity))
             contents(slot, stream)
             slot.release(stream)
@@ -354,6 +355,61 @@ class TestUpload:
         with pytest.raises(StreamRPNError, match="broken"):
             seen.extend(len(slot.frames) for slot in uploads)
         assert seen == [3, 1]
+
+    def test_a_ring_that_two_have_left_is_as_new(self, mixed):
+        around, stream = ring(1), HostStream()
+        for _ in range(3):
+            uploads = upload(mixed, around, StageTimes(), keep_images=True)
+            # Two are on their way when both sides leave.
+            next(uploads).release(stream)
+            next(uploads)
+            next(uploads)
+            uploads.close()
+            assert [around.leave(), around.leave()] == [False, True]
+            assert [slot.frames for slot in around.slots] == [[]] * NUM_SLOTS
+
+    def test_surfaces_are_copied_without_waiting_for_any(self, monkeypatch):
+        log = []
+
+        class Stream(HostStream):
+            def wait_event(self, event):
+                log.append(("wait", self, event))
+
+        class Event(HostEvent):
+            def record(self, stream):
+                log.append(("record", stream, self))
+
+            def synchronize(self):
+                log.append(("synchronize", None, self))
+
+        monkeypatch.setattr("stream_rpn.network.upload.new_stream", lambda device: Stream())
+        monkeypatch.setattr("stream_rpn.network.upload.new_event", lambda device: Event())
+        around = ring()
+        decoding = Stream()
+        for slot in around.slots:
+            slot._decoding = decoding
+        surfaces = []
+        for frame in frames_of("synthetic:96x64@25,3"):
+            luma = np.full((64, 96), 50 + frame.index, np.uint8)
+            image = SimpleNamespace(
+                planes=[luma, np.full((32, 48, 2), 128, np.uint8)],
+                format=SimpleNamespace(name="cuda"),
+                sw_format=SimpleNamespace(name="nv12"),
+                width=96,
+                height=64,
+            )
+            surfaces.append(replace(frame, image=image))
+        (slot,) = upload(surfaces, around, StageTimes(), keep_images=False)
+        # Only `begin` waits, for what the slot was last used for.
+        what = [kind for kind, *_ in log]
+        assert "synchronize" not in what[what.index("wait") :]
+        *_, copied, waited, started, uploaded = log
+        assert copied == ("record", decoding, slot._copied)
+        assert waited == ("wait", slot._copies, slot._copied)
+        assert started == ("record", slot._copies, slot.started)
+        assert uploaded == ("record", slot._copies, slot.uploaded)
+        brightness = contents(slot, HostStream()).mean(dim=(1, 2, 3))
+        assert (brightness.diff() > 0).all()
 
     def test_packing_is_timed_per_frame(self, mixed):
         times, stream = StageTimes(), HostStream()

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib import metadata, resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -21,6 +22,9 @@ from stream_rpn.commands.outputs import check_file
 from stream_rpn.commands.tables import print_table
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.sinks.place import write_whole
+
+if TYPE_CHECKING:
+    import torch
 
 _MARKS = {True: "passed", False: "FAILED", None: "not tried"}
 _PACKAGES = ("torch", "torchvision", "triton", "openvino", "av", "numpy", "pyarrow", "supervision")
@@ -136,6 +140,23 @@ def _gpus() -> Iterator[tuple[str, str]]:
             f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, compute capability "
             f"{properties.major}.{properties.minor}, CUDA {torch.version.cuda}, driver {_driver()}",
         )
+        yield from _on_gpu(torch.device("cuda", index))
+
+
+def _on_gpu(device: torch.device) -> Iterator[tuple[str, str]]:
+    from stream_rpn import compute
+    from stream_rpn.network import cudnn, graph
+
+    why_not = graph.why_no_capture(device)
+    yield (
+        f"cuda:{device.index} graphs",
+        "yes, a batch costs one launch" if why_not is None else f"no ({why_not})",
+    )
+    dtype = compute.choose_dtype("auto", device)
+    yield (
+        f"cuda:{device.index} convolutions",
+        "with bias and ReLU in one" if cudnn.works(dtype, device) else "plain: no fused ones here",
+    )
 
 
 def _driver() -> str:
@@ -159,7 +180,7 @@ def _kernels() -> str:
     import torch
 
     if importlib.util.find_spec("triton") is None:
-        return "not used: triton is not installed; the PyTorch form runs"
+        return "not used: triton is not installed; the PyTorch form runs, without CUDA graphs"
     if not torch.cuda.is_available():
         return "not used: no GPU; the PyTorch form runs, with the same results"
     return "used on every CUDA device"

@@ -102,6 +102,8 @@ def describe(summary: dict[str, Any]) -> str:
             f"{age['p50']:.0f} ms, p95 {age['p95']:.0f}, p99 {age['p99']:.0f}"
         )
     where = f"\n  → {', '.join(summary['outputs'])}" if summary["outputs"] else ""
+    why_not = summary.get("without_cuda_graph")
+    launched = f" (kernel by kernel, without a CUDA graph: {why_not})" if why_not else ""
     frames = f"{summary['frames']:,}"
     if stopped := summary.get("stopped"):
         of = f" of {summary['expected_frames']:,}" if summary["expected_frames"] else ""
@@ -109,7 +111,7 @@ def describe(summary: dict[str, Any]) -> str:
     return (
         f"{summary['source']}: {frames} frames, {summary['fps']:.1f} frames/s "
         f"({summary['elapsed_seconds']:.2f} s){lost}; {summary['model']} in {summary['dtype']} on "
-        f"{summary['device']}, decoder {summary['decoder']}\n"
+        f"{summary['device']}{launched}, decoder {summary['decoder']}\n"
         f"  ms per frame: {stages}; slowest: {summary['slowest_stage']}"
         f"{where}"
     )

@@ -12,15 +12,17 @@ from typing import Any, NamedTuple
 import torch
 
 from stream_rpn.frame import Frame, Proposals
+from stream_rpn.kernels.dispatch import why_reference
 from stream_rpn.kernels.preprocess import preprocess_batch
+from stream_rpn.network.cudnn import fused
 from stream_rpn.network.first_run import try_kernels
 from stream_rpn.network.graph import GraphCache
 from stream_rpn.network.torch_network import Output, TorchNetwork
 from stream_rpn.network.upload import (
     AHEAD,
-    NUM_SLOTS,
     Download,
     PackedBatch,
+    Ring,
     Slot,
     new_event,
     new_stream,
@@ -42,38 +44,68 @@ class GPUNetwork(TorchNetwork):
     def __init__(self, *args: Any, graphs: bool = True, **options: Any) -> None:
         super().__init__(*args, **options)
         try_kernels(self.rpn, self.device, self.dtype)
+        self._layers = fused(self.rpn)
         spec = self.rpn.input_spec
         self._mean = torch.tensor(spec.mean, device=self.device)
         self._std = torch.tensor(spec.std, device=self.device)
-        self._stream = new_stream(self.device)
+        # None of the streams that copy: with one of those the network would take turns, and a
+        # capture would record its copies.
+        self._stream = new_stream(self.device, priority=-1)
         if self.device.type == "cuda":
             # The weights were moved here on the caller's stream.
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        self._graphs: GraphCache[Output] = GraphCache(enabled=graphs and self.device.type == "cuda")
+        # A reference that waits for the GPU cannot be captured.
+        self._graphs: GraphCache[Output] = GraphCache(
+            enabled=graphs and self.device.type == "cuda", obstacle=why_reference
+        )
         self._lock = threading.Lock()
+        # Kept for sources to come, as pinning memory takes long and streams are few.
+        self._rings: list[Ring] = []
+        self._lending = threading.Lock()
 
     def queues(  # noqa: D102
         self, frames: Iterable[Frame | None], times: StageTimes, *, latency: bool = False
     ) -> Queues[Proposals]:
-        slots = self._slots()
-        arriving = upload(frames, slots, times, keep_images=self.images)
-        uploaded = prefetch(arriving, AHEAD, name="upload")
-        proposals = prefetch(self._process(uploaded, slots, times), 2 * self.batch, name="propose")
+        ring = self._ring()
+        uploaded = prefetch(self._upload(frames, ring, times), AHEAD, name="upload")
+        proposals = prefetch(self._process(uploaded, ring, times), 2 * self.batch, name="propose")
         return Queues(frames, uploaded, last=proposals)
 
     def process(  # noqa: D102
         self, frames: Iterable[list[Frame]], times: StageTimes
     ) -> Iterator[Proposals]:
-        slots = self._slots()
-        one_by_one = chain.from_iterable(frames)
-        arriving = upload(one_by_one, slots, times, keep_images=self.images)
-        return self._process(arriving, slots, times)
+        ring = self._ring()
+        uploads = self._upload(chain.from_iterable(frames), ring, times)
+        return self._process(uploads, ring, times)
 
-    def _slots(self) -> list[Slot]:
-        return [Slot(self.device, self.batch, self.rpn.input_spec) for _ in range(NUM_SLOTS)]
+    def facts(self) -> dict[str, Any]:  # noqa: D102
+        why_not = self._graphs.why_not
+        return {} if why_not is None else {"without_cuda_graph": why_not}
+
+    def _ring(self) -> Ring:
+        """Returns a ring for a source: one that another source has left, or a new one."""
+        with self._lending:
+            for ring in self._rings:
+                if ring.spec == self.rpn.input_spec:
+                    self._rings.remove(ring)
+                    return ring
+        return Ring(self.device, self.batch, self.rpn.input_spec)
+
+    def _leave(self, ring: Ring) -> None:
+        with self._lending:
+            if ring.leave():
+                self._rings.append(ring)
+
+    def _upload(
+        self, frames: Iterable[Frame | None], ring: Ring, times: StageTimes
+    ) -> Iterator[Slot]:
+        try:
+            yield from upload(frames, ring, times, keep_images=self.images)
+        finally:
+            self._leave(ring)
 
     def _process(
-        self, uploads: Iterator[Slot] | prefetch[Slot], slots: list[Slot], times: StageTimes
+        self, uploads: Iterator[Slot] | prefetch[Slot], ring: Ring, times: StageTimes
     ) -> Iterator[Proposals]:
         launched: deque[_Launched] = deque()
         try:
@@ -90,9 +122,9 @@ class GPUNetwork(TorchNetwork):
                 yield from self._collect(launched.popleft(), times)
             raise
         finally:
-            # Until here `slots` must keep the memory that the GPU may still be reading.
+            # Until here the ring must keep the memory that the GPU may still be reading.
             self._stream.synchronize()
-            del slots
+            self._leave(ring)
 
     def _launch(self, slot: Slot) -> _Launched:
         """Gives a batch to the GPU and lets go of its slot, without waiting for anything."""

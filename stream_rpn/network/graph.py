@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -30,6 +31,9 @@ MAX_GRAPHS = 4
 
 # torch allows one capture at a time in a process.
 _capturing = threading.Lock()
+
+# Those that torch 2.11 will still ask whether they are capturing.
+_failed: list[torch.cuda.CUDAGraph] = []
 
 
 class Graph(NamedTuple, Generic[T]):
@@ -57,16 +61,61 @@ def capture(function: Callable[[PackedBatch], T], inputs: PackedBatch, pool: Any
     # Objects made once and kept (compiled kernels, libraries' handles, tables) must not be made
     # while capturing.
     function(inputs)
-    graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.current_stream()
+    graph, failure = torch.cuda.CUDAGraph(), None
+    with _capturing:
+        try:
+            with _record(graph, pool):
+                try:
+                    outputs = function(inputs)
+                except Exception as error:
+                    # The end of the capture that this spoils only says that it is spoilt.
+                    failure = error
+        except Exception as error:
+            failure = failure or error
+            _mend(graph, pool)
+    try:
+        if failure is not None:
+            raise failure
+    finally:
+        # It would hold this frame, and with it the tensors of all below, which hold it.
+        del failure
+    return Graph(graph.replay, inputs, outputs)
+
+
+def why_no_capture(device: torch.device) -> str | None:
+    """Returns why a GPU does not capture what is to be captured anywhere, None where it does."""
+    try:
+        with torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
+            ones = PackedBatch(*(torch.ones(4, device=device) for _ in range(3)))
+            graph = capture(lambda batch: batch.data * 2, ones, torch.cuda.graph_pool_handle())
+            graph.replay()
+            wrong = graph.outputs.tolist() != [2.0] * 4
+    except Exception as error:
+        return _first_line(error)
+    return "a graph computes something else than what was captured" if wrong else None
+
+
+def _record(graph: torch.cuda.CUDAGraph, pool: Any = None) -> torch.cuda.graph:
     # "thread_local": in the default mode a call of another thread, such as the decoder's, that
     # could not be captured would spoil the capture.
-    with (
-        _capturing,
-        torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
-    ):
-        outputs = function(inputs)
-    return Graph(graph.replay, inputs, outputs)
+    stream = torch.cuda.current_stream()
+    return torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+
+
+def _mend(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+    """Ends what a failed capture leaves open.
+
+    In torch 2.11 the allocator goes on as if it were capturing: memory that several streams used is
+    never given back, and the next capture meets an internal assertion. In later versions, too, the
+    generator of random numbers does; an empty capture that succeeds ends that.
+    """
+    device = torch.cuda.current_device()
+    with suppress(RuntimeError):  # where torch has ended it itself
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+        _failed.append(graph)
+    with suppress(Exception), _record(torch.cuda.CUDAGraph()):
+        torch.zeros(1, device=device)
 
 
 class GraphCache(Generic[T]):
@@ -78,6 +127,11 @@ class GraphCache(Generic[T]):
     Args:
         enabled: False to run everything eagerly.
         capture: how a graph is made.
+        obstacle: tells why a capture would fail, None where nothing is in its way. Whoever knows of
+            an obstacle has reported it.
+
+    Attributes:
+        why_not: why no graph is captured any more; None where all is well.
     """
 
     def __init__(
@@ -85,9 +139,12 @@ class GraphCache(Generic[T]):
         *,
         enabled: bool = True,
         capture: Callable[[Callable[[PackedBatch], T], PackedBatch, Any], Graph[T]] = capture,
+        obstacle: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._enabled = enabled
         self._capture = capture
+        self._obstacle = obstacle
+        self.why_not: str | None = None
         self._pool = (
             torch.cuda.graph_pool_handle() if enabled and torch.cuda.is_available() else None
         )
@@ -117,7 +174,10 @@ class GraphCache(Generic[T]):
 
     def _due(self, key: Hashable) -> bool:
         """Counts a batch and tells whether its kind has come often enough."""
-        if not self._enabled:
+        if not self._enabled or self.why_not:
+            return False
+        self.why_not = self._obstacle()
+        if self.why_not:
             return False
         if len(self._seen) > 64 * MAX_GRAPHS:
             self._seen.clear()
@@ -141,16 +201,25 @@ class GraphCache(Generic[T]):
             _fill(inputs, batch)
             graph = self._graphs[key] = self._capture(function, inputs, self._pool)
         except Exception as error:
-            self._enabled = False
-            warnings.warn(
-                "the network could not be captured as a CUDA graph and is launched kernel by "
-                f"kernel instead, which is slower: {type(error).__name__}: {error}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            # The warm-up may have met one, and reported it.
+            obstacle = self._obstacle()
+            self.why_not = obstacle or _first_line(error)
+            if obstacle is None:
+                warnings.warn(
+                    "the network could not be captured as a CUDA graph and is launched kernel by "
+                    f"kernel instead, which is slower: {self.why_not}",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
             return None
         del self._seen[key]
         return graph
+
+
+def _first_line(error: Exception) -> str:
+    """Returns an error's kind and what it says; CUDA's go on with advice to programmers."""
+    line, *_ = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {line}"
 
 
 def _fill(inputs: PackedBatch, batch: PackedBatch) -> None:

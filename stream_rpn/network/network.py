@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from stream_rpn.frame import Frame, Proposals
 from stream_rpn.queues import Queues
@@ -40,3 +41,7 @@ class Network(ABC):
     @abstractmethod
     def process(self, frames: Iterable[list[Frame]], times: StageTimes) -> Iterator[Proposals]:
         """Yields the proposals of batches of frames, in order, without threads."""
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what a summary is to say of how it computes beside `Pipeline.facts`."""
+        return {}

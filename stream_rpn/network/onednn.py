@@ -7,14 +7,14 @@ are used here without it: compiling takes a minute, and a C++ compiler that user
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import cache
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from stream_rpn.network.convolutions import replaced
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -61,22 +61,12 @@ def packed(model: M) -> M:
     if not _works(next(model.parameters()).dtype):
         return model
     # Parameters are shared; each packed convolution makes a copy of its own in due course.
-    model = copy.deepcopy(model, {id(tensor): tensor for tensor in model.parameters()})
-    for parent in list(model.modules()):
-        children = list(parent._modules.items())
-        for (name, child), (next_name, following) in pairwise([*children, ("", None)]):
-            # Subclasses may do anything; only a Sequential's order says what follows what.
-            if type(child) is nn.Conv2d and _is_plain(child):
-                activation = None
-                if isinstance(parent, nn.Sequential) and type(following) in _ACTIVATIONS:
-                    activation = following
-                    setattr(parent, next_name, nn.Identity())
-                setattr(parent, name, PackedConv2d(child, activation))
-    return model
+    return replaced(model, _packed)
 
 
-def _is_plain(conv: nn.Conv2d) -> bool:
-    return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+def _packed(conv: nn.Conv2d, following: nn.Module | None) -> tuple[nn.Module, bool]:
+    activation = following if type(following) in _ACTIVATIONS else None
+    return PackedConv2d(conv, activation), activation is not None
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -47,10 +47,18 @@ class HostEvent:
         return (end.seconds - self.seconds) * 1e3
 
 
-def new_stream(device: torch.device) -> Any:
-    """Returns a stream of its own on a GPU; it is not ordered with any other stream."""
+def new_stream(device: torch.device, *, priority: int = 0) -> Any:
+    """Returns a stream of a GPU; it is not ordered with any other one.
+
+    torch has 32 of each priority and hands them out in turn, so that those made long after one
+    another may be the same: they do no harm to each other where all they do is copying.
+
+    Args:
+        device: where it is.
+        priority: -1 for one that goes before others, and is none of those of priority 0.
+    """
     if device.type == "cuda":
-        return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        return torch.cuda.Stream(device, priority)  # type: ignore[no-untyped-call]
     return HostStream()
 
 
@@ -88,6 +96,12 @@ NUM_SLOTS = AHEAD + 2
 class Slot:
     """Room for one batch on its way to the device: pinned memory, and its counterpart there.
 
+    Args:
+        device: where batches go.
+        batch: frames in one.
+        spec: what the network wants of a frame.
+        copies: the stream that copies there.
+
     Two threads pass it on, and only its owner touches it: the uploading thread from `begin` to
     `send`, the network's from then to `release`. Two events order what the device does with it:
 
@@ -97,10 +111,11 @@ class Slot:
       memory next waits for it.
     """
 
-    def __init__(self, device: torch.device, batch: int, spec: InputSpec) -> None:
+    def __init__(self, device: torch.device, batch: int, spec: InputSpec, copies: Any) -> None:
         self._on, self._batch, self._spec = device, batch, spec
-        self._copies = new_stream(device)
+        self._copies = copies
         # FFmpeg fills its surfaces on the device's legacy stream, which no other is ordered with.
+        # What fills a surface anew once its frame has gone comes after the copy from it there.
         self._decoding = (
             torch.cuda.default_stream(device) if device.type == "cuda" else self._copies
         )
@@ -169,10 +184,6 @@ class Slot:
         self._host.table[row, :3] += self._used
         self._used = end
         self.frames.append(frame)
-        if self._surfaces:
-            # The decoder takes its surface back as soon as the frame goes.
-            self._copied.record(self._decoding)
-            self._copied.synchronize()
 
     @property
     def full(self) -> bool:
@@ -186,6 +197,9 @@ class Slot:
             tensor[count:] = tensor[count - 1]
         # New ones for each batch: the network's thread reads the times of the last one later.
         self.started, self.uploaded = new_event(self._on), new_event(self._on)
+        if self._surfaces:
+            self._copied.record(self._decoding)
+            self._copies.wait_event(self._copied)
         with using_stream(self._copies):
             self.started.record(self._copies)
             if not self._surfaces:
@@ -211,13 +225,40 @@ class Slot:
         rows = self._host.table[: len(self.frames), -2:].tolist()
         return [(height, width) for height, width in rows]
 
+    def clear(self) -> None:
+        """Lets go of a batch that nobody will release; nothing may be under way."""
+        self.frames, self._busy = [], False
+
+
+class Ring:
+    """The slots of one source, filled in turn, and the stream that copies to them.
+
+    The thread that uploads and that of the network hold it, each until it `leaves`.
+    """
+
+    def __init__(self, device: torch.device, batch: int, spec: InputSpec) -> None:
+        self.spec = spec
+        self._copies = new_stream(device)
+        self.slots = [Slot(device, batch, spec, self._copies) for _ in range(NUM_SLOTS)]
+        self._holders = 2
+
     def synchronize(self) -> None:
         """Waits until no copy is under way."""
         self._copies.synchronize()
 
+    def leave(self) -> bool:
+        """Lets go of it for one of the two; returns whether it is free again."""
+        self._holders -= 1
+        if self._holders:
+            return False
+        self._holders = 2
+        for slot in self.slots:
+            slot.clear()
+        return True
+
 
 def upload(
-    frames: Iterable[Frame | None], slots: Sequence[Slot], times: StageTimes, *, keep_images: bool
+    frames: Iterable[Frame | None], ring: Ring, times: StageTimes, *, keep_images: bool
 ) -> Iterator[Slot]:
     """Yields batches of consecutive frames of one padded input shape, on their way to the device.
 
@@ -228,11 +269,11 @@ def upload(
     Args:
         frames: decoded frames, in the host's memory or as CUDA surfaces of the same device; `None`
             among them ends a batch before it is full.
-        slots: the ring.
+        ring: its slots are all free.
         times: gets the time that packing takes, per frame, as "pack".
         keep_images: leave the decoded image with each frame once its planes have been copied.
     """
-    turn = itertools.cycle(slots)
+    turn = itertools.cycle(ring.slots)
     slot: Slot | None = None
     try:
         for frame in frames:
@@ -265,8 +306,7 @@ def upload(
             slot.send()
             yield slot
     finally:
-        for each in slots:
-            each.synchronize()
+        ring.synchronize()
 
 
 class Download:
