@@ -47,12 +47,13 @@ from stream_rpn.kernels.shipped import Shipped
 
 BLOCK = 4096
 TILE = 64
-OTHERS = 128
+OTHERS = 32
 NUM_WARPS = 8
+DECODE_WARPS = 2
 DIGITS = {torch.bfloat16: 2, torch.float16: 3, torch.float32: 4}
 
-# Below every key, −inf's included, and still an int64 with a position taken off, 32 bits up.
-BELOW_ALL = tl.constexpr(-(2**31) + 1)
+# Below every key, −inf's included.
+BELOW_ALL = tl.constexpr(-(2**31))
 
 # Columns of the geometry table, a row per level.
 (
@@ -283,6 +284,31 @@ def propose_compact_kernel(
 
 
 @triton.jit
+def _rank(keys_ptr, keys, position, start, k, TILE: tl.constexpr, OTHERS: tl.constexpr):
+    """Returns how many of k keys go before each of a tile's, from `start` on.
+
+    They fall by key, then by position, which is anchor order: whole tiles before and behind need
+    one comparison of 32 bits a pair. Counts stay with the lanes that count until the end.
+    """
+    others = tl.arange(0, OTHERS)
+    before = tl.zeros((OTHERS, TILE), dtype=tl.int32)
+    for other_start in range(0, start, OTHERS):
+        other_keys = tl.load(keys_ptr + other_start + others)
+        before += (other_keys[:, None] >= keys[None, :]).to(tl.int32)
+    own_end = tl.minimum(start + TILE, k)
+    for other_start in range(start, own_end, OTHERS):
+        other = other_start + others
+        other_keys = tl.load(keys_ptr + other, mask=other < k, other=BELOW_ALL)
+        equal = (other_keys[:, None] == keys[None, :]) & (other[:, None] < position[None, :])
+        before += ((other_keys[:, None] > keys[None, :]) | equal).to(tl.int32)
+    for other_start in range(own_end, k, OTHERS):
+        other = other_start + others
+        other_keys = tl.load(keys_ptr + other, mask=other < k, other=BELOW_ALL)
+        before += (other_keys[:, None] > keys[None, :]).to(tl.int32)
+    return tl.sum(before, axis=0)
+
+
+@triton.jit
 def propose_decode_kernel(
     selected_keys_ptr,  # [B, slots_per_image] int32
     selected_ptr,  # [B, slots_per_image] int32, anchors
@@ -311,14 +337,7 @@ def propose_decode_kernel(
         inside = position < k
         keys = tl.load(selected_keys_ptr + first + position, mask=inside, other=0)
         n = tl.load(selected_ptr + first + position, mask=inside, other=0)
-        # Falls by key, then by position, which is anchor order; positions outside come last.
-        order = (keys.to(tl.int64) << 32) - position
-        rank = tl.zeros((TILE,), dtype=tl.int32)
-        for other_start in range(0, k, OTHERS):
-            other = other_start + tl.arange(0, OTHERS)
-            others = tl.load(selected_keys_ptr + first + other, mask=other < k, other=BELOW_ALL)
-            other_order = (others.to(tl.int64) << 32) - other
-            rank += tl.sum((other_order[None, :] > order[:, None]).to(tl.int32), axis=1)
+        rank = _rank(selected_keys_ptr + first, keys, position, start, k, TILE, OTHERS)
 
         a, y, x = _cell(n, row)
         deltas = _of_level(deltas_ptrs, level) + _place(image, 4 * a, y, x, row + DELTA_STRIDE)
@@ -464,7 +483,8 @@ def select_candidates_triton(heads: HeadOutputs, spec: ProposalSpec) -> Candidat
             spec.min_size,
             TILE=TILE,
             OTHERS=OTHERS,
-            **options,
+            num_warps=DECODE_WARPS,
+            enable_fp_fusion=False,
         )
     return Candidates(boxes, logits, anchors)
 
@@ -512,7 +532,7 @@ def shipped_configs() -> list[Shipped]:
                         "OTHERS": "constexpr",
                     },
                     {"TILE": TILE, "OTHERS": OTHERS},
-                    NUM_WARPS,
+                    DECODE_WARPS,
                 ),
             ]
         shipped += [
