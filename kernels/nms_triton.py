@@ -47,8 +47,8 @@ CHUNK = 2048
 # warp.
 WORD = 32
 TILE = 128
-# Earlier candidates whose boxes are loaded at a time.
-UNROLL = 2
+# Earlier boxes that a tile meets at a time: a lane has all of them, so they cost it registers.
+OTHERS = 4
 # Kept boxes that one program holds against a tile of later candidates.
 KEPT_BLOCK = 128
 # Of the programs that hold boxes against boxes, and of the walk. One warp waits for no other.
@@ -60,13 +60,32 @@ LEVEL, FIRST, SIZE, ROW, OTHER, PAIR_FIELDS = (tl.constexpr(column) for column i
 
 
 @triton.jit
-def _load_box(boxes, index):
+def _load_boxes(boxes, index):
     """Returns x1, y1, x2, y2 of boxes [n, 4] at `index`, and their areas."""
     x1 = tl.load(boxes + 4 * index)
     y1 = tl.load(boxes + 4 * index + 1)
     x2 = tl.load(boxes + 4 * index + 2)
     y2 = tl.load(boxes + 4 * index + 3)
     return x1, y1, x2, y2, area(x1, y1, x2, y2)
+
+
+@triton.jit
+def _meet(boxes, others):
+    """Returns intersection and union [others, boxes] of what `_load_box` gave."""
+    x1, y1, x2, y2, box_area = boxes
+    a1, b1, a2, b2, other_area = others
+    return intersection_and_union(
+        x1[None, :],
+        y1[None, :],
+        x2[None, :],
+        y2[None, :],
+        box_area[None, :],
+        a1[:, None],
+        b1[:, None],
+        a2[:, None],
+        b2[:, None],
+        other_area[:, None],
+    )
 
 
 @triton.jit(do_not_specialize=["chunk_start", "slots_per_image", "num_levels", "capacity"])
@@ -83,6 +102,7 @@ def nms_suppress_kernel(
     nms_thresh,
     above_thresh,
     TILE: tl.constexpr,
+    OTHERS: tl.constexpr,
     KEPT_BLOCK: tl.constexpr,
 ):
     """Launch a: grid (tile, block of kept boxes, image · level)."""
@@ -97,24 +117,23 @@ def nms_suppress_kernel(
         boxes = boxes_ptr + 4 * first
         kept_slots = kept_slots_ptr + problem.to(tl.int64) * capacity
         rows = row_start + tl.arange(0, TILE)
-        x1, y1, x2, y2, row_area = _load_box(boxes, tl.minimum(rows, size - 1))
+        row_boxes = _load_boxes(boxes, tl.minimum(rows, size - 1))
         sure = tl.zeros((TILE,), dtype=tl.int32)
         perhaps = tl.zeros((TILE,), dtype=tl.int32)
         kept_end = tl.minimum(kept_start + KEPT_BLOCK, count)
-        for kept in range(kept_start, kept_end):
-            a1, b1, a2, b2, other_area = _load_box(boxes, tl.load(kept_slots + kept))
-            intersection, union = intersection_and_union(
-                x1, y1, x2, y2, row_area, a1, b1, a2, b2, other_area
-            )
-            sure |= (intersection > above_thresh * union).to(tl.int32)
-            perhaps |= (intersection >= nms_thresh * union).to(tl.int32)
+        for start in range(kept_start, kept_end, OTHERS):
+            kept = tl.minimum(start + tl.arange(0, OTHERS), kept_end - 1)
+            intersection, union = _meet(row_boxes, _load_boxes(boxes, tl.load(kept_slots + kept)))
+            sure |= tl.max((intersection > above_thresh * union).to(tl.int32), axis=0)
+            perhaps |= tl.max((intersection >= nms_thresh * union).to(tl.int32), axis=0)
         if tl.max(sure ^ perhaps) != 0:
-            for kept in range(kept_start, kept_end):
-                a1, b1, a2, b2, other_area = _load_box(boxes, tl.load(kept_slots + kept))
-                intersection, union = intersection_and_union(
-                    x1, y1, x2, y2, row_area, a1, b1, a2, b2, other_area
+            for start in range(kept_start, kept_end, OTHERS):
+                kept = tl.minimum(start + tl.arange(0, OTHERS), kept_end - 1)
+                intersection, union = _meet(
+                    row_boxes, _load_boxes(boxes, tl.load(kept_slots + kept))
                 )
-                sure |= (tl.div_rn(intersection, union) > nms_thresh).to(tl.int32)
+                hits = tl.div_rn(intersection, union) > nms_thresh
+                sure |= tl.max(hits.to(tl.int32), axis=0)
         tl.store(suppressed_ptr + first + rows, 1, mask=(sure != 0) & (rows < size))
 
 
@@ -133,7 +152,7 @@ def nms_overlap_kernel(
     WORDS: tl.constexpr,
     WORD: tl.constexpr,
     TILE: tl.constexpr,
-    UNROLL: tl.constexpr,
+    OTHERS: tl.constexpr,
 ):
     """Launch b: grid (pair of a tile and a word, image)."""
     image = tl.program_id(1)
@@ -146,27 +165,23 @@ def nms_overlap_kernel(
     if tl.load(kept_count_ptr + problem, mask=chunk_start > 0, other=0) < capacity:
         rows = row_start + tl.arange(0, TILE)
         # Beyond the end the last box stands in: nobody asks what it is said to overlap.
-        x1, y1, x2, y2, row_area = _load_box(boxes, tl.minimum(rows, last))
+        row_boxes = _load_boxes(boxes, tl.minimum(rows, last))
         sure = tl.zeros((TILE,), dtype=tl.int32)
         perhaps = tl.zeros((TILE,), dtype=tl.int32)
-        for start in range(0, WORD, UNROLL):
-            for bit in tl.static_range(UNROLL):
-                a1, b1, a2, b2, other_area = _load_box(
-                    boxes, tl.minimum(other_start + start + bit, last)
-                )
-                intersection, union = intersection_and_union(
-                    x1, y1, x2, y2, row_area, a1, b1, a2, b2, other_area
-                )
-                sure |= tl.where(intersection > above_thresh * union, 1 << (start + bit), 0)
-                perhaps |= tl.where(intersection >= nms_thresh * union, 1 << (start + bit), 0)
+        for start in range(0, WORD, OTHERS):
+            places = start + tl.arange(0, OTHERS)
+            others = _load_boxes(boxes, tl.minimum(other_start + places, last))
+            intersection, union = _meet(row_boxes, others)
+            bits = 1 << places[:, None]
+            sure |= tl.sum(tl.where(intersection > above_thresh * union, bits, 0), axis=0)
+            perhaps |= tl.sum(tl.where(intersection >= nms_thresh * union, bits, 0), axis=0)
         if tl.max((sure != perhaps).to(tl.int32)) != 0:
-            for bit in range(WORD):
-                a1, b1, a2, b2, other_area = _load_box(boxes, tl.minimum(other_start + bit, last))
-                intersection, union = intersection_and_union(
-                    x1, y1, x2, y2, row_area, a1, b1, a2, b2, other_area
-                )
-                hit = tl.div_rn(intersection, union) > nms_thresh
-                sure |= tl.where(hit, 1 << bit, 0)
+            for start in range(0, WORD, OTHERS):
+                places = start + tl.arange(0, OTHERS)
+                others = _load_boxes(boxes, tl.minimum(other_start + places, last))
+                intersection, union = _meet(row_boxes, others)
+                hits = tl.div_rn(intersection, union) > nms_thresh
+                sure |= tl.sum(tl.where(hits, 1 << places[:, None], 0), axis=0)
         # Only those before a candidate suppress it: of its own word, the bits below its own.
         before = tl.minimum(tl.maximum(rows - other_start, 0), WORD - 1)
         bits = tl.where(rows - other_start < WORD, sure & ~(-1 << before), sure)
@@ -394,6 +409,7 @@ def nms_triton(
                     *sizes,
                     *thresholds,
                     TILE=TILE,
+                    OTHERS=OTHERS,
                     KEPT_BLOCK=KEPT_BLOCK,
                     **options,
                 )
@@ -408,7 +424,7 @@ def nms_triton(
                     WORDS=num_words,
                     WORD=WORD,
                     TILE=TILE,
-                    UNROLL=UNROLL,
+                    OTHERS=OTHERS,
                     **options,
                 )
             nms_walk_kernel[(problems,)](
@@ -461,9 +477,10 @@ def shipped_configs() -> list[Shipped]:
                 **sizes,
                 **thresholds,
                 "TILE": "constexpr",
+                "OTHERS": "constexpr",
                 "KEPT_BLOCK": "constexpr",
             },
-            {"TILE": TILE, "KEPT_BLOCK": KEPT_BLOCK},
+            {"TILE": TILE, "OTHERS": OTHERS, "KEPT_BLOCK": KEPT_BLOCK},
             NUM_WARPS,
         )
     ]
@@ -483,9 +500,9 @@ def shipped_configs() -> list[Shipped]:
                     **thresholds,
                     **constants,
                     "TILE": "constexpr",
-                    "UNROLL": "constexpr",
+                    "OTHERS": "constexpr",
                 },
-                {**values, "TILE": TILE, "UNROLL": UNROLL},
+                {**values, "TILE": TILE, "OTHERS": OTHERS},
                 NUM_WARPS,
             ),
             Shipped(
