@@ -1,30 +1,45 @@
 """nms in Triton: greedy suppression per image and level in chunks of 2048, then a merge by rank.
 
-These are steps 5 and 6 of `generate_proposals`: a and b suppress, and c merges the levels.
-All images and levels go together through 2·ceil(K / 2048) + 1 launches, K the candidates of the
-largest level, none of which waits for the host. For each chunk of candidates, in falling order:
+These are steps 5 and 6 of `generate_proposals`: a to c suppress, and d merges the levels. All
+images and levels go together through 3·ceil(K / 2048) launches, K the candidates of the largest
+level, none of which waits for the host. For each chunk of candidates, in falling order:
 
-a. overlap: 64 candidates against 64 earlier ones of the chunk give a 64-bit word for each: which of
-   those it overlaps (IoU > nms_thresh). One more column of programs holds the candidates against
-   the boxes kept from earlier chunks, and notes which are still alive.
-b. walk: one program per image and level goes through the chunk in blocks of 64. A candidate is out
-   if one of its words meets a kept bit; inside a block the kept ones are the fixed point of "alive
-   and not overlapping a kept one before it", found in as many rounds as the longest chain in it
-   needs: the first candidate is settled at once, and each round settles the next. The kept are
-   appended to the level's list; at post_nms_top_n the level is done, and programs find it so.
+a. suppress, from the second chunk on: candidates against the boxes kept from earlier chunks; those
+   that overlap one (IoU > nms_thresh) are marked.
+b. overlap: 128 candidates against 32 earlier ones of the chunk give a word of 32 bits for each:
+   which of those it overlaps. A table lists the pairs of tile and word, so that there is a program
+   for every pair below the diagonal, whatever the levels' sizes, and none above it.
+c. walk: one warp per image and level goes through the chunk 32 candidates at a time. One is out if
+   it is marked or if one of its words meets a kept bit; among the 32 the kept ones are the fixed
+   point of "alive and not overlapping a kept one before it", found in as many rounds as the longest
+   chain in it needs: the first candidate is settled at once, and each round settles the next. The
+   kept are appended to the level's list; at post_nms_top_n the level is done, and programs find so.
 
-c. merge, once at the end: a kept box's place in the output is its place in its own level plus, by
+d. merge, once at the end: a kept box's place in the output is its place in its own level plus, by
    binary search, the number of boxes in other levels that go before it.
+
+Boxes meet in programs of one warp: a lane has four candidates in its registers and all lanes load
+the same earlier box, so that nothing is exchanged or waited for. It costs 22 instructions per 32
+IoUs, division included, because hardly any is divided. With t the threshold, t⁺ the float above it,
+and ∪ above 0 or NaN (`boxes_triton.area`), rounding in a product never turns an order round:
+
+   ∩ > fl(t⁺·∪)  means  ∩ > t⁺·∪,  so that fl(∩ / ∪) ≥ t⁺ > t: an overlap;
+   ∩ < fl(t·∪)   means  ∩ < t·∪,   so that fl(∩ / ∪) ≤ t: none, as where anything is NaN.
+
+Both hold for subnormal and infinite numbers and a threshold of 0, too. Where a program has a pair
+that is neither, within a few units in the last place of the threshold, it divides all of its own.
 
 The words of a chunk take 512 KiB an image and level whatever K is, where the words of 12,000
 candidates would take 18 MB. Per candidate 16 bytes of box are read once in 64 programs' turns, and
-8·(j / 64) bytes of words are written and read for the candidate at place j of its chunk. Tails are
-masked by K; equal logits keep the order they come in, and go by level between levels.
+4·(j / 32) bytes of words are written and read for the candidate at place j of its chunk. Beyond the
+end of a level its last box stands in, and the walk asks nothing of it; equal logits keep the order
+they come in, and go by level between levels.
 
-No race: a launch reads what launches before it in the stream wrote; within one, words and alive
-bits are each written by one program and not read. The walk of a level is one program: its list and
-count are its own, and it reads nothing that it writes but the count: first, a barrier apart. In the
-merge, places are a permutation, and the slots filled as unused are those beyond the last place.
+No race: a launch reads what launches before it in the stream wrote. Within one, words are each
+written by one program and not read; marks may be written by several, which all write the same 1,
+and are not read. The walk of a level is one program: its list and count are its own, and it reads
+nothing that it writes but the count: first, a barrier apart. In the merge, places are a
+permutation, and the slots filled as unused are those beyond the last place.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators

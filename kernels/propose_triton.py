@@ -14,12 +14,12 @@ d. compact: each block adds up the counts of the blocks before it and writes its
 e. rank and decode: a survivor's place is the number of survivors that go before it; its box is
    decoded, clipped, filtered and written there.
 
-The places are counted (k² comparisons in tiles of 64 by 128) rather than sorted: k = 1000 is 16
-programs a level with 256 comparisons a lane, where a bitonic sort runs in one program, compiles to
-half a megabyte, and takes minutes in the interpreter; k = 12,000 costs a chip of 16,896
-lanes some 26,000 cycles an image, less than the suppression that follows. A grid of blocks is the
-only form: with one program per image and level, the 200,000 logits of the finest level keep one
-multiprocessor busy for 18 µs a pass (20 instructions per 32 logits) while the others idle.
+The places are counted (k² comparisons in tiles of 64 by 32) rather than sorted: k = 1000 is 16
+programs a level with 1000 comparisons a lane, 5 to 8 instructions each, where a bitonic sort runs
+in one program, compiles to half a megabyte, and takes minutes in the interpreter; k = 12,000 costs
+a chip of 16,896 lanes some 60,000 cycles an image. A grid of blocks is the only form: with one
+program per image and level, the 200,000 logits of the finest level keep one multiprocessor busy for
+25 to 50 µs a pass (27 to 53 instructions per 32 logits) while the others idle.
 
 Bytes per anchor: 2 or 4 read and 4 written for the key, then 4 read in each of P + 1 passes, from
 L2 for what fits in it; 4 deltas are read for each survivor only. Tails are masked by n < N; ties
