@@ -54,11 +54,21 @@ def decode_side(offset, log_scale, anchor_low, anchor_high):
 
 
 @triton.jit
-def overlaps(x1, y1, x2, y2, other_x1, other_y1, other_x2, other_y2, nms_thresh):
-    """`boxes.iou` > nms_thresh; 0/0 is NaN, which is above no threshold."""
+def area(x1, y1, x2, y2):
+    """`boxes.area`, but 1 for a box that meets nothing, because it has no area or is turned over.
+
+    With that, unions are above 0, and IoUs are what they are: 0 where there is no intersection.
+    """
+    product = (x2 - x1) * (y2 - y1)
+    return tl.where(product <= 0.0, 1.0, product)
+
+
+@triton.jit
+def intersection_and_union(
+    x1, y1, x2, y2, box_area, other_x1, other_y1, other_x2, other_y2, other_area
+):
+    """What `boxes.iou` divides, by areas of `area`."""
     width = tl.maximum(tl.minimum(x2, other_x2) - tl.maximum(x1, other_x1), 0.0)
-    height = tl.maximum(tl.minimum(y2, other_y2) - tl.maximum(y1, other_y1), 0.0)
+    height = tl.minimum(y2, other_y2) - tl.maximum(y1, other_y1)
     intersection = width * height
-    area = (x2 - x1) * (y2 - y1)
-    other_area = (other_x2 - other_x1) * (other_y2 - other_y1)
-    return tl.div_rn(intersection, (area + other_area) - intersection) > nms_thresh
+    return intersection, (box_area + other_area) - intersection

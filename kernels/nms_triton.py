@@ -1,30 +1,45 @@
 """nms in Triton: greedy suppression per image and level in chunks of 2048, then a merge by rank.
 
-These are steps 5 and 6 of `generate_proposals`: a and b suppress, and c merges the levels.
-All images and levels go together through 2·ceil(K / 2048) + 1 launches, K the candidates of the
-largest level, none of which waits for the host. For each chunk of candidates, in falling order:
+These are steps 5 and 6 of `generate_proposals`: a to c suppress, and d merges the levels. All
+images and levels go together through 3·ceil(K / 2048) launches, K the candidates of the largest
+level, none of which waits for the host. For each chunk of candidates, in falling order:
 
-a. overlap: 64 candidates against 64 earlier ones of the chunk give a 64-bit word for each: which of
-   those it overlaps (IoU > nms_thresh). One more column of programs holds the candidates against
-   the boxes kept from earlier chunks, and notes which are still alive.
-b. walk: one program per image and level goes through the chunk in blocks of 64. A candidate is out
-   if one of its words meets a kept bit; inside a block the kept ones are the fixed point of "alive
-   and not overlapping a kept one before it", found in as many rounds as the longest chain in it
-   needs: the first candidate is settled at once, and each round settles the next. The kept are
-   appended to the level's list; at post_nms_top_n the level is done, and programs find it so.
+a. suppress, from the second chunk on: candidates against the boxes kept from earlier chunks; those
+   that overlap one (IoU > nms_thresh) are marked.
+b. overlap: 128 candidates against 32 earlier ones of the chunk give a word of 32 bits for each:
+   which of those it overlaps. A table lists the pairs of tile and word, so that there is a program
+   for every pair below the diagonal, whatever the levels' sizes, and none above it.
+c. walk: one warp per image and level goes through the chunk 32 candidates at a time. One is out if
+   it is marked or if one of its words meets a kept bit; among the 32 the kept ones are the fixed
+   point of "alive and not overlapping a kept one before it", found in as many rounds as the longest
+   chain in it needs: the first candidate is settled at once, and each round settles the next. The
+   kept are appended to the level's list; at post_nms_top_n the level is done, and programs find so.
 
-c. merge, once at the end: a kept box's place in the output is its place in its own level plus, by
+d. merge, once at the end: a kept box's place in the output is its place in its own level plus, by
    binary search, the number of boxes in other levels that go before it.
+
+Boxes meet in programs of one warp: a lane has four candidates in its registers and all lanes load
+the same earlier box, so that nothing is exchanged or waited for. It costs 22 instructions per 32
+IoUs, division included, because hardly any is divided. With t the threshold, t⁺ the float above it,
+and ∪ above 0 or NaN (`boxes_triton.area`), rounding in a product never turns an order round:
+
+   ∩ > fl(t⁺·∪)  means  ∩ > t⁺·∪,  so that fl(∩ / ∪) ≥ t⁺ > t: an overlap;
+   ∩ < fl(t·∪)   means  ∩ < t·∪,   so that fl(∩ / ∪) ≤ t: none, as where anything is NaN.
+
+Both hold for subnormal and infinite numbers and a threshold of 0, too. Where a program has a pair
+that is neither, within a few units in the last place of the threshold, it divides all of its own.
 
 The words of a chunk take 512 KiB an image and level whatever K is, where the words of 12,000
 candidates would take 18 MB. Per candidate 16 bytes of box are read once in 64 programs' turns, and
-8·(j / 64) bytes of words are written and read for the candidate at place j of its chunk. Tails are
-masked by K; equal logits keep the order they come in, and go by level between levels.
+4·(j / 32) bytes of words are written and read for the candidate at place j of its chunk. Beyond the
+end of a level its last box stands in, and the walk asks nothing of it; equal logits keep the order
+they come in, and go by level between levels.
 
-No race: a launch reads what launches before it in the stream wrote; within one, words and alive
-bits are each written by one program and not read. The walk of a level is one program: its list and
-count are its own, and it reads nothing that it writes but the count: first, a barrier apart. In the
-merge, places are a permutation, and the slots filled as unused are those beyond the last place.
+No race: a launch reads what launches before it in the stream wrote. Within one, words are each
+written by one program and not read; marks may be written by several, which all write the same 1,
+and are not read. The walk of a level is one program: its list and count are its own, and it reads
+nothing that it writes but the count: first, a barrier apart. In the merge, places are a
+permutation, and the slots filled as unused are those beyond the last place.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -32,169 +47,240 @@ merge, places are a permutation, and the slots filled as unused are those beyond
 import functools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from stream_rpn.kernels.boxes_triton import overlaps, sigmoid
+from stream_rpn.kernels.boxes_triton import area, intersection_and_union, sigmoid
 from stream_rpn.kernels.proposals import Candidates, ProposalBatch, ProposalSpec
 from stream_rpn.kernels.shipped import Shipped
 
 CHUNK = 2048
-TILE = 64
-NUM_WARPS = 4
-# 64 × 64 overlaps keep twice as many numbers in registers as the other kernels.
-OVERLAP_WARPS = 8
+# Candidates that one word of bits stands for, and that the walk settles at a time: the lanes of a
+# warp.
+WORD = 32
+TILE = 128
+# Earlier boxes that a tile meets at a time: a lane has all of them, so they cost it registers.
+OTHERS = 4
+# Kept boxes that one program holds against a tile of later candidates.
+KEPT_BLOCK = 128
+# Of the programs that hold boxes against boxes, and of the walk. One warp waits for no other.
+NUM_WARPS = 1
+MERGE_TILE, MERGE_WARPS = 64, 4
+
+# Columns of the table of pairs, a row per program of the overlap.
+LEVEL, FIRST, SIZE, ROW, OTHER, PAIR_FIELDS = (tl.constexpr(column) for column in range(6))
 
 
 @triton.jit
-def _load_boxes(boxes, index, inside):
-    """Returns x1, y1, x2, y2 of boxes [n, 4] at `index`, 0 outside."""
-    x1 = tl.load(boxes + 4 * index, mask=inside, other=0.0)
-    y1 = tl.load(boxes + 4 * index + 1, mask=inside, other=0.0)
-    x2 = tl.load(boxes + 4 * index + 2, mask=inside, other=0.0)
-    y2 = tl.load(boxes + 4 * index + 3, mask=inside, other=0.0)
-    return x1, y1, x2, y2
+def _load_boxes(boxes, index):
+    """Returns x1, y1, x2, y2 of boxes [n, 4] at `index`, and their areas."""
+    x1 = tl.load(boxes + 4 * index)
+    y1 = tl.load(boxes + 4 * index + 1)
+    x2 = tl.load(boxes + 4 * index + 2)
+    y2 = tl.load(boxes + 4 * index + 3)
+    return x1, y1, x2, y2, area(x1, y1, x2, y2)
 
 
 @triton.jit
-def _hits(boxes, rows, inside, others, other_rows, other_inside, nms_thresh):
-    """Returns a mask [rows, other_rows] of the boxes that overlap; none outside does."""
-    x1, y1, x2, y2 = _load_boxes(boxes, rows, inside)
-    a1, b1, a2, b2 = _load_boxes(others, other_rows, other_inside)
-    return overlaps(
-        x1[:, None],
-        y1[:, None],
-        x2[:, None],
-        y2[:, None],
-        a1[None, :],
-        b1[None, :],
-        a2[None, :],
-        b2[None, :],
-        nms_thresh,
+def _meet(boxes, others):
+    """Returns intersection and union [others, boxes] of what `_load_box` gave."""
+    x1, y1, x2, y2, box_area = boxes
+    a1, b1, a2, b2, other_area = others
+    return intersection_and_union(
+        x1[None, :],
+        y1[None, :],
+        x2[None, :],
+        y2[None, :],
+        box_area[None, :],
+        a1[:, None],
+        b1[:, None],
+        a2[:, None],
+        b2[:, None],
+        other_area[:, None],
     )
 
 
-@triton.jit
-def nms_overlap_kernel(
+@triton.jit(do_not_specialize=["chunk_start", "slots_per_image", "num_levels", "capacity"])
+def nms_suppress_kernel(
     boxes_ptr,  # [B, slots_per_image, 4]
-    logits_ptr,  # [B, slots_per_image]
-    words_ptr,  # [B·L, WORDS·TILE, WORDS] int64
-    alive_ptr,  # [B·L, WORDS·TILE] int8
-    kept_boxes_ptr,  # [B·L, capacity, 4]
+    suppressed_ptr,  # [B, slots_per_image] int8
+    kept_slots_ptr,  # [B·L, capacity] int32
     kept_count_ptr,  # [B·L] int32
-    levels_ptr,  # [1 + 2·L] int32, see _levels_table
+    levels_ptr,  # [L, 2] int32: first slot and size
     chunk_start,
     slots_per_image,
+    num_levels,
     capacity,
     nms_thresh,
-    WORDS: tl.constexpr,
+    above_thresh,
     TILE: tl.constexpr,
+    OTHERS: tl.constexpr,
+    KEPT_BLOCK: tl.constexpr,
 ):
-    """Launch a: grid (tile, word or WORDS for the kept boxes, image · level)."""
-    tile = tl.program_id(0)
-    word = tl.program_id(1)
+    """Launch a: grid (tile, block of kept boxes, image · level)."""
     problem = tl.program_id(2)
-    num_levels = tl.load(levels_ptr)
-    image = problem // num_levels
-    level = problem % num_levels
-    first = image.to(tl.int64) * slots_per_image + tl.load(levels_ptr + 1 + 2 * level)
-    size = tl.load(levels_ptr + 2 + 2 * level)
-    boxes = boxes_ptr + 4 * first
-    rows = chunk_start + tile * TILE + tl.arange(0, TILE)
-    inside = rows < size
+    level = levels_ptr + 2 * (problem % num_levels)
+    size = tl.load(level + 1)
     count = tl.load(kept_count_ptr + problem)
-    work = (chunk_start + tile * TILE < size) & (count < capacity)
-    chunk_rows = (problem.to(tl.int64) * WORDS + tile) * TILE + tl.arange(0, TILE)
-    columns = tl.arange(0, TILE)
-    if work & (word <= tile):
-        others = chunk_start + word * TILE + columns
-        hits = _hits(boxes, rows, inside, boxes, others, others < size, nms_thresh)
-        hits = hits & (others[None, :] < rows[:, None])
-        bits = tl.sum(hits.to(tl.int64) << columns[None, :].to(tl.int64), axis=1)
-        tl.store(words_ptr + chunk_rows * WORDS + word, bits)
-    if work & (word == WORDS):
-        logits = tl.load(logits_ptr + first + rows, mask=inside, other=float("-inf"))
-        alive = logits > float("-inf")
-        kept_boxes = kept_boxes_ptr + 4 * problem.to(tl.int64) * capacity
-        for start in range(0, count, TILE):
-            kept = start + columns
-            hits = _hits(boxes, rows, inside, kept_boxes, kept, kept < count, nms_thresh)
-            alive = alive & (tl.max(hits.to(tl.int32), axis=1) == 0)
-        tl.store(alive_ptr + chunk_rows, alive.to(tl.int8))
+    row_start = chunk_start + tl.program_id(0) * TILE
+    kept_start = tl.program_id(1) * KEPT_BLOCK
+    if (row_start < size) & (kept_start < count) & (count < capacity):
+        first = (problem // num_levels).to(tl.int64) * slots_per_image + tl.load(level)
+        boxes = boxes_ptr + 4 * first
+        kept_slots = kept_slots_ptr + problem.to(tl.int64) * capacity
+        rows = row_start + tl.arange(0, TILE)
+        row_boxes = _load_boxes(boxes, tl.minimum(rows, size - 1))
+        sure = tl.zeros((TILE,), dtype=tl.int32)
+        perhaps = tl.zeros((TILE,), dtype=tl.int32)
+        kept_end = tl.minimum(kept_start + KEPT_BLOCK, count)
+        for start in range(kept_start, kept_end, OTHERS):
+            kept = tl.minimum(start + tl.arange(0, OTHERS), kept_end - 1)
+            intersection, union = _meet(row_boxes, _load_boxes(boxes, tl.load(kept_slots + kept)))
+            sure |= tl.max((intersection > above_thresh * union).to(tl.int32), axis=0)
+            perhaps |= tl.max((intersection >= nms_thresh * union).to(tl.int32), axis=0)
+        if tl.max(sure ^ perhaps) != 0:
+            for start in range(kept_start, kept_end, OTHERS):
+                kept = tl.minimum(start + tl.arange(0, OTHERS), kept_end - 1)
+                intersection, union = _meet(
+                    row_boxes, _load_boxes(boxes, tl.load(kept_slots + kept))
+                )
+                hits = tl.div_rn(intersection, union) > nms_thresh
+                sure |= tl.max(hits.to(tl.int32), axis=0)
+        tl.store(suppressed_ptr + first + rows, 1, mask=(sure != 0) & (rows < size))
 
 
-@triton.jit
-def nms_walk_kernel(
+@triton.jit(do_not_specialize=["chunk_start", "slots_per_image", "num_levels", "capacity"])
+def nms_overlap_kernel(
     boxes_ptr,  # [B, slots_per_image, 4]
+    words_ptr,  # [B·L, WORDS, WORDS·WORD] int32: word, then candidate that it belongs to
+    kept_count_ptr,  # [B·L] int32
+    pairs_ptr,  # [pairs, PAIR_FIELDS] int32, see _pairs
+    chunk_start,
+    slots_per_image,
+    num_levels,
+    capacity,
+    nms_thresh,
+    above_thresh,
+    WORDS: tl.constexpr,
+    WORD: tl.constexpr,
+    TILE: tl.constexpr,
+    OTHERS: tl.constexpr,
+):
+    """Launch b: grid (pair of a tile and a word, image)."""
+    image = tl.program_id(1)
+    pair = pairs_ptr + tl.program_id(0) * PAIR_FIELDS
+    problem = image * num_levels + tl.load(pair + LEVEL)
+    boxes = boxes_ptr + 4 * (image.to(tl.int64) * slots_per_image + tl.load(pair + FIRST))
+    last = tl.load(pair + SIZE) - 1
+    row_start = tl.load(pair + ROW)
+    other_start = tl.load(pair + OTHER)
+    if tl.load(kept_count_ptr + problem, mask=chunk_start > 0, other=0) < capacity:
+        rows = row_start + tl.arange(0, TILE)
+        # Beyond the end the last box stands in: nobody asks what it is said to overlap.
+        row_boxes = _load_boxes(boxes, tl.minimum(rows, last))
+        sure = tl.zeros((TILE,), dtype=tl.int32)
+        perhaps = tl.zeros((TILE,), dtype=tl.int32)
+        for start in range(0, WORD, OTHERS):
+            places = start + tl.arange(0, OTHERS)
+            others = _load_boxes(boxes, tl.minimum(other_start + places, last))
+            intersection, union = _meet(row_boxes, others)
+            bits = 1 << places[:, None]
+            sure |= tl.sum(tl.where(intersection > above_thresh * union, bits, 0), axis=0)
+            perhaps |= tl.sum(tl.where(intersection >= nms_thresh * union, bits, 0), axis=0)
+        if tl.max((sure != perhaps).to(tl.int32)) != 0:
+            for start in range(0, WORD, OTHERS):
+                places = start + tl.arange(0, OTHERS)
+                others = _load_boxes(boxes, tl.minimum(other_start + places, last))
+                intersection, union = _meet(row_boxes, others)
+                hits = tl.div_rn(intersection, union) > nms_thresh
+                sure |= tl.sum(tl.where(hits, 1 << places[:, None], 0), axis=0)
+        # Only those before a candidate suppress it: of its own word, the bits below its own.
+        before = tl.minimum(tl.maximum(rows - other_start, 0), WORD - 1)
+        bits = tl.where(rows - other_start < WORD, sure & ~(-1 << before), sure)
+        word = problem.to(tl.int64) * WORDS + (other_start - chunk_start) // WORD
+        tl.store(words_ptr + word * (WORDS * WORD) + (rows - chunk_start), bits)
+
+
+@triton.jit(do_not_specialize=["chunk_start", "slots_per_image", "num_levels", "capacity"])
+def nms_walk_kernel(
     logits_ptr,  # [B, slots_per_image]
-    words_ptr,  # [B·L, WORDS·TILE, WORDS] int64
-    alive_ptr,  # [B·L, WORDS·TILE] int8
-    kept_boxes_ptr,  # [B·L, capacity, 4]
+    words_ptr,  # [B·L, WORDS, WORDS·WORD] int32: word, then candidate that it belongs to
+    suppressed_ptr,  # [B, slots_per_image] int8
     kept_logits_ptr,  # [B·L, capacity]
     kept_slots_ptr,  # [B·L, capacity] int32
     kept_count_ptr,  # [B·L] int32
-    levels_ptr,  # [1 + 2·L] int32, see _levels_table
+    levels_ptr,  # [L, 2] int32: first slot and size
     chunk_start,
     slots_per_image,
+    num_levels,
     capacity,
     WORDS: tl.constexpr,
-    TILE: tl.constexpr,
+    WORD: tl.constexpr,
 ):
-    """Launch b: grid (image · level)."""
+    """Launch c: grid (image · level)."""
     problem = tl.program_id(0)
-    num_levels = tl.load(levels_ptr)
-    image = problem // num_levels
-    level = problem % num_levels
-    first = image.to(tl.int64) * slots_per_image + tl.load(levels_ptr + 1 + 2 * level)
-    size = tl.load(levels_ptr + 2 + 2 * level)
+    level = levels_ptr + 2 * (problem % num_levels)
+    first = (problem // num_levels).to(tl.int64) * slots_per_image + tl.load(level)
+    size = tl.load(level + 1)
+    count = tl.load(kept_count_ptr + problem, mask=chunk_start > 0, other=0)
     list_start = problem.to(tl.int64) * capacity
-    columns = tl.arange(0, TILE)
+    lanes = tl.arange(0, WORD)
     words = tl.arange(0, WORDS)
-    kept_words = tl.zeros((WORDS,), dtype=tl.int64)
-    count = tl.load(kept_count_ptr + problem)
-    for tile in range(0, tl.minimum(WORDS, tl.cdiv(size - chunk_start, TILE))):
-        if count < capacity:
-            chunk_rows = (problem.to(tl.int64) * WORDS + tile) * TILE + columns
-            row_words = words_ptr + chunk_rows * WORDS
-            earlier = tl.load(
-                row_words[:, None] + words[None, :],
-                mask=(words[None, :] < tile) & (columns[:, None] >= 0),
-                other=0,
-            )
-            own = tl.load(row_words + tile)
-            hit = tl.max(((earlier & kept_words[None, :]) != 0).to(tl.int32), axis=1)
-            alive = (tl.load(alive_ptr + chunk_rows) != 0) & (hit == 0)
-            shift = columns.to(tl.int64)
-            bits = tl.sum(alive.to(tl.int64) << shift)
-            previous = ~bits
-            while bits != previous:
-                previous = bits
-                bits = tl.sum((alive & ((own & previous) == 0)).to(tl.int64) << shift)
-            kept_words = tl.where(words == tile, bits, kept_words)
-            keep = ((bits >> shift) & 1) != 0
-            place = count + tl.cumsum(keep.to(tl.int32)) - 1
-            keep = keep & (place < capacity)
-            rows = chunk_start + tile * TILE + columns
-            kept = list_start + place
-            x1, y1, x2, y2 = _load_boxes(boxes_ptr + 4 * first, rows, keep)
-            tl.store(kept_boxes_ptr + 4 * kept, x1, mask=keep)
-            tl.store(kept_boxes_ptr + 4 * kept + 1, y1, mask=keep)
-            tl.store(kept_boxes_ptr + 4 * kept + 2, x2, mask=keep)
-            tl.store(kept_boxes_ptr + 4 * kept + 3, y2, mask=keep)
-            logits = tl.load(logits_ptr + first + rows, mask=keep, other=0.0)
-            tl.store(kept_logits_ptr + kept, logits, mask=keep)
-            tl.store(kept_slots_ptr + kept, rows, mask=keep)
-            count += tl.sum(keep.to(tl.int32))
-    # No warp may still be about to read the count it started from.
+    PITCH: tl.constexpr = WORDS * WORD
+    table = words_ptr + problem.to(tl.int64) * (WORDS * PITCH)
+    logits = logits_ptr + first
+    suppressed = suppressed_ptr + first
+    end = tl.minimum(WORDS, tl.cdiv(size - chunk_start, WORD))
+    kept_words = tl.zeros((WORDS,), dtype=tl.int32)
+    rows = chunk_start + lanes
+    own = tl.load(table + lanes, mask=rows < size, other=0)
+    row_logits = tl.load(logits + rows, mask=rows < size, other=float("-inf"))
+    gone = tl.load(suppressed + rows, mask=(rows < size) & (chunk_start > 0), other=0) != 0
+    step = 0
+    while (step < end) & (count < capacity):
+        # What the next block needs is on its way while this one is settled.
+        following = tl.minimum(step + 1, end - 1)
+        next_rows = chunk_start + following * WORD + lanes
+        earlier = tl.load(
+            table + words[:, None] * PITCH + (following * WORD + lanes[None, :]),
+            mask=words[:, None] < following,
+            other=0,
+        )
+        next_own = tl.load(table + following * PITCH + (following * WORD + lanes))
+        next_logits = tl.load(logits + next_rows, mask=next_rows < size, other=float("-inf"))
+        next_suppressed = tl.load(
+            suppressed + next_rows, mask=(next_rows < size) & (chunk_start > 0), other=0
+        )
+
+        alive = (row_logits > float("-inf")) & (gone == 0)
+        bits = tl.sum(tl.where(alive, 1 << lanes, 0))
+        previous = ~bits
+        while bits != previous:
+            previous = bits
+            bits = tl.sum(tl.where(alive & ((own & previous) == 0), 1 << lanes, 0))
+        keep = ((bits >> lanes) & 1) != 0
+        place = count + tl.cumsum(keep.to(tl.int32)) - 1
+        keep = keep & (place < capacity)
+        tl.store(kept_logits_ptr + list_start + place, row_logits, mask=keep)
+        tl.store(kept_slots_ptr + list_start + place, chunk_start + step * WORD + lanes, mask=keep)
+        count += tl.sum(keep.to(tl.int32))
+
+        kept_words = tl.where(words == step, bits, kept_words)
+        hits = tl.max((earlier & kept_words[:, None]).to(tl.uint32), axis=0)
+        own, row_logits = next_own, next_logits
+        gone = (hits != 0) | (next_suppressed != 0)
+        step += 1
+    # No lane may still be about to read the count it started from.
     tl.debug_barrier()
     tl.store(kept_count_ptr + problem, count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots_per_image", "capacity", "post_nms_top_n"])
 def nms_merge_kernel(
-    kept_boxes_ptr,  # [B·L, capacity, 4]
+    boxes_ptr,  # [B, slots_per_image, 4]
     kept_logits_ptr,  # [B·L, capacity]
     kept_slots_ptr,  # [B·L, capacity] int32
     kept_count_ptr,  # [B·L] int32
@@ -204,7 +290,7 @@ def nms_merge_kernel(
     out_levels_ptr,  # [B, post_nms_top_n] int32
     out_anchors_ptr,  # [B, post_nms_top_n] int32
     out_count_ptr,  # [B] int32
-    levels_ptr,  # [1 + 2·L] int32, see _levels_table
+    levels_ptr,  # [L, 2] int32: first slot and size
     slots_per_image,
     capacity,
     post_nms_top_n,
@@ -212,7 +298,7 @@ def nms_merge_kernel(
     LEVELS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Launch c: grid (tile, level, image); the programs of level 0 also fill the unused slots."""
+    """Launch d: grid (tile, level, image); the programs of level 0 also fill the unused slots."""
     level = tl.program_id(1)
     image = tl.program_id(2)
     num_levels = tl.num_programs(1)
@@ -256,12 +342,10 @@ def nms_merge_kernel(
 
     keep = inside & (rank < post_nms_top_n)
     slot = tl.load(kept_slots_ptr + list_start + place, mask=keep, other=0)
-    first = image.to(tl.int64) * slots_per_image + tl.load(levels_ptr + 1 + 2 * level)
+    first = image.to(tl.int64) * slots_per_image + tl.load(levels_ptr + 2 * level)
     anchors = tl.load(anchors_ptr + first + slot, mask=keep, other=-1)
     for coordinate in tl.static_range(4):
-        values = tl.load(
-            kept_boxes_ptr + 4 * (list_start + place) + coordinate, mask=keep, other=0.0
-        )
+        values = tl.load(boxes_ptr + 4 * (first + slot) + coordinate, mask=keep, other=0.0)
         tl.store(out_boxes_ptr + 4 * (out + rank) + coordinate, values, mask=keep)
     tl.store(out_scores_ptr + out + rank, sigmoid(logits), mask=keep)
     tl.store(out_levels_ptr + out + rank, tl.zeros_like(rank) + level, mask=keep)
@@ -269,15 +353,25 @@ def nms_merge_kernel(
 
 
 @functools.cache
-def _levels_table(level_sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Returns [number of levels, then first slot and size of each] int32 on the device.
+def _levels(level_sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Returns [L, 2] int32 on the device, the first slot and the size of each level.
 
-    Kept for good: a captured graph holds its address.
+    Kept for good, as `_pairs` are: a captured graph holds its address.
     """
-    table = [len(level_sizes)]
+    firsts = [sum(level_sizes[:level]) for level in range(len(level_sizes))]
+    table = list(zip(firsts, level_sizes, strict=True))
+    return torch.tensor(table, dtype=torch.int32, device=device)
+
+
+@functools.cache
+def _pairs(level_sizes: tuple[int, ...], chunk_start: int, device: torch.device) -> Tensor:
+    """Returns [pairs, PAIR_FIELDS] int32: each tile of a chunk with the words up to its end."""
+    table = []
     first = 0
-    for size in level_sizes:
-        table += [first, size]
+    for level, size in enumerate(level_sizes):
+        for row in range(chunk_start, min(size, chunk_start + CHUNK), TILE):
+            for other in range(chunk_start, min(size, row + TILE), WORD):
+                table.append((level, first, size, row, other))
         first += size
     return torch.tensor(table, dtype=torch.int32, device=device)
 
@@ -298,56 +392,71 @@ def nms_triton(
     if batch == 0:
         return out
     boxes, logits, anchors = (tensor.contiguous() for tensor in candidates)
+    level_sizes = tuple(level_sizes)
     num_levels, largest = len(level_sizes), max(level_sizes)
     problems = batch * num_levels
     capacity = max(1, min(post_nms_top_n, largest))
-    levels = _levels_table(tuple(level_sizes), device)
+    levels = _levels(level_sizes, device)
     num_words = triton.next_power_of_2(triton.cdiv(max(1, min(largest, CHUNK)), TILE))
-    words = torch.empty(problems, num_words * TILE, num_words, dtype=torch.int64, device=device)
-    alive = torch.empty(problems, num_words * TILE, dtype=torch.int8, device=device)
-    kept_boxes = torch.empty(problems, capacity, 4, device=device)
+    num_words *= TILE // WORD
+    words = torch.empty(problems, num_words, num_words * WORD, dtype=torch.int32, device=device)
+    # Read and written from the second chunk on only.
+    spread = num_slots if largest > CHUNK else 0
+    suppressed = torch.zeros(batch, spread, dtype=torch.int8, device=device)
     kept_logits = torch.empty(problems, capacity, device=device)
     kept_slots = torch.empty(problems, capacity, dtype=torch.int32, device=device)
-    kept_count = torch.zeros(problems, dtype=torch.int32, device=device)
-    options = {"TILE": TILE, "enable_fp_fusion": False}
+    kept_count = torch.empty(problems, dtype=torch.int32, device=device)
+    thresh = np.float32(spec.nms_thresh)
+    thresholds = (float(thresh), float(np.nextafter(thresh, np.float32(np.inf))))
+    options = {"num_warps": NUM_WARPS, "enable_fp_fusion": False}
     with torch.cuda.device_of(boxes):
-        for chunk_start in range(0, largest, CHUNK):
-            tiles = triton.cdiv(min(largest - chunk_start, CHUNK), TILE)
-            nms_overlap_kernel[(tiles, num_words + 1, problems)](
-                boxes,
-                logits,
-                words,
-                alive,
-                kept_boxes,
-                kept_count,
-                levels,
-                chunk_start,
-                num_slots,
-                capacity,
-                spec.nms_thresh,
-                WORDS=num_words,
-                num_warps=OVERLAP_WARPS,
-                **options,
-            )
+        for chunk_start in range(0, max(1, largest), CHUNK):
+            sizes = (chunk_start, num_slots, num_levels, capacity)
+            pairs = _pairs(level_sizes, chunk_start, device)
+            if chunk_start > 0:
+                tiles = triton.cdiv(min(largest - chunk_start, CHUNK), TILE)
+                nms_suppress_kernel[(tiles, triton.cdiv(capacity, KEPT_BLOCK), problems)](
+                    boxes,
+                    suppressed,
+                    kept_slots,
+                    kept_count,
+                    levels,
+                    *sizes,
+                    *thresholds,
+                    TILE=TILE,
+                    OTHERS=OTHERS,
+                    KEPT_BLOCK=KEPT_BLOCK,
+                    **options,
+                )
+            if len(pairs) > 0:
+                nms_overlap_kernel[(len(pairs), batch)](
+                    boxes,
+                    words,
+                    kept_count,
+                    pairs,
+                    *sizes,
+                    *thresholds,
+                    WORDS=num_words,
+                    WORD=WORD,
+                    TILE=TILE,
+                    OTHERS=OTHERS,
+                    **options,
+                )
             nms_walk_kernel[(problems,)](
-                boxes,
                 logits,
                 words,
-                alive,
-                kept_boxes,
+                suppressed,
                 kept_logits,
                 kept_slots,
                 kept_count,
                 levels,
-                chunk_start,
-                num_slots,
-                capacity,
+                *sizes,
                 WORDS=num_words,
-                num_warps=NUM_WARPS,
+                WORD=WORD,
                 **options,
             )
-        nms_merge_kernel[(triton.cdiv(post_nms_top_n, TILE), num_levels, batch)](
-            kept_boxes,
+        nms_merge_kernel[(triton.cdiv(post_nms_top_n, MERGE_TILE), num_levels, batch)](
+            boxes,
             kept_logits,
             kept_slots,
             kept_count,
@@ -359,50 +468,69 @@ def nms_triton(
             post_nms_top_n,
             STEPS=capacity.bit_length(),
             LEVELS=triton.next_power_of_2(num_levels),
-            num_warps=NUM_WARPS,
-            **options,
+            TILE=MERGE_TILE,
+            num_warps=MERGE_WARPS,
+            enable_fp_fusion=False,
         )
     return out
 
 
 def shipped_configs() -> list[Shipped]:
     """Returns what `nms_triton` launches at 1000 and at 2048 and more candidates a level."""
-    candidates = {"boxes_ptr": "*fp32", "logits_ptr": "*fp32"}
-    chunk = {"words_ptr": "*i64", "alive_ptr": "*i8"}
-    sizes = {"levels_ptr": "*i32", "chunk_start": "i32", "slots_per_image": "i32"}
-    shipped = []
-    for num_words in (16, 32):
-        values = {"WORDS": num_words, "TILE": TILE}
-        constants = {"WORDS": "constexpr", "TILE": "constexpr"}
+    kept = {"kept_slots_ptr": "*i32", "kept_count_ptr": "*i32"}
+    sizes = dict.fromkeys(("chunk_start", "slots_per_image", "num_levels", "capacity"), "i32")
+    thresholds = {"nms_thresh": "fp32", "above_thresh": "fp32"}
+    shipped = [
+        Shipped(
+            "nms_suppress",
+            nms_suppress_kernel,
+            {
+                "boxes_ptr": "*fp32",
+                "suppressed_ptr": "*i8",
+                **kept,
+                "levels_ptr": "*i32",
+                **sizes,
+                **thresholds,
+                "TILE": "constexpr",
+                "OTHERS": "constexpr",
+                "KEPT_BLOCK": "constexpr",
+            },
+            {"TILE": TILE, "OTHERS": OTHERS, "KEPT_BLOCK": KEPT_BLOCK},
+            NUM_WARPS,
+        )
+    ]
+    for num_words in (32, 64):
+        values = {"WORDS": num_words, "WORD": WORD}
+        constants = {"WORDS": "constexpr", "WORD": "constexpr"}
         shipped += [
             Shipped(
-                f"nms_overlap/{num_words * TILE}",
+                f"nms_overlap/{num_words * WORD}",
                 nms_overlap_kernel,
                 {
-                    **candidates,
-                    **chunk,
-                    "kept_boxes_ptr": "*fp32",
+                    "boxes_ptr": "*fp32",
+                    "words_ptr": "*i32",
                     "kept_count_ptr": "*i32",
+                    "pairs_ptr": "*i32",
                     **sizes,
-                    "capacity": "i32",
-                    "nms_thresh": "fp32",
+                    **thresholds,
                     **constants,
+                    "TILE": "constexpr",
+                    "OTHERS": "constexpr",
                 },
-                values,
-                OVERLAP_WARPS,
+                {**values, "TILE": TILE, "OTHERS": OTHERS},
+                NUM_WARPS,
             ),
             Shipped(
-                f"nms_walk/{num_words * TILE}",
+                f"nms_walk/{num_words * WORD}",
                 nms_walk_kernel,
                 {
-                    **candidates,
-                    **chunk,
-                    "kept_boxes_ptr": "*fp32",
+                    "logits_ptr": "*fp32",
+                    "words_ptr": "*i32",
+                    "suppressed_ptr": "*i8",
                     "kept_logits_ptr": "*fp32",
-                    "kept_slots_ptr": "*i32",
-                    "kept_count_ptr": "*i32",
+                    **kept,
+                    "levels_ptr": "*i32",
                     **sizes,
-                    "capacity": "i32",
                     **constants,
                 },
                 values,
@@ -415,10 +543,9 @@ def shipped_configs() -> list[Shipped]:
                 f"nms_merge/{num_levels}",
                 nms_merge_kernel,
                 {
-                    "kept_boxes_ptr": "*fp32",
+                    "boxes_ptr": "*fp32",
                     "kept_logits_ptr": "*fp32",
-                    "kept_slots_ptr": "*i32",
-                    "kept_count_ptr": "*i32",
+                    **kept,
                     "anchors_ptr": "*i32",
                     "out_boxes_ptr": "*fp32",
                     "out_scores_ptr": "*fp32",
@@ -433,8 +560,8 @@ def shipped_configs() -> list[Shipped]:
                     "LEVELS": "constexpr",
                     "TILE": "constexpr",
                 },
-                {"STEPS": 11, "LEVELS": num_levels, "TILE": TILE},
-                NUM_WARPS,
+                {"STEPS": 11, "LEVELS": num_levels, "TILE": MERGE_TILE},
+                MERGE_WARPS,
             )
         )
     return shipped

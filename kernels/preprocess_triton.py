@@ -198,7 +198,13 @@ def _centres(start, size, scale, flip, BLOCK: tl.constexpr):
     return (tl.where(flip, size - 1 - pixel, pixel).to(tl.float32) + 0.5) * scale
 
 
-@triton.jit
+# Left to itself a launch compiles anew where an integer is 1 or divisible by 16 and was not before.
+# Only the strides of one pixel are 1 for good, in one memory format or the other; that rows start
+# at multiples of 16, which makes stores wider, UNIT says.
+@triton.jit(
+    do_not_specialize=["out_height", "out_width", "image_stride", "row_stride"],
+    do_not_specialize_on_alignment=["channel_stride", "column_stride"],
+)
 def preprocess_kernel(
     data_ptr,  # [bytes] uint8
     table_ptr,  # [B, TABLE_COLUMNS] int64
@@ -212,11 +218,19 @@ def preprocess_kernel(
     channel_stride,
     row_stride,
     column_stride,
+    UNIT: tl.constexpr,
     ANTIALIAS: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """Grid (tile along x, tile along y, image): writes a tile of all three channels."""
+    """Grid (tile along x, tile along y, image): writes a tile of all three channels.
+
+    The width and all strides but a column's count in UNITs of elements.
+    """
+    out_width *= UNIT
+    image_stride *= UNIT
+    channel_stride *= UNIT
+    row_stride *= UNIT
     image = tl.program_id(2).to(tl.int64)
     y_start, x_start = tl.program_id(1) * BLOCK_H, tl.program_id(0) * BLOCK_W
     row = table_ptr + image * TABLE_COLUMNS
@@ -296,6 +310,10 @@ def preprocess_triton(
     if out.numel() == 0:
         return
     grid = (triton.cdiv(width, BLOCK_W), triton.cdiv(height, BLOCK_H), batch)
+    *strides, column_stride = out.stride()
+    image_stride, channel_stride, row_stride = strides
+    aligned = column_stride == 1 and all(number % 16 == 0 for number in (width, *strides))
+    unit = 16 if aligned else 1
     with torch.cuda.device_of(out):
         preprocess_kernel[grid](
             data,
@@ -305,8 +323,12 @@ def preprocess_triton(
             std,
             out,
             height,
-            width,
-            *out.stride(),
+            width // unit,
+            image_stride // unit,
+            channel_stride // unit,
+            row_stride // unit,
+            column_stride,
+            UNIT=unit,
             ANTIALIAS=antialias,
             BLOCK_H=BLOCK_H,
             BLOCK_W=BLOCK_W,
@@ -335,12 +357,18 @@ def shipped_configs() -> list[Shipped]:
                 "out_ptr": f"*{dtype}",
                 **dict.fromkeys((*integers, "column_stride"), "i32"),
                 # A stride of 1 becomes a constant in a launch, too.
-                **dict.fromkeys((unit, "ANTIALIAS", "BLOCK_H", "BLOCK_W"), "constexpr"),
+                **dict.fromkeys((one, "UNIT", "ANTIALIAS", "BLOCK_H", "BLOCK_W"), "constexpr"),
             },
-            {unit: 1, "ANTIALIAS": antialias, "BLOCK_H": BLOCK_H, "BLOCK_W": BLOCK_W},
+            {
+                one: 1,
+                "UNIT": 16 if layout == "contiguous" else 1,
+                "ANTIALIAS": antialias,
+                "BLOCK_H": BLOCK_H,
+                "BLOCK_W": BLOCK_W,
+            },
             NUM_WARPS,
         )
         for dtype in ("bf16", "fp16", "fp32")
-        for layout, unit in layouts
+        for layout, one in layouts
         for antialias in (False, True)
     ]

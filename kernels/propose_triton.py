@@ -14,12 +14,12 @@ d. compact: each block adds up the counts of the blocks before it and writes its
 e. rank and decode: a survivor's place is the number of survivors that go before it; its box is
    decoded, clipped, filtered and written there.
 
-The places are counted (k² comparisons in tiles of 64 by 128) rather than sorted: k = 1000 is 16
-programs a level with 256 comparisons a lane, where a bitonic sort runs in one program, compiles to
-half a megabyte, and takes minutes in the interpreter; k = 12,000 costs a chip of 16,896
-lanes some 26,000 cycles an image, less than the suppression that follows. A grid of blocks is the
-only form: with one program per image and level, the 200,000 logits of the finest level keep one
-multiprocessor busy for 18 µs a pass (20 instructions per 32 logits) while the others idle.
+The places are counted (k² comparisons in tiles of 64 by 32) rather than sorted: k = 1000 is 16
+programs a level with 1000 comparisons a lane, 5 to 8 instructions each, where a bitonic sort runs
+in one program, compiles to half a megabyte, and takes minutes in the interpreter; k = 12,000 costs
+a chip of 16,896 lanes some 60,000 cycles an image. A grid of blocks is the only form: with one
+program per image and level, the 200,000 logits of the finest level keep one multiprocessor busy for
+25 to 50 µs a pass (27 to 53 instructions per 32 logits) while the others idle.
 
 Bytes per anchor: 2 or 4 read and 4 written for the key, then 4 read in each of P + 1 passes, from
 L2 for what fits in it; 4 deltas are read for each survivor only. Tails are masked by n < N; ties
@@ -47,12 +47,12 @@ from stream_rpn.kernels.shipped import Shipped
 
 BLOCK = 4096
 TILE = 64
-OTHERS = 128
-NUM_WARPS = 8
+OTHERS = 32
+KEYS_WARPS, NUM_WARPS, DECODE_WARPS = 16, 8, 2
 DIGITS = {torch.bfloat16: 2, torch.float16: 3, torch.float32: 4}
 
-# Below every key, −inf's included, and still an int64 with a position taken off, 32 bits up.
-BELOW_ALL = tl.constexpr(-(2**31) + 1)
+# Below every key, −inf's included.
+BELOW_ALL = tl.constexpr(-(2**31))
 
 # Columns of the geometry table, a row per level.
 (
@@ -66,29 +66,44 @@ BELOW_ALL = tl.constexpr(-(2**31) + 1)
     FIRST_BLOCK,
     STRIDE_Y,
     STRIDE_X,
+    BY_NUM_ANCHORS,
+    BY_WIDTH,
     LOGIT_STRIDE,
     DELTA_STRIDE,
     FIELDS,
-) = (tl.constexpr(column) for column in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 14, 18))
+) = (tl.constexpr(column) for column in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 18, 22))
+
+
+@triton.jit
+def _field(row, COLUMN: tl.constexpr):
+    """Returns a number of a level's geometry that 32 bits hold."""
+    return tl.load(row + COLUMN).to(tl.int32)
+
+
+@triton.jit
+def _divide(n, divisor, reciprocal):
+    """Returns n // divisor and n % divisor by the two numbers of `_reciprocal`."""
+    factor = tl.load(reciprocal).to(tl.uint32)
+    product = tl.umulhi(2 * n.to(tl.uint32), tl.zeros_like(n).to(tl.uint32) + factor)
+    quotient = (product >> tl.load(reciprocal + 1).to(tl.uint32)).to(tl.int32)
+    return quotient, n - quotient * divisor
 
 
 @triton.jit
 def _cell(n, row):
     """Returns (a, y, x) of anchor index n."""
-    num_anchors = tl.load(row + NUM_ANCHORS).to(tl.int32)
-    width = tl.load(row + WIDTH).to(tl.int32)
-    cell = n // num_anchors
-    return n % num_anchors, cell // width, cell % width
+    cell, a = _divide(n, _field(row, NUM_ANCHORS), row + BY_NUM_ANCHORS)
+    y, x = _divide(cell, _field(row, WIDTH), row + BY_WIDTH)
+    return a, y, x
 
 
 @triton.jit
-def _place(image, channel, y, x, strides):
-    """Returns the offset of an element in a tensor [B, C, H, W] with strides at `strides`."""
+def _place(channel, y, x, row, STRIDE: tl.constexpr):
+    """Returns the offset of an element in an image [C, H, W]: 64 bits only find the image."""
     return (
-        image.to(tl.int64) * tl.load(strides)
-        + channel * tl.load(strides + 1)
-        + y * tl.load(strides + 2)
-        + x * tl.load(strides + 3)
+        channel * _field(row, STRIDE + 1)
+        + y * _field(row, STRIDE + 2)
+        + x * _field(row, STRIDE + 3)
     )
 
 
@@ -105,17 +120,16 @@ def _of_level(pointers, level):
 def _load_logits(logits_ptr, image, n, row):
     """Returns the float32 logits of anchors n, NaN as −inf."""
     a, y, x = _cell(n, row)
-    level_size = tl.load(row + N)
-    softmax = tl.load(row + SOFTMAX)
-    strides = row + LOGIT_STRIDE
+    inside = n < _field(row, N)
+    softmax = _field(row, SOFTMAX)
     # The object's channel is a, or 2a + 1 with the background's before it.
     channel = a + softmax * (a + 1)
-    pointers = logits_ptr + _place(image, channel, y, x, strides)
-    logits = tl.load(pointers, mask=n < level_size, other=0.0).to(tl.float32)
-    background = tl.load(
-        pointers - tl.load(strides + 1), mask=n < level_size * softmax, other=0.0
-    ).to(tl.float32)
-    logits = tl.where(softmax == 1, logits - background, logits)
+    pointers = logits_ptr + image.to(tl.int64) * tl.load(row + LOGIT_STRIDE)
+    pointers += _place(channel, y, x, row, LOGIT_STRIDE)
+    logits = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
+    if softmax != 0:
+        pointers -= tl.load(row + LOGIT_STRIDE + 1)
+        logits -= tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
     return tl.where(logits == logits, logits, float("-inf"))
 
 
@@ -150,12 +164,12 @@ def _locate(geometry, block_levels, num_levels, PASSES: tl.constexpr, BLOCK: tl.
     image = tl.program_id(1)
     level = tl.load(block_levels + block)
     row = geometry + level * FIELDS
-    n = (block - tl.load(row + FIRST_BLOCK).to(tl.int32)) * BLOCK + tl.arange(0, BLOCK)
+    n = (block - _field(row, FIRST_BLOCK)) * BLOCK + tl.arange(0, BLOCK)
     histogram = (image * num_levels + level) * PASSES * 256
     return image, row, n, histogram
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_levels", "keys_per_image"])
 def propose_keys_kernel(
     logits_ptrs,  # per level [B, A or 2A, H, W], any strides
     keys_ptr,  # [B, keys_per_image] int32
@@ -174,7 +188,7 @@ def propose_keys_kernel(
     # −0 and +0 are equal logits and must be equal keys.
     logits = tl.where(logits == 0.0, 0.0, logits)
     keys = _flip(logits.to(tl.int32, bitcast=True))
-    inside = n < tl.load(row + N)
+    inside = n < _field(row, N)
     first = image.to(tl.int64) * keys_per_image + tl.load(row + FIRST_KEY)
     tl.store(keys_ptr + first + n, keys, mask=inside)
     bins = tl.arange(0, 256)
@@ -182,7 +196,7 @@ def propose_keys_kernel(
     tl.atomic_add(histogram_ptr + histogram + bins, counts, mask=counts > 0, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_levels", "keys_per_image"])
 def propose_digits_kernel(
     keys_ptr,  # [B, keys_per_image] int32
     histogram_ptr,  # [B, L, PASSES, 256] int32
@@ -196,10 +210,10 @@ def propose_digits_kernel(
 ):
     """Launch b: counts digit number DIGIT of the keys that share the digits before it."""
     image, row, n, histogram = _locate(geometry, block_levels, num_levels, PASSES, BLOCK)
-    k = tl.load(row + K).to(tl.int32)
+    k = _field(row, K)
     prefix, _ = _threshold(histogram_ptr + histogram, k, DIGIT)
     first = image.to(tl.int64) * keys_per_image + tl.load(row + FIRST_KEY)
-    inside = n < tl.load(row + N)
+    inside = n < _field(row, N)
     keys = tl.load(keys_ptr + first + n, mask=inside, other=0)
     bins = tl.arange(0, 256)
     counts = tl.histogram(
@@ -213,15 +227,15 @@ def propose_digits_kernel(
 @triton.jit
 def _above_and_at(keys_ptr, histogram, image, row, n, keys_per_image, PASSES: tl.constexpr):
     """Returns keys, masks of those above and at the k-th highest, and how many at it to take."""
-    prefix, remaining = _threshold(histogram, tl.load(row + K).to(tl.int32), PASSES)
+    prefix, remaining = _threshold(histogram, _field(row, K), PASSES)
     first = image.to(tl.int64) * keys_per_image + tl.load(row + FIRST_KEY)
-    inside = n < tl.load(row + N)
+    inside = n < _field(row, N)
     keys = tl.load(keys_ptr + first + n, mask=inside, other=0)
     digits = keys >> (32 - 8 * PASSES)
     return keys, inside & (digits > prefix), inside & (digits == prefix), remaining
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_levels", "keys_per_image"])
 def propose_count_kernel(
     keys_ptr,  # [B, keys_per_image] int32
     histogram_ptr,  # [B, L, PASSES, 256] int32
@@ -243,7 +257,7 @@ def propose_count_kernel(
     tl.store(counts + 1, tl.sum(at.to(tl.int32)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_levels", "keys_per_image", "slots_per_image"])
 def propose_compact_kernel(
     keys_ptr,  # [B, keys_per_image] int32
     histogram_ptr,  # [B, L, PASSES, 256] int32
@@ -267,7 +281,7 @@ def propose_compact_kernel(
     above_before = 0
     at_before = 0
     counts = counts_ptr + image * tl.num_programs(0) * 2
-    for start in range(tl.load(row + FIRST_BLOCK).to(tl.int32), block, 256):
+    for start in range(_field(row, FIRST_BLOCK), block, 256):
         earlier = start + tl.arange(0, 256)
         above_before += tl.sum(tl.load(counts + earlier * 2, mask=earlier < block, other=0))
         at_before += tl.sum(tl.load(counts + earlier * 2 + 1, mask=earlier < block, other=0))
@@ -283,6 +297,31 @@ def propose_compact_kernel(
 
 
 @triton.jit
+def _rank(keys_ptr, keys, position, start, k, TILE: tl.constexpr, OTHERS: tl.constexpr):
+    """Returns how many of k keys go before each of a tile's, from `start` on.
+
+    They fall by key, then by position, which is anchor order: whole tiles before and behind need
+    one comparison of 32 bits a pair. Counts stay with the lanes that count until the end.
+    """
+    others = tl.arange(0, OTHERS)
+    before = tl.zeros((OTHERS, TILE), dtype=tl.int32)
+    for other_start in range(0, start, OTHERS):
+        other_keys = tl.load(keys_ptr + other_start + others)
+        before += (other_keys[:, None] >= keys[None, :]).to(tl.int32)
+    own_end = tl.minimum(start + TILE, k)
+    for other_start in range(start, own_end, OTHERS):
+        other = other_start + others
+        other_keys = tl.load(keys_ptr + other, mask=other < k, other=BELOW_ALL)
+        equal = (other_keys[:, None] == keys[None, :]) & (other[:, None] < position[None, :])
+        before += ((other_keys[:, None] > keys[None, :]) | equal).to(tl.int32)
+    for other_start in range(own_end, k, OTHERS):
+        other = other_start + others
+        other_keys = tl.load(keys_ptr + other, mask=other < k, other=BELOW_ALL)
+        before += (other_keys[:, None] > keys[None, :]).to(tl.int32)
+    return tl.sum(before, axis=0)
+
+
+@triton.jit(do_not_specialize=["slots_per_image"])
 def propose_decode_kernel(
     selected_keys_ptr,  # [B, slots_per_image] int32
     selected_ptr,  # [B, slots_per_image] int32, anchors
@@ -303,7 +342,7 @@ def propose_decode_kernel(
     level = tl.program_id(1)
     image = tl.program_id(2)
     row = geometry + level * FIELDS
-    k = tl.load(row + K).to(tl.int32)
+    k = _field(row, K)
     start = tl.program_id(0) * TILE
     if start < k:
         first = image.to(tl.int64) * slots_per_image + tl.load(row + FIRST_SLOT)
@@ -311,17 +350,11 @@ def propose_decode_kernel(
         inside = position < k
         keys = tl.load(selected_keys_ptr + first + position, mask=inside, other=0)
         n = tl.load(selected_ptr + first + position, mask=inside, other=0)
-        # Falls by key, then by position, which is anchor order; positions outside come last.
-        order = (keys.to(tl.int64) << 32) - position
-        rank = tl.zeros((TILE,), dtype=tl.int32)
-        for other_start in range(0, k, OTHERS):
-            other = other_start + tl.arange(0, OTHERS)
-            others = tl.load(selected_keys_ptr + first + other, mask=other < k, other=BELOW_ALL)
-            other_order = (others.to(tl.int64) << 32) - other
-            rank += tl.sum((other_order[None, :] > order[:, None]).to(tl.int32), axis=1)
+        rank = _rank(selected_keys_ptr + first, keys, position, start, k, TILE, OTHERS)
 
         a, y, x = _cell(n, row)
-        deltas = _of_level(deltas_ptrs, level) + _place(image, 4 * a, y, x, row + DELTA_STRIDE)
+        deltas = _of_level(deltas_ptrs, level) + image.to(tl.int64) * tl.load(row + DELTA_STRIDE)
+        deltas += _place(4 * a, y, x, row, DELTA_STRIDE)
         channel = tl.load(row + DELTA_STRIDE + 1)
         dx = tl.load(deltas, mask=inside, other=0.0).to(tl.float32)
         dy = tl.load(deltas + channel, mask=inside, other=0.0).to(tl.float32)
@@ -332,8 +365,8 @@ def propose_decode_kernel(
         base_y1 = tl.load(base + 1).to(tl.float32)
         base_x2 = tl.load(base + 2).to(tl.float32)
         base_y2 = tl.load(base + 3).to(tl.float32)
-        shift_x = (x * tl.load(row + STRIDE_X)).to(tl.float32)
-        shift_y = (y * tl.load(row + STRIDE_Y)).to(tl.float32)
+        shift_x = (x * _field(row, STRIDE_X)).to(tl.float32)
+        shift_y = (y * _field(row, STRIDE_Y)).to(tl.float32)
         x1, x2 = decode_side(dx, dw, base_x1 + shift_x, base_x2 + shift_x)
         y1, y2 = decode_side(dy, dh, base_y1 + shift_y, base_y2 + shift_y)
 
@@ -374,6 +407,16 @@ def _tables(rows: tuple[tuple[int, ...], ...], device: torch.device) -> tuple[Te
     )
 
 
+def _reciprocal(divisor: int) -> tuple[int, int]:
+    """Returns (factor, shift) with n // divisor == 2·n·factor >> (32 + shift) for all n < 2³¹.
+
+    factor is 2^(31 + shift) / divisor rounded up, by less than 1: n·factor / 2^(31 + shift) exceeds
+    n / divisor by less than 2^-shift, which is at most 1 / divisor, and reaches no next quotient.
+    """
+    shift = (divisor - 1).bit_length()
+    return -(-(1 << 31 + shift) // divisor), shift
+
+
 def _geometry(heads: HeadOutputs, pre_nms_top_n: int) -> tuple[tuple[int, ...], ...]:
     rows = []
     first_key = first_slot = first_block = 0
@@ -386,7 +429,10 @@ def _geometry(heads: HeadOutputs, pre_nms_top_n: int) -> tuple[tuple[int, ...], 
         softmax = int(logits.shape[1] == 2 * num_anchors)
         firsts = (first_key, first_slot, first_block)
         memory = (*logits.stride(), *delta.stride())
-        rows.append((n, num_anchors, width, softmax, k, *firsts, stride_y, stride_x, *memory))
+        reciprocals = (*_reciprocal(num_anchors), *_reciprocal(width))
+        rows.append(
+            (n, num_anchors, width, softmax, k, *firsts, stride_y, stride_x, *reciprocals, *memory)
+        )
         first_key, first_slot = first_key + n, first_slot + k
         first_block += triton.cdiv(n, BLOCK)
     return tuple(rows)
@@ -431,7 +477,15 @@ def select_candidates_triton(heads: HeadOutputs, spec: ProposalSpec) -> Candidat
     options = {"num_warps": NUM_WARPS, "enable_fp_fusion": False}
     blocks = (len(block_levels), batch)
     with torch.cuda.device_of(image_sizes):
-        propose_keys_kernel[blocks](objectness, keys, histogram, *where, **constants, **options)
+        propose_keys_kernel[blocks](
+            objectness,
+            keys,
+            histogram,
+            *where,
+            **constants,
+            num_warps=KEYS_WARPS,
+            enable_fp_fusion=False,
+        )
         for digit in range(1, passes):
             propose_digits_kernel[blocks](
                 keys, histogram, *where, DIGIT=digit, **constants, **options
@@ -464,7 +518,8 @@ def select_candidates_triton(heads: HeadOutputs, spec: ProposalSpec) -> Candidat
             spec.min_size,
             TILE=TILE,
             OTHERS=OTHERS,
-            **options,
+            num_warps=DECODE_WARPS,
+            enable_fp_fusion=False,
         )
     return Candidates(boxes, logits, anchors)
 
@@ -490,7 +545,7 @@ def shipped_configs() -> list[Shipped]:
                     propose_keys_kernel,
                     {"logits_ptrs": pointers, **shared, **where, **constants},
                     values,
-                    NUM_WARPS,
+                    KEYS_WARPS,
                 ),
                 Shipped(
                     f"propose_decode/{name}x{num_levels}",
@@ -512,7 +567,7 @@ def shipped_configs() -> list[Shipped]:
                         "OTHERS": "constexpr",
                     },
                     {"TILE": TILE, "OTHERS": OTHERS},
-                    NUM_WARPS,
+                    DECODE_WARPS,
                 ),
             ]
         shipped += [

@@ -37,7 +37,7 @@ def test_every_kernel_compiles_without_spilling_or_growing(target):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in CONFIGS if re.match("nms_overlap|nms_merge|propose_decode", name)]
+    "name", [name for name in CONFIGS if re.match("nms_[^w]|propose_decode", name)]
 )
 def test_arithmetic_is_exactly_rounded(name):
     # Boxes and IoUs agree with the reference bit for bit only without fused, approximate or

@@ -61,7 +61,7 @@ def check_nms(given_candidates, sizes, nms_thresh, post_nms_top_n):
     expected = nms_reference(given_candidates, sizes, spec)
     got = nms_module.nms_triton(given_candidates, sizes, spec)
     for name, one, other in zip(expected._fields, got, expected, strict=True):
-        assert torch.equal(one, other), name
+        assert torch.equal(one.view(torch.int32), other.view(torch.int32)), name
     return expected
 
 
@@ -219,6 +219,41 @@ def test_integer_boxes_whose_iou_a_reciprocal_would_flip():
     boxes[:, 1::2] += torch.arange(100).repeat_interleave(2)[:, None] * 10
     result = check_nms(from_boxes(boxes.tolist()), [200], 0.7, 200)
     assert 100 < result.count.item() < 200
+
+
+HARD_COORDINATES = (
+    *(0.0, 1.0, 2.0, 3.0, 7.0, 10.0, -5.0, 1e-23, 2e-23, 3e-23, 1e-22, 7e-23),
+    *(1e19, 0.7e19, 3e38, float("inf"), -float("inf"), float("nan")),
+)
+
+
+@pytest.mark.parametrize("thresh", [1e-46, 1e-40, 0.5, 0.7, 1.0])
+def test_boxes_of_no_normal_size(thresh):
+    # Of areas that are 0, subnormal, infinite or not numbers, and turned over; thresholds, too,
+    # that are 0 or subnormal in float32. Only a division tells what their IoUs round to.
+    torch.manual_seed(0)
+    for coordinates in (HARD_COORDINATES, HARD_COORDINATES[:6], HARD_COORDINATES[7:12]):
+        for _ in range(2):
+            draw = torch.randint(len(coordinates), (50, 4))
+            check_nms(from_boxes(torch.tensor(coordinates)[draw].tolist()), [50], thresh, 50)
+
+
+@pytest.mark.parametrize("thresh", [0.3, 0.7, 1 / 3])
+def test_ious_next_to_the_threshold(thresh):
+    # Pairs by themselves, each a box and its left part, whose IoU is one of the floats around.
+    sides = torch.rand(40) * 100 + 1
+    parts = sides * thresh
+    for steps in range(-2, 3):
+        towards = torch.full_like(parts, 1e9 if steps > 0 else 0.0)
+        near = parts
+        for _ in range(abs(steps)):
+            near = torch.nextafter(near, towards)
+        y = torch.arange(40.0) * 2
+        zero, one = torch.zeros(40), y + 1
+        pairs = torch.stack(
+            (torch.stack((zero, y, sides, one), 1), torch.stack((zero, y, near, one), 1)), 1
+        )
+        check_nms(from_boxes(pairs.reshape(80, 4).tolist()), [80], thresh, 80)
 
 
 class RefuseSynchronisation(TorchDispatchMode):
