@@ -96,7 +96,7 @@ def _check(
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     floats = (torch.float32, torch.float16, torch.bfloat16)
     for name, dtypes, shape in (
-        ("out", floats, (None, 3, None, None)),
+        ("out", floats, (None, (3, 4), None, None)),
         ("data", (torch.uint8,), (None,)),
         ("table", (torch.int64,), (*out.shape[:1], len(PlaneLayout._fields))),
         ("matrix", (torch.float32,), (*out.shape[:1], 3, 4)),
@@ -116,7 +116,11 @@ def _check(
             raise ValueError(
                 f"{name} must be on the device of out, {out.device}, got {tensor.device}"
             )
-        if name != "out" and not tensor.is_contiguous():
+        if name == "out":
+            if not (out.is_contiguous() or out.is_contiguous(memory_format=torch.channels_last)):
+                strides = list(out.stride())
+                raise ValueError(f"out must be contiguous or channels-last, got strides {strides}")
+        elif not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous, got strides {list(tensor.stride())}")
 
 
