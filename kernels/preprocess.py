@@ -36,7 +36,9 @@ def preprocess_batch(
             the bit depth and the position of the bits in a sample are folded in.
         mean: [3] float32.
         std: [3] float32.
-        out: [B, 3, H, W] float32, float16 or bfloat16, contiguous or channels-last, filled.
+        out: [B, 3, H, W] float32, float16 or bfloat16, contiguous or channels-last, filled. With a
+            fourth channel, which is filled with zeros, a GPU writes a pixel at once, and the first
+            convolution reads it so; its weights for that channel may be anything finite.
         antialias: widen the bilinear filter where an axis shrinks, as in `F.interpolate`.
 
     Raises:
@@ -95,8 +97,9 @@ def _check(
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     floats = (torch.float32, torch.float16, torch.bfloat16)
+    channels = 4 if out.shape[1:2] == (4,) else 3
     for name, dtypes, shape in (
-        ("out", floats, (None, (3, 4), None, None)),
+        ("out", floats, (None, channels, None, None)),
         ("data", (torch.uint8,), (None,)),
         ("table", (torch.int64,), (*out.shape[:1], len(PlaneLayout._fields))),
         ("matrix", (torch.float32,), (*out.shape[:1], 3, 4)),
