@@ -254,6 +254,15 @@ def _coefficients(row_ptr, mean_ptr, std_ptr, CHANNEL: tl.constexpr):
 
 
 @triton.jit
+def _matrix(row_ptr, mean_ptr, std_ptr):
+    return (
+        _coefficients(row_ptr, mean_ptr, std_ptr, 0),
+        _coefficients(row_ptr, mean_ptr, std_ptr, 1),
+        _coefficients(row_ptr, mean_ptr, std_ptr, 2),
+    )
+
+
+@triton.jit
 def _channel(samples, inside, coefficients):
     luma, u, v = samples
     of_luma, of_u, of_v, offset, scale, shift = coefficients
@@ -375,9 +384,6 @@ def preprocess_kernel(
     resized_height = tl.load(row + RESIZED_HEIGHT).to(tl.int32)
     resized_width = tl.load(row + RESIZED_WIDTH).to(tl.int32)
     matrix_row_ptr = matrix_ptr + image * MATRIX_SIZE
-    red = _coefficients(matrix_row_ptr, mean_ptr, std_ptr, 0)
-    green = _coefficients(matrix_row_ptr, mean_ptr, std_ptr, 1)
-    blue = _coefficients(matrix_row_ptr, mean_ptr, std_ptr, 2)
 
     # From here on y and x are the axes of the output, whichever axis of the planes they walk along.
     turned = (rotation == 90) | (rotation == 270)
@@ -417,6 +423,7 @@ def preprocess_kernel(
                 BLOCK_H, BLOCK_W, LINES,
             )  # fmt: skip
         inside = (rows < resized_height) & (columns < resized_width)
+        red, green, blue = _matrix(matrix_row_ptr, mean_ptr, std_ptr)
         even_red, odd_red = _halves(_channel(samples, inside, red))
         even_green, odd_green = _halves(_channel(samples, inside, green))
         even_blue, odd_blue = _halves(_channel(samples, inside, blue))
@@ -425,6 +432,7 @@ def preprocess_kernel(
             out_ptr, image, even, odd, rows, x_start, out_height, out_width, FORM, CHANNELS, BLOCK_W
         )
     else:
+        red, green, blue = _matrix(matrix_row_ptr, mean_ptr, std_ptr)
         evens = x_start + 2 * tl.arange(0, BLOCK_W // 2)[None, :]
         even_centre = _centres(evens, resized_width, x_scale, flip_x)
         odd_centre = _centres(evens + 1, resized_width, x_scale, flip_x)
