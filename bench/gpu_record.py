@@ -24,11 +24,11 @@ PREDICTED_US = {
     ("fpn2000", 1): 95, ("fpn2000", 8): 200, ("fpn2000", 32): 650,
     ("vgg6000", 1): 80, ("vgg6000", 8): 150, ("vgg6000", 32): 420,
     ("vgg12000", 1): 400, ("vgg12000", 8): 600, ("vgg12000", 32): 1700,
-    ("preprocess 1080p", 1): 9, ("preprocess 1080p", 8): 38,
-    ("preprocess 2160p", 1): 12, ("preprocess 2160p", 8): 55,
+    ("preprocess 1080p", 1): 11, ("preprocess 1080p", 8): 50,
+    ("preprocess 2160p", 1): 13, ("preprocess 2160p", 8): 60,
 }  # fmt: skip
 PREDICTED_SPEEDUP = {("fpn1000", 8): 110}
-PREDICTED_SHARE = 0.46
+PREDICTED_SHARE = 0.5
 
 
 class Proof:

@@ -36,7 +36,9 @@ def preprocess_batch(
             the bit depth and the position of the bits in a sample are folded in.
         mean: [3] float32.
         std: [3] float32.
-        out: [B, 3, H, W] float32, float16 or bfloat16, contiguous or channels-last, filled.
+        out: [B, 3, H, W] float32, float16 or bfloat16, contiguous or channels-last, filled. With a
+            fourth channel, which is filled with zeros, a GPU writes a pixel at once, and the first
+            convolution reads it so; its weights for that channel may be anything finite.
         antialias: widen the bilinear filter where an axis shrinks, as in `F.interpolate`.
 
     Raises:
@@ -95,8 +97,9 @@ def _check(
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     floats = (torch.float32, torch.float16, torch.bfloat16)
+    channels = 4 if out.shape[1:2] == (4,) else 3
     for name, dtypes, shape in (
-        ("out", floats, (None, 3, None, None)),
+        ("out", floats, (None, channels, None, None)),
         ("data", (torch.uint8,), (None,)),
         ("table", (torch.int64,), (*out.shape[:1], len(PlaneLayout._fields))),
         ("matrix", (torch.float32,), (*out.shape[:1], 3, 4)),
@@ -116,7 +119,11 @@ def _check(
             raise ValueError(
                 f"{name} must be on the device of out, {out.device}, got {tensor.device}"
             )
-        if name != "out" and not tensor.is_contiguous():
+        if name == "out":
+            if not (out.is_contiguous() or out.is_contiguous(memory_format=torch.channels_last)):
+                strides = list(out.stride())
+                raise ValueError(f"out must be contiguous or channels-last, got strides {strides}")
+        elif not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous, got strides {list(tensor.stride())}")
 
 

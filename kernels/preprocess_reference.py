@@ -86,11 +86,12 @@ def preprocess_reference(
             image_matrix,
             mean,
             std,
-            slot,
+            slot[:3],
             size=(layout.resized_height, layout.resized_width),
             rotation=layout.rotation,
             antialias=antialias,
         )
+    out[:, 3:].zero_()
 
 
 def preprocess_planes(

@@ -46,9 +46,9 @@ from stream_rpn.kernels.proposals import Candidates, HeadOutputs, ProposalSpec
 from stream_rpn.kernels.shipped import Shipped
 
 BLOCK = 4096
-TILE = 64
+TILE = 32
 OTHERS = 32
-KEYS_WARPS, NUM_WARPS, DECODE_WARPS = 16, 8, 2
+KEYS_WARPS, NUM_WARPS, DECODE_WARPS = 8, 8, 1
 DIGITS = {torch.bfloat16: 2, torch.float16: 3, torch.float32: 4}
 
 # Below every key, −inf's included.

@@ -13,17 +13,19 @@ pytestmark = pytest.mark.interpreter
 LARGE_TILES = {"BLOCK_H": 64, "BLOCK_W": 512}
 
 
-def run(pictures, out_size, dtype=torch.float32, channels_last=False, antialias=False):
+def run(pictures, out_size, dtype=torch.float32, channels_last=False, antialias=False, channels=3):
     """Returns the kernel's result, after comparing it with the oracle and the reference."""
     from stream_rpn.kernels.preprocess_triton import preprocess_triton
 
     data, table, matrix = lay_out(pictures)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    shape = (len(pictures), 3, *out_size)
+    shape = (len(pictures), channels, *out_size)
     out = torch.empty(shape, dtype=dtype, memory_format=layout).fill_(torch.nan)
     expected = torch.empty_like(out).fill_(torch.nan)
     preprocess_triton(data, table, matrix, MEAN, STD, out, antialias=antialias)
     preprocess_reference(data, table, matrix, MEAN, STD, expected, antialias=antialias)
+    assert (out[:, 3:] == 0).all()
+    out, expected = out[:, :3], expected[:, :3]
     exact, tolerance = oracle(data, table, matrix, out_size, antialias)
     tolerance = tolerance + (exact.abs() * torch.finfo(dtype).eps if dtype != torch.float32 else 0)
     assert ((out.double() - exact).abs() <= tolerance).all()
@@ -64,6 +66,28 @@ def test_every_layout_in_one_launch(rotation, antialias):
 def test_dtypes_and_memory_formats(dtype, channels_last):
     pictures = [Picture(30, 44, (32, 40)), Picture(17, 9, (32, 17), 90, 2, True)]
     run(pictures, (32, 64), dtype, channels_last)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels_last", "width", "antialias"),
+    [
+        (torch.bfloat16, True, 64, False),
+        (torch.bfloat16, True, 41, False),
+        (torch.float32, True, 64, True),
+        (torch.float16, False, 64, False),
+    ],
+    ids=["pairs", "odd-width", "float32-antialias", "contiguous"],
+)
+def test_a_fourth_channel_is_zero(dtype, channels_last, width, antialias):
+    pictures = [Picture(30, 44, (32, 40)), Picture(17, 9, (32, 17), 90, 2, True)]
+    run(pictures, (32, width), dtype, channels_last, antialias, channels=4)
+
+
+def test_more_rows_than_a_program_owns_tiles_for(monkeypatch):
+    from stream_rpn.kernels import preprocess_triton
+
+    monkeypatch.setattr(preprocess_triton, "BUSY", 0)
+    run([Picture(30, 44, (72, 40), interleaved=True)], (75, 42), torch.bfloat16, True)
 
 
 @pytest.mark.parametrize(

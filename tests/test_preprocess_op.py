@@ -71,6 +71,16 @@ class TestOp:
 
         assert torch.equal(doubled(out), expected * 2)
 
+    def test_a_fourth_channel_is_zero(self):
+        data, table, matrix = lay_out(PICTURES)
+        expected = preprocess_batch(
+            data, table, matrix, MEAN, STD, torch.empty(len(PICTURES), 3, 50, 70)
+        )
+        out = torch.full((len(PICTURES), 4, 50, 70), torch.nan)
+        preprocess_batch(data, table, matrix, MEAN, STD, out)
+        assert torch.equal(out[:, :3], expected)
+        assert (out[:, 3] == 0).all()
+
     def test_no_images(self):
         out = torch.empty(0, 3, 32, 32)
         table, matrix = torch.empty(0, 12, dtype=torch.int64), torch.empty(0, 3, 4)
@@ -87,7 +97,13 @@ class TestOp:
             ("std", [1, 1, 1], TypeError, "std must be a tensor, got list"),
             ("out", None, TypeError, "out must be a tensor, got NoneType"),
             ("out", torch.zeros(()), ValueError, r"out must be \[\*, 3"),
-            ("out", torch.zeros(1, 4, 9, 9), ValueError, r"out must be \[\*, 3, \*, \*\]"),
+            ("out", torch.zeros(1, 5, 9, 9), ValueError, r"out must be \[\*, 3, \*, \*\]"),
+            (
+                "out",
+                torch.zeros(1, 3, 9, 18)[..., ::2],
+                ValueError,
+                "out must be contiguous or channels",
+            ),
             ("std", torch.ones(6)[::2], ValueError, "std must be contiguous"),
             ("data", torch.zeros(9).byte().to("meta"), ValueError, "data must be on the device"),
         ],
@@ -124,23 +140,25 @@ class TestOp:
 
 @pytest.mark.needs_cuda
 class TestCuda:
+    @pytest.mark.parametrize("channels", [3, 4])
     @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels-last"])
     @pytest.mark.parametrize("antialias", [False, True], ids=["bilinear", "antialias"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-    def test_kernel_equals_the_oracle(self, dtype, antialias, channels_last):
+    def test_kernel_equals_the_oracle(self, dtype, antialias, channels_last, channels):
         pictures = [*PICTURES, Picture(1080, 1920, (749, 1333), interleaved=True, slack=64)]
         size = (768, 1344)
         arguments = lay_out(pictures)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         out = torch.empty(
-            len(pictures), 3, *size, dtype=dtype, device="cuda", memory_format=layout
+            len(pictures), channels, *size, dtype=dtype, device="cuda", memory_format=layout
         ).fill_(torch.nan)
         on_gpu = [tensor.cuda() for tensor in (*arguments, MEAN, STD)]
         preprocess_batch(*on_gpu, out, antialias=antialias)
         expected, tolerance = oracle(*arguments, size, antialias)
         if dtype != torch.float32:
             tolerance = tolerance + expected.abs() * torch.finfo(dtype).eps
-        assert ((out.cpu().double() - expected).abs() <= tolerance).all()
+        assert ((out[:, :3].cpu().double() - expected).abs() <= tolerance).all()
+        assert (out[:, 3:] == 0).all()
 
     def test_one_graph_serves_any_source(self):
         first, second = lay_out(PICTURES[:2]), lay_out(PICTURES[2:4], seed=1)
