@@ -58,12 +58,14 @@ def run_tests(proof: Proof) -> None:
     report_path = Path(tempfile.mkdtemp()) / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-m", "needs_cuda", "--tb=short"]
     command += ["--continue-on-collection-errors", "-p", "no:cacheprovider"]
+    environment = dict(os.environ)
     if importlib.util.find_spec("xdist") is not None:
-        # Most of the time goes into compiling kernels, on the host.
-        command += ["-n", str(min(6, os.cpu_count() or 1))]
+        # Most of the time goes into compiling kernels and into references, on the host.
+        workers = min(6, os.cpu_count() or 1)
+        command += ["-n", str(workers)]
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
     if proof.dry:
         command.append("--collect-only")
-    environment = dict(os.environ)
     if not proof.dry:
         environment["REQUIRE_CUDA"] = "1"
     done = subprocess.run(

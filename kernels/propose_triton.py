@@ -14,7 +14,7 @@ d. compact: each block adds up the counts of the blocks before it and writes its
 e. rank and decode: a survivor's place is the number of survivors that go before it; its box is
    decoded, clipped, filtered and written there.
 
-The places are counted (k² comparisons in tiles of 64 by 32) rather than sorted: k = 1000 is 16
+The places are counted (k² comparisons in tiles of 32 by 32) rather than sorted: k = 1000 is 32
 programs a level with 1000 comparisons a lane, 5 to 8 instructions each, where a bitonic sort runs
 in one program, compiles to half a megabyte, and takes minutes in the interpreter; k = 12,000 costs
 a chip of 16,896 lanes some 60,000 cycles an image. A grid of blocks is the only form: with one

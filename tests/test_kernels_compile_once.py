@@ -84,10 +84,12 @@ def test_suppression_compiles_for_powers_of_two_only(compiled):
     }
 
 
-def test_frames_of_any_shape_share_one_form_an_alignment(compiled):
+def test_frames_of_any_shape_share_one_form_a_layout(compiled):
     data, table, matrix = lay_out([Picture(8, 8, (8, 8))])
     mean = torch.zeros(3)
-    for height, width in ((32, 64), (768, 1344), (48, 16), (33, 16), (9, 7), (16, 15), (31, 33)):
-        out = torch.empty(1, 3, height, width)
-        compiled.preprocess(data, table, matrix, mean, mean, out, antialias=False)
-    assert compiled.counts()["preprocess_kernel"] == 2
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for height, width in ((32, 64), (768, 1344), (48, 16), (33, 16), (9, 7), (16, 15)):
+            out = torch.empty(2, 3, height, width, dtype=torch.bfloat16, memory_format=layout)
+            compiled.preprocess(data, table, matrix, mean, mean, out, antialias=False)
+    # Channels last, an odd width keeps its pixels from being written in pairs.
+    assert compiled.counts()["preprocess_kernel"] == 3
