@@ -367,6 +367,19 @@ class TestNames:
             ("http://cam/keys/v?x=1", "http://cam/keys/v?x=1"),
             ("rtsp://cam:554/a@b:c", "rtsp://cam:554/a@b:c"),
             ("clip:1@2.mp4", "clip:1@2.mp4"),
+            ("rtsp://admin:pa/ss?w#rd@cam:554/1", "rtsp://admin:***@cam:554/1"),
+            ("rtsp://abcd1234@cam/1", "rtsp://***@cam/1"),
+            ("http://u:p@[::1]:80/a?tcp", "http://u:***@[::1]:80/a?tcp"),
+            ("http://[::1]:80/a@b", "http://[::1]:80/a@b"),
+            (
+                "http://cam/?p=a&code=b&jwt=c&channel=2",
+                "http://cam/?p=***&code=***&jwt=***&channel=2",
+            ),
+            ("http://cam/v?aGVsbG8", "http://cam/v?***"),
+            ("http://cam/v#session=a", "http://cam/v#session=***"),
+            ("rtmp://a.youtube.com/live2/abcd-efgh", "rtmp://a.youtube.com/live2/***"),
+            ("rtmp://127.0.0.1:1935/live", "rtmp://127.0.0.1:1935/live"),
+            ("srt://h:9?passphrase=a&mode=caller", "srt://h:9?passphrase=***&mode=caller"),
         ],
     )
     def test_secrets_are_masked(self, uri, shown):

@@ -70,6 +70,19 @@ def test_directory_or_pattern_of_images_is_one_source(tmp_path: Path):
         assert source.info.stem == tmp_path.name
 
 
+def test_a_file_may_list_sources(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("b.mp4").touch()
+    listed = "\ufeff# the yard\nrtsp://bob:secret@cam/1\n\n  b.mp4  \r\n"
+    Path("cameras.txt").write_text(listed, encoding="utf-8")
+    assert expand(["@cameras.txt", "webcam"]) == ["rtsp://bob:secret@cam/1", "b.mp4", "webcam"]
+    Path("empty.txt").write_text("# none\n")
+    Path("binary").write_bytes(b"\xff\xfe\xfd")
+    for name, said in (("empty.txt", "is empty"), ("binary", "no text"), ("x", "No such file")):
+        with pytest.raises(StreamRPNError, match=f"the list of sources '{name}' .*{said}"):
+            expand([f"@{name}"])
+
+
 @pytest.mark.parametrize("name", ["a[1].mp4", "what?.mp4", "12:30.mp4", "100%d.mp4", "ü .mp4"])
 def test_a_path_that_exists_is_never_a_pattern(tmp_path: Path, video: Path, name: str):
     path = tmp_path / name

@@ -294,6 +294,38 @@ class TestWhoMayAsk:
             assert get(url + "healthz?token=correct%20horse")[0] == 200
             assert get(url + "healthz", Authorization="Bearer caf\xe9")[0] == 401
 
+    def test_idle_connections_shut_nobody_out(self):
+        with Camera() as camera:
+            port = int(camera.url.rstrip("/").rpartition(":")[2])
+            idle = [
+                socket.create_connection(("127.0.0.1", port))
+                for _ in range(2 * web_server.MAX_CONNECTIONS)
+            ]
+            try:
+                assert get(camera.url + "healthz")[0] == 200
+            finally:
+                for each in idle:
+                    each.close()
+
+    def test_an_idle_connection_is_ended(self, monkeypatch):
+        monkeypatch.setattr(web_server, "IDLE_SECONDS", 0.4)
+        with Camera() as camera:
+            port = int(camera.url.rstrip("/").rpartition(":")[2])
+            idle = socket.create_connection(("127.0.0.1", port), timeout=10)
+            with idle, contextlib.suppress(ConnectionResetError):
+                assert idle.recv(1) == b""
+
+    def test_ill_formed_requests_leave_no_word(self, capfd):
+        with Camera(token="correct horse") as camera:
+            port = int(camera.url.partition("/?")[0].rpartition(":")[2])
+            for begun in (b"\x16\x03\x01", b"GET", b"GET / HTTP/9\r\n", b"\r\n" * 999):
+                with socket.create_connection(("127.0.0.1", port)) as wrong:
+                    wrong.sendall(begun + b" /?token=correct%20horse\xff\r\n\r\n")
+                    with contextlib.suppress(OSError):
+                        wrong.recv(1)
+            assert get(camera.url.replace("/?", "/healthz?"))[0] == 200
+        assert capfd.readouterr().err == ""
+
     def test_other_hosts_need_a_token(self):
         with pytest.raises(StreamRPNError, match="--serve-token"):
             WebSink("serve:0.0.0.0:0", SinkOptions()).open()
@@ -370,21 +402,24 @@ class TestWhoMayAsk:
         monkeypatch.setattr(web_server, "MAX_CONNECTIONS", 3)
         with Camera() as camera, contextlib.ExitStack() as stack:
             place = address(camera.url)
-            mute = [stack.enter_context(socket.create_connection(place, 5)) for _ in range(3)]
+            mute = [stack.enter_context(socket.create_connection(place, 30)) for _ in range(9)]
+            # The newest take the places of those idle longest.
+            for ended in mute[:5]:
+                with contextlib.suppress(ConnectionResetError):
+                    assert ended.recv(1) == b""
 
-            def refused():
-                with socket.create_connection(place, 0.5) as another:
-                    try:
-                        return another.recv(1) == b""
-                    except ConnectionResetError:
-                        return True
-                    except TimeoutError:
-                        return False
-
-            # Those that come in one go are counted late.
-            asyncio.run(until(refused))
-            mute[0].close()
-            asyncio.run(until(lambda: get_quietly(camera.url + "healthz") == 200))
+    def test_connections_in_use_are_not_ended_for_new_ones(self, monkeypatch):
+        monkeypatch.setattr(web_server, "MAX_CONNECTIONS", 3)
+        with Camera(count=10_000) as camera, contextlib.ExitStack() as stack:
+            readers = [
+                stack.enter_context(urllib.request.urlopen(camera.url + "results", timeout=30))
+                for _ in range(3)
+            ]
+            another = socket.create_connection(address(camera.url), 30)
+            with another, contextlib.suppress(ConnectionResetError):
+                assert another.recv(1) == b""
+            for reader in readers:
+                assert reader.readline()
 
     def test_there_are_only_so_many_viewers(self, monkeypatch):
         monkeypatch.setattr(web_server, "MAX_CLIENTS", 2)
@@ -566,6 +601,40 @@ class TestCommand:
         assert code == 2
         assert re.search(rf"cannot listen at {port}: .*in use", capfd.readouterr().err)
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("given", "kept", "said"),
+        [
+            ("a", None, "at least 8 characters"),
+            ("@nowhere", None, "cannot be read from 'nowhere': No such file"),
+            ("@empty", None, "'empty' of --serve-token is empty"),
+            ("@binary", None, "cannot be read from 'binary': it is no text"),
+            ("@short", None, "at least 8 characters"),
+            ("", "b", "at least 8 characters"),
+        ],
+    )
+    def test_tokens_that_are_none(self, given, kept, said, tmp_path, monkeypatch, capfd):
+        monkeypatch.chdir(tmp_path)
+        Path("empty").write_text("\n")
+        Path("binary").write_bytes(b"\xff\xfe\xfd")
+        Path("short").write_text("1234567\n")
+        if kept is not None:
+            monkeypatch.setenv("STREAM_RPN_TOKEN", kept)
+        options = ["--serve-token", given] if given else []
+        assert cli.main([*FAST, "synthetic:64x64@10,3", "--serve", "0", *options]) == 2
+        assert said in capfd.readouterr().err
+
+    @pytest.mark.parametrize("place", ["file", "environment"])
+    def test_a_token_that_no_process_list_shows(self, place, tmp_path, monkeypatch, capfd):
+        monkeypatch.chdir(tmp_path)
+        options = []
+        if place == "file":
+            Path("token").write_text("s&cret token?\n")
+            options = ["--serve-token", "@token"]
+        else:
+            monkeypatch.setenv("STREAM_RPN_TOKEN", "s&cret token?")
+        assert cli.main([*FAST, "synthetic:64x64@10,3", "--serve", "0", *options]) == 0
+        assert "/?token=s%26cret%20token%3F\n" in capfd.readouterr().err
 
     def test_a_token_for_nothing(self, capfd):
         assert cli.main([*FAST, "synthetic:64x64@10,3", "--serve-token", "auto"]) == 2

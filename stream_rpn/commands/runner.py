@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import threading
 import types
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from stream_rpn import api
@@ -26,6 +28,8 @@ from stream_rpn.sinks.web.sink import WebSink
 from stream_rpn.sources import expand, is_live, left_out, masked, stem
 from stream_rpn.sources.select import Selection, parse_time
 from stream_rpn.statistics import StreamStatistics
+
+LEAST_TOKEN = 8
 
 WHOLE, NOTHING, PARTLY = 0, 2, 3
 NO_FRAME = "no frame lies between --start and --end"
@@ -59,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         draw=arguments.draw,
         crops=arguments.crops,
-        token=arguments.serve_token,
+        token=_token(arguments.serve_token) if serve else "",
     )
     if arguments.json_summary is not None:
         check_file(arguments.json_summary, uris, outputs, overwrite=arguments.overwrite)
@@ -102,6 +106,27 @@ def _policy(arguments: argparse.Namespace) -> LivePolicy:
         reconnect=arguments.reconnect,
         realtime=arguments.realtime,
     )
+
+
+def _token(given: str) -> str:
+    """Returns the token of --serve: as given, of a file, or of the environment; "" for none."""
+    token = given or os.environ.get("STREAM_RPN_TOKEN", "")
+    if token.startswith("@"):
+        try:
+            token = Path(token[1:]).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError, ValueError) as error:
+            why = getattr(error, "strerror", None) or "it is no text"
+            raise StreamRPNError(
+                f"--serve-token cannot be read from {token[1:]!r}: {why}"
+            ) from error
+        if not token:
+            raise StreamRPNError(f"the file {given[1:]!r} of --serve-token is empty")
+    if token and token != "auto" and len(token) < LEAST_TOKEN:
+        raise StreamRPNError(
+            f"the token of --serve must have at least {LEAST_TOKEN} characters: a shorter one can "
+            "be guessed; 'auto' makes one up"
+        )
+    return token
 
 
 class _Run:
@@ -189,6 +214,7 @@ class _Run:
         for output in self.outputs:
             if output.opens_at_once:
                 sink = output.open()
+                # One that is made up is known from here only.
                 quiet = self.quiet and self.arguments.serve_token != "auto"
                 if isinstance(sink, WebSink) and not quiet:
                     say(f"watch at {sink.url}")

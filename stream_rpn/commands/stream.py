@@ -24,6 +24,7 @@ sources:
   input, synthetic:[WxH@FPS,N] for a clip with moving objects
   live: webcam, webcam:N, /dev/videoN, screen:[DISPLAY], rtsp://, rtmp://, udp://, http(s)://
   (MJPEG, HLS), a named pipe; with one of them, or --realtime, all sources run at a time
+  @FILE: those that a text file lists, one a line
 
 outputs, by extension; several may be given:
   .jsonl .jsonl.gz .parquet .npz .coco.json .mot.txt   data
@@ -78,8 +79,9 @@ def stream_parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--serve-token",
         default="",
-        metavar="TOKEN",
-        help="what clients of --serve must know; 'auto' makes one up",
+        metavar="TOKEN|@FILE",
+        help="what clients of --serve must know, at least 8 characters; 'auto' makes one up "
+        "(default: STREAM_RPN_TOKEN of the environment, which other users do not see)",
     )
     out.add_argument("--json-summary", metavar="FILE", help="write the summary as JSON")
     out.add_argument("--quiet", action="store_true", help="print errors only")

@@ -6,6 +6,7 @@ Nothing here imports PyAV or torch before a source is opened.
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import urllib.parse
 from collections.abc import Sequence
@@ -58,19 +59,36 @@ _IMAGES = {
 def expand(uris: Sequence[str]) -> list[str]:
     """Returns one name per source: directories and patterns of videos become their files.
 
-    A directory or pattern of images stays one name, as its images are one source.
+    A directory or pattern of images stays one name, as its images are one source. "@FILE" stands
+    for the sources that a text file lists, one a line; there no process list shows passwords.
 
     Raises:
         StreamRPNError: a path does not exist, or holds neither, or both videos and images.
     """
     sources = []
-    for uri in uris:
+    for uri in itertools.chain.from_iterable(map(_listed, uris)):
         files = members_of(uri)
         if files is None or files[0].suffix.lower() in _IMAGES:
             sources.append(uri)
         else:
             sources.extend(map(str, files))
     return sources
+
+
+def _listed(uri: str) -> list[str]:
+    """Returns the sources that "@FILE" stands for, blank lines and those after "#" left out."""
+    if not uri.startswith("@"):
+        return [uri]
+    try:
+        text = Path(uri[1:]).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise StreamRPNError(f"the list of sources {uri[1:]!r} cannot be read: {why}") from error
+    lines = [line.strip() for line in text.splitlines()]
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise StreamRPNError(f"the list of sources {uri[1:]!r} is empty")
+    return found
 
 
 def open_source(

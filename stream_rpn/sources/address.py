@@ -15,12 +15,22 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _WEBCAM = re.compile(r"webcam(?::(\d+))?")
 _VIDEO_DEVICE = re.compile(r"/dev/video\d+")
 
-# Password and more in `user:password@`, and what is called like a secret in the query; or in the
-# path, where some cameras have it: /user=admin_password=secret_channel=1.sdp.
-_USER_SECRET = re.compile(r"(?<=://)([^/?#@:]*):([^/?#]*)@")
-_QUERY_SECRET = re.compile(
-    r"(?i)([/?&;_#][^/?=&;#]*(?:pas|pw|token|secret|key|auth|sig|credential)[^/?=&;#]*=)[^/&;#]+"
+# What is called like a secret in a path, where some cameras have it:
+# /user=admin_password=secret_channel=1.sdp.
+_PATH_SECRET = re.compile(
+    r"(?i)([/&;_][^/=&;]*(?:pas|pw|token|secret|key|auth|sig|credential)[^/=&;]*=)[^/&;]+"
 )
+
+# Of a query or fragment all values are masked but those of these keys, which say what picture, how
+# it comes, or who is asked: a camera's maker calls its secrets as it likes.
+_HARMLESS = {
+    "audio", "bitrate", "camera", "channel", "channelno", "cmd", "codec", "compression", "fps",
+    "height", "h", "id", "latency", "listen", "loginuse", "mode", "name", "overrun_nonfatal",
+    "pkt_size", "profile", "proto", "quality", "resolution", "res", "size", "stream", "streamtype",
+    "sub", "subtype", "tcp", "timeout", "transport", "transportmode", "tunnel", "type", "udp",
+    "unicast", "user", "username", "usr", "v", "video", "width", "w", "x", "y",
+}  # fmt: skip
+_PAIR = re.compile(r"([^&;=]*)=([^&;]*)")
 
 # These can only be played while they are sent.
 _STREAMING = ("rtsp", "rtsps", "rtmp", "rtmps", "rtmpt", "rtp", "udp", "udplite", "srt", "rist")
@@ -69,7 +79,47 @@ def masked(uri: str) -> str:
     """Returns `uri` as it may be shown and stored: with `***` in place of passwords and tokens."""
     if not is_url(uri):
         return uri
-    return _QUERY_SECRET.sub(r"\1***", _USER_SECRET.sub(r"\1:***@", uri))
+    protocol, rest = uri.split("://", 1)
+    user, host, rest = _split_user(scheme(uri), rest)
+    rest, sharp, fragment = rest.partition("#")
+    path, mark, query = rest.partition("?")
+    path = _PATH_SECRET.sub(r"\1***", path)
+    if scheme(uri).startswith("rtmp") and path.count("/") > 1:
+        # The name of what is published there is the key to publish it.
+        path = path[: path.rindex("/") + 1] + "***"
+    if query and "=" not in query and not query.isdecimal() and query.lower() not in _HARMLESS:
+        query = "***"
+    shown = f"{protocol}://{_masked_user(user)}{host}{path}{mark}{_masked_pairs(query)}"
+    return f"{shown}{sharp}{_masked_pairs(fragment)}"
+
+
+def _split_user(protocol: str, rest: str) -> tuple[str, str, str]:
+    """Returns `user:password@` or "", the host with its port, and what follows, "/…" or less."""
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    name, colon, port = authority.rpartition(":")
+    if "@" in authority:
+        at = authority.rindex("@") + 1
+    elif "@" in rest and (colon and name and not port.isdecimal() and not port.endswith("]")):
+        # What stands where a port should is the beginning of a password with /, ? or # in it.
+        at = rest.rindex("@") + 1
+    else:
+        at = 0
+    host = re.split(r"[/?#]", rest[at:], maxsplit=1)[0]
+    return rest[:at], host, rest[at + len(host) :]
+
+
+def _masked_user(user: str) -> str:
+    # Without a password the name may be a token.
+    name, colon, _ = user.partition(":")
+    return f"{name}:***@" if colon else "***@" if user else ""
+
+
+def _masked_pairs(query: str) -> str:
+    def mask(pair: re.Match[str]) -> str:
+        harmless = pair[1].lower().lstrip("?") in _HARMLESS or not pair[2]
+        return pair[0] if harmless else f"{pair[1]}=***"
+
+    return _PAIR.sub(mask, query)
 
 
 def local_path(uri: str) -> Path:

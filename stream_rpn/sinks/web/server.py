@@ -27,8 +27,11 @@ import hmac
 import importlib.resources
 import ipaddress
 import json
+import logging
+import math
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import cast
@@ -43,7 +46,11 @@ MAX_CLIENTS = 32
 """Viewers and readers of results together; one more is told to come back."""
 
 MAX_CONNECTIONS = 128
-"""Those that have asked for nothing yet included: they must not use up the process's files."""
+"""Those that have asked for nothing yet included: they must not use up the process's files. One
+more takes the place of the one that has been idle longest."""
+
+IDLE_SECONDS = 20.0
+"""A connection without a request is ended after so long."""
 
 FEED_LINES = 64
 """Results kept for a slow reader of `/results`; of more the oldest are lost, and counted."""
@@ -67,6 +74,10 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+
+_SILENT = logging.getLogger("stream_rpn.serve")
+_SILENT.addHandler(logging.NullHandler())
+_SILENT.propagate = False
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -137,6 +148,8 @@ class Server:
         self._clients: set[_Viewer | _Reader] = set()
         self._readers: tuple[_Reader, ...] = ()
         self._headers: dict[str, bytes] = {}
+        # Connections without a request, by the time since when; the one idle longest first.
+        self._idle: dict[asyncio.BaseProtocol, float] = {}
         self._woken = False
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
@@ -189,25 +202,51 @@ class Server:
                 }.items()
             ]
         )
-        # The access log would hold tokens.
+        # Both logs would hold tokens, and ill-formed requests would fill them.
         runner = web.AppRunner(
-            application, access_log=None, handle_signals=False, shutdown_timeout=0.5
+            application,
+            access_log=None,
+            logger=_SILENT,
+            handle_signals=False,
+            shutdown_timeout=0.5,
         )
         await runner.setup()
         server = runner.server
         assert server is not None
 
         def admit() -> asyncio.BaseProtocol:
-            return server() if len(server.connections) < MAX_CONNECTIONS else _Refusal()
+            if len(server.connections) >= MAX_CONNECTIONS and not self._end_idle(-math.inf, 1):
+                return _Refusal()
+            connection = server()
+            self._idle[connection] = time.monotonic()
+            return connection
 
         listener = await self._loop.create_server(admit, sock=self._socket)
+        sweeping = asyncio.ensure_future(self._sweep())
         try:
             await self._stopped.wait()
         finally:
+            sweeping.cancel()
             listener.close()
             for client in self._clients:
                 client.changed.set()
             await runner.cleanup()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(IDLE_SECONDS / 4)
+            self._end_idle(IDLE_SECONDS)
+
+    def _end_idle(self, seconds: float, most: int = MAX_CONNECTIONS) -> int:
+        """Ends connections that have had no request for so long, and returns how many."""
+        now = time.monotonic()
+        ended = [each for each, since in self._idle.items() if now - since > seconds][:most]
+        for connection in ended:
+            del self._idle[connection]
+            transport = getattr(connection, "transport", None)
+            if transport is not None:
+                transport.abort()
+        return len(ended)
 
     def _wake(self) -> None:
         self._woken = False
@@ -239,8 +278,13 @@ class Server:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        self._check(request)
-        return await handler(request)
+        connection = request.protocol
+        self._idle.pop(connection, None)
+        try:
+            self._check(request)
+            return await handler(request)
+        finally:
+            self._idle[connection] = time.monotonic()
 
     def _check(self, request: web.Request) -> None:
         if self._local_names and _host_name(request.host) not in self._local_names:

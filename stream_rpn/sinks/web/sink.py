@@ -6,6 +6,7 @@ import json
 import secrets
 from collections.abc import Callable
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks.jsonl import frame_line
@@ -52,7 +53,7 @@ class WebSink(Sink):
             raise StreamRPNError(
                 f"cannot listen at {address}: {error.strerror}; --serve takes another [HOST:]PORT"
             ) from error
-        self.url = self._server.url + (f"?token={token}" if token else "")
+        self.url = self._server.url + (f"?token={quote(token, safe='')}" if token else "")
 
     def watch(self, status: Callable[[], dict[str, Any]]) -> None:
         """Receives a callable that returns the summary of the source that begins next."""
