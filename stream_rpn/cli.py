@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from stream_rpn.commands import COMMANDS
-from stream_rpn.commands.progress import let_messages_fail
+from stream_rpn.commands.progress import complain, let_messages_fail
 from stream_rpn.commands.stream import stream_parser
 
 
@@ -89,7 +89,7 @@ def _reporting(command: Callable[[], int]) -> int:
     try:
         return command()
     except StreamRPNError as error:
-        print(f"stream-rpn: {error}", file=sys.stderr)
+        complain(str(error))
         return 2
 
 

@@ -543,6 +543,12 @@ class TestSubcommands:
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
 
+    def test_names_that_a_terminal_would_obey_are_shown_without_what_it_obeys(self, capfd):
+        assert stream_rpn("no\x1b[31m\x9bfile\x07") == 2
+        err = capfd.readouterr().err
+        assert "no�[31m�file�" in err
+        assert not set(err) & set("\x1b\x07\x9b")
+
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_doctor_proves_nothing_without_a_gpu(self, capsys):
         assert stream_rpn("doctor", "--prove", fast=False) == 2

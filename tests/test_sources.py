@@ -290,6 +290,24 @@ def test_standard_input(video: Path, readable: bool):
     assert done.stderr == b""
 
 
+def test_a_playlist_on_standard_input_reaches_no_file(video: Path, monkeypatch):
+    monkeypatch.chdir(video.parent)
+    playlist = video.parent / "list.ffconcat"
+    playlist.write_text(f"ffconcat version 1.0\nfile {video.name}\n")
+    with open_source(str(playlist), decoder="cpu") as source:
+        assert len(list(source)) == 12
+    for stdin in (playlist.open("rb"), subprocess.Popen(["cat", playlist], stdout=-1).stdout):
+        with stdin:
+            done = subprocess.run(
+                [sys.executable, "-c", COUNT],
+                stdin=stdin,
+                capture_output=True,
+                check=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        assert "standard input" in json.loads(done.stdout)
+
+
 @pytest.fixture
 def server(tmp_path: Path):
     class Handler(http.server.SimpleHTTPRequestHandler):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from stream_rpn.commands.arguments import (
     load_options,
 )
 from stream_rpn.commands.outputs import check_file
+from stream_rpn.commands.progress import say
 from stream_rpn.commands.tables import print_table
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.measure.plot import draw, new_figure
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         # OpenMP's barriers cost the main thread several times what they cost another.
         with prefetch(bench.measure(), 1, name="bench") as lines:
             for line in lines:
-                print(f"  {line}", file=sys.stderr, flush=True)
+                say(f"  {line}")
     print()
     print_table(_stage_table(bench.reports))
     print()

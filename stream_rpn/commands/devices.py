@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
+from stream_rpn.commands.progress import complain
 from stream_rpn.sources.address import cameras
 
 
@@ -16,7 +16,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints a line per camera: what to call it as a source, and what it is."""
     found = cameras()
     if not found:
-        print("stream-rpn: no camera found", file=sys.stderr)
+        complain("no camera found")
     for number, (name, description) in enumerate(found):
         # On Linux the device's own name is a source as it is.
         source = name if name.startswith("/dev/") else f"webcam:{number}"

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import platform
-import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import metadata, resources
@@ -19,6 +18,7 @@ from rich.table import Table
 
 from stream_rpn import __version__, models
 from stream_rpn.commands.outputs import check_file
+from stream_rpn.commands.progress import say
 from stream_rpn.commands.tables import print_table
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.sinks.place import write_whole
@@ -72,7 +72,7 @@ def _prove(json_file: str | None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         proof = Proof(compute.choose_device(), Path(folder))
         for part in proof.run():
-            print(f"{part} …", file=sys.stderr, flush=True)
+            say(f"{part} …")
     checks = Table("", "check", "seen", box=None, pad_edge=False)
     for check in proof.checks:
         checks.add_row(_MARKS[check.passed], check.name, check.detail)

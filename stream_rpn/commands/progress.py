@@ -142,9 +142,13 @@ def complain(sentence: str) -> None:
     say(f"stream-rpn: {sentence}")
 
 
+# Names of files may hold escape sequences, which a terminal would obey.
+_CONTROLS = {code: "�" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
 def say(text: str) -> None:
-    """Prints on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Prints on standard error, without control characters."""
+    print(text.translate(_CONTROLS), file=sys.stderr, flush=True)
 
 
 class _Convenience(io.FileIO):

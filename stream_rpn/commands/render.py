@@ -12,6 +12,7 @@ import numpy as np
 
 from stream_rpn.commands.arguments import natural
 from stream_rpn.commands.outputs import resolve_outputs
+from stream_rpn.commands.progress import say
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.results import Results, read
 from stream_rpn.sinks import make_header
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     if not arguments.quiet:
-        print(f"{rendered.frames} frames → {arguments.output}", file=sys.stderr)
+        say(f"{rendered.frames} frames → {arguments.output}")
     if rendered.damaged_packets or rendered.corrupt_frames:
         print(
             f"stream-rpn: {arguments.video}: the video is damaged ({rendered.damaged_packets} "

@@ -234,6 +234,8 @@ def _open_container(
         # A file that was redirected to it can be read in any order, unlike a pipe.
         seekable = sys.stdin is not None and sys.stdin.seekable()
         target = sys.stdin.buffer if seekable else "pipe:0"
+        # Nor may a playlist that somebody sends.
+        options = {"protocol_whitelist": "pipe"}
     else:
         # With its protocol in front, a name such as "12:30.mp4" is not taken for a protocol.
         target = f"file:{local_path(uri)}"
