@@ -127,8 +127,8 @@ def run_pipeline(proof: Proof) -> None:
     from stream_rpn.measure import peers
     from stream_rpn.pipeline import Pipeline, Selection
 
-    size, count, repeats = ((160, 120), 6, 2) if proof.dry else ((1920, 1080), 300, 5)
-    seconds = 0.1 if proof.dry else 3.0
+    size, count, repeats = ((160, 120), 6, 2) if proof.dry else ((1920, 1080), 300, 3)
+    seconds = 0.1 if proof.dry else 1.5
     models = ("tiny",) if proof.dry else ("resnet50_fpn", "nanodet_m")
     with tempfile.TemporaryDirectory() as folder:
         clip = encoded_clip(Path(folder), size, count, repeats)
@@ -157,7 +157,8 @@ def run_pipeline(proof: Proof) -> None:
                     frames_per_second=round(frames / took, 1),
                     stages={k: v["p50_ms"] for k, v in streams[0].times.summary().items()},
                 )
-            for peer in peers.peers(made, model, "random"):
+            # Of one model, as they take their time.
+            for peer in peers.peers(made, model, "random") if model == models[0] else ():
                 row = peers.measure_peer(peer, str(clip), Path(folder) / "out.jsonl", seconds)
                 proof.add(
                     "pipeline",

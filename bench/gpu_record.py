@@ -38,7 +38,7 @@ class Proof:
         self.path = path
         self.device = device
         self.dry = device.type == "cpu"
-        self.timer = Timer(device, 0.02 if self.dry else 0.4)
+        self.timer = Timer(device, 0.02 if self.dry else 0.25)
         self.started = time.monotonic()
         self._seconds = seconds
         self.machine = report.machine()
