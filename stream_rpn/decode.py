@@ -29,6 +29,7 @@ from av.video.format import VideoFormat
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from stream_rpn.clock import PresentationOrder, bitstream_rate, has_timestamps
 from stream_rpn.frame import Color, Drop, DropReason, Frame, StreamRPNError
 
 KEPT_FORMATS = frozenset({"yuv420p", "yuvj420p", "nv12", "yuv420p10le", "p010le"})
@@ -126,6 +127,9 @@ class Decoder:
             done, or is what is done already.
         packets: decode these instead of those read from the container; `opaque` of each is when it
             arrived.
+
+    Attributes:
+        reordered: whether times come from the order of decoding; known with the first frame.
     """
 
     def __init__(
@@ -147,21 +151,30 @@ class Decoder:
         self._planes = PlaneConverter()
         self._packets_read = 0
         self._last_pts: int | None = None
+        self._went_back = False
+        # Times that FFmpeg counts by a rate are none where it only supposes the rate, and where
+        # frames may be left out.
+        self._timed = has_timestamps(container) or (
+            packets is None and bitstream_rate(stream) is not None
+        )
+        self._order: PresentationOrder | None = None
+        self.reordered = False
         # Timestamps of the last packets, one a thread: frame threads report an error that late.
         self._in_flight: deque[int | None] = deque(maxlen=max(stream.thread_count, 1))
 
     def __iter__(self) -> Generator[Frame, None, None]:
         for packet in self._packets():
-            self._in_flight.append(packet.pts)
+            if self._packets_read == 1 and packet.pts is None and packet.dts is not None:
+                self._order, self.reordered = PresentationOrder(), True
             try:
-                images = self._stream.codec_context.decode(packet)
+                images = self._decode(self._stream, packet)
             except av.error.FFmpegError:
-                self._tally.lose(DropReason.DAMAGED_PACKET, 1, self._in_flight[0])
+                self._lose(self._in_flight[0])
                 continue
             for image in images:
                 yield self._frame(image)
         try:
-            images = self._stream.codec_context.decode(None)
+            images = self._decode(self._stream, None)
         except av.error.FFmpegError:
             images = []
             if self._reopen is None:
@@ -193,6 +206,27 @@ class Decoder:
             if packet.size:
                 yield packet
 
+    def _decode(
+        self, stream: VideoStream, packet: Packet[VideoStream] | None
+    ) -> list[av.VideoFrame]:
+        """Returns the next pictures as they are shown, their `pts` made right."""
+        order = self._order
+        if packet is not None:
+            if order is not None:
+                order.send(packet)
+            self._in_flight.append(packet.pts)
+        images = stream.codec_context.decode(packet)
+        if order is not None:
+            for image in images:
+                order.show(image)
+        return images
+
+    def _lose(self, pts: int | None) -> None:
+        """Counts a packet that could not be decoded."""
+        if self._order is not None:
+            self._order.lose(pts)
+        self._tally.lose(DropReason.DAMAGED_PACKET, 1, pts)
+
     def _tail(self) -> Generator[Frame, None, None]:
         """Yields the frames behind a damaged packet that was in flight when the packets ended.
 
@@ -203,7 +237,7 @@ class Decoder:
         tally = self._tally
         complete = tally.frames_decoded + tally.damaged_packets >= self._packets_read
         last_pts = self._last_pts
-        if complete or self._reopen is None or last_pts is None:
+        if complete or self._reopen is None or last_pts is None or self._went_back:
             return
         unreported = list(self._in_flight)[1:]
         try:
@@ -213,12 +247,14 @@ class Decoder:
         # Raw streams cannot seek; then what there is must do.
         with container, suppress(av.error.FFmpegError):
             container.seek(last_pts, stream=stream)
+            if self._order is not None:
+                self._order = PresentationOrder()
             for packet in container.demux(stream):
                 try:
-                    images = stream.codec_context.decode(packet if packet.size else None)
+                    images = self._decode(stream, packet if packet.size else None)
                 except av.error.FFmpegError:
                     if packet.pts in unreported:
-                        tally.lose(DropReason.DAMAGED_PACKET, 1, packet.pts)
+                        self._lose(packet.pts)
                     continue
                 for image in images:
                     if image.pts is not None and image.pts > last_pts:
@@ -229,7 +265,10 @@ class Decoder:
         index = tally.frames_decoded
         tally.frames_decoded += 1
         tally.corrupt_frames += image.is_corrupt
-        pts = self._last_pts = image.pts
+        pts = image.pts if self._timed else None
+        if pts is not None and self._last_pts is not None and pts < self._last_pts:
+            self._went_back = True
+        self._last_pts = pts
         arrived = None if self._given is None else cast("float | None", image.opaque)
         seconds = float(pts * self._time_base) if pts is not None and self._time_base else None
         frame = self._planes.frame(image, index, pts, seconds)

@@ -79,6 +79,12 @@ class StreamStatistics:
         return self._source.corrupt_frames if self._source else 0
 
     @property
+    def clock_mended(self) -> dict[str, dict[str, int]]:
+        """What had to be mended of the source's clock so far, as `clock_mended`, if anything."""
+        mended = self._source.clock.mended if self._source else {}
+        return {"clock_mended": mended} if mended else {}
+
+    @property
     def fps(self) -> float:
         """Results per second, from the start of decoding to the last result."""
         return self.num_results / self.elapsed_seconds if self.elapsed_seconds else 0.0
@@ -96,4 +102,5 @@ class StreamStatistics:
             "drops": self.drops,
             "damaged_packets": self.damaged_packets,
             "corrupt_frames": self.corrupt_frames,
+            **self.clock_mended,
         }

@@ -41,6 +41,7 @@ def source_summary(
         "drops": dict(stream.drops),
         "damaged_packets": stream.damaged_packets,
         "corrupt_frames": stream.corrupt_frames,
+        **stream.clock_mended,
         "outputs": list(outputs),
     }
 
@@ -101,6 +102,11 @@ def describe(summary: dict[str, Any]) -> str:
             f"{f' ({reasons})' if reasons else ''}, {summary['reconnects']} reconnects; age "
             f"{age['p50']:.0f} ms, p95 {age['p95']:.0f}, p99 {age['p99']:.0f}"
         )
+    mended = summary.get("clock_mended", {})
+    if jumps := mended.get("jumps"):
+        lost += f", its clock jumped {jumps} × and goes on as if it had not"
+    if held := mended.get("held"):
+        lost += f", {held} frames out of turn were given the time of the one before"
     where = f"\n  → {', '.join(summary['outputs'])}" if summary["outputs"] else ""
     frames = f"{summary['frames']:,}"
     if stopped := summary.get("stopped"):

@@ -16,6 +16,7 @@ from av.container import InputContainer
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
+from stream_rpn.clock import clock_of, rate_of, time_keeping, trust_no_guess
 from stream_rpn.cores import available_cores
 from stream_rpn.decode import Decoder, Tally
 from stream_rpn.frame import Frame, StreamInfo, StreamRPNError
@@ -118,6 +119,7 @@ class FileSource(Source):
             packets = self._packets = reception.packets(container, stream) if reception else None
             note = ""
             first = None
+            reordered = False
             wanted_on_gpu = device is None or device.startswith("cuda")
             if decoder == "nvdec" or (decoder == "auto" and wanted_on_gpu):
                 note = _why_not_nvdec(stream, device, decoder == "nvdec", reopenable)
@@ -132,15 +134,20 @@ class FileSource(Source):
                 reopen = None
                 if reopenable and packets is None and stream.thread_count > 1:
                     reopen = partial(_open_single_threaded, uri, stream.index)
-                self._frames = iter(Decoder(container, stream, self.tally, reopen, packets))
+                decoding = Decoder(container, stream, self.tally, reopen, packets)
+                self._frames = iter(decoding)
                 first = next(self._frames, None)
+                reordered = decoding.reordered
             if first is None:
                 hint = f" ({_PIPE_HINT})" if uri == "-" else ""
                 if is_url(uri):
                     hint = " (an MP4 whose index stands at its end needs a server that can seek)"
                 raise StreamRPNError(f"{_name(uri)} holds no frame that can be decoded{hint}")
             live = packets is not None
-            self.info = _describe(container, stream, uri, first, num_frames, note, live)
+            self.clock = clock_of(container, stream)
+            self._unit = float(stream.time_base or 0)
+            clock = time_keeping(container, stream, reordered=reordered, live=live)
+            self.info = _describe(container, stream, uri, first, num_frames, note, live, clock)
             self._first: Frame | None = first
         except BaseException:
             self._close_container()
@@ -187,10 +194,19 @@ class FileSource(Source):
     def __iter__(self) -> Iterator[Frame]:
         if self._first is not None:
             first, self._first = self._first, None
-            yield first
+            yield self._placed(first)
             # A surface of the GPU's small pool must not live on in this generator.
             del first
-        yield from self._frames
+        for frame in self._frames:
+            yield self._placed(frame)
+            del frame
+
+    def _placed(self, frame: Frame) -> Frame:
+        """Makes the time of a frame one that rises; a live source does that across connections."""
+        if self._packets is None:
+            duration = frame.image.duration * self._unit
+            frame.pts_seconds = self.clock.place(frame.pts_seconds, duration)
+        return frame
 
     def close(self) -> None:  # noqa: D102
         self._first = None
@@ -348,11 +364,12 @@ def _open_single_threaded(uri: str, stream_index: int) -> tuple[InputContainer, 
 
 def _only_stream(container: InputContainer, index: int) -> VideoStream:
     """Returns the stream and has the demuxer skip all others."""
-    stream = container.streams[index]
+    stream = cast(VideoStream, container.streams[index])
+    trust_no_guess(container, stream)
     for other in container.streams:
         if other is not stream:
             other.discard = Discard.all
-    return cast(VideoStream, stream)
+    return stream
 
 
 def _describe(
@@ -363,8 +380,9 @@ def _describe(
     num_frames: int | None,
     decoder_note: str,
     live: bool,
+    clock: str,
 ) -> StreamInfo:
-    rate = stream.average_rate
+    rate = rate_of(container, stream)
     duration: float | None = None
     if num_frames and rate:
         duration = num_frames / float(rate)
@@ -392,6 +410,7 @@ def _describe(
         decoder=f"{_codec(stream)} ({'nvdec' if surface else 'software'})",
         live=live,
         decoder_note=decoder_note,
+        clock=clock,
     )
 
 

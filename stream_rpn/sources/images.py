@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from pathlib import Path
 
+from stream_rpn.clock import Clock
 from stream_rpn.decode import PlaneConverter, Tally
 from stream_rpn.frame import DropReason, Frame, StreamInfo, StreamRPNError
 from stream_rpn.sources import members_of, picture, stem
@@ -45,6 +46,7 @@ class ImagesSource(Source):
         name_of: Callable[[Path], str] = lambda file: file.name,
     ) -> None:
         self.tally = Tally()
+        self.clock = Clock()
         self._name_of = name_of
         self._planes = PlaneConverter()
         self._codec = self._pixel_format = ""
