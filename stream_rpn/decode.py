@@ -14,9 +14,8 @@ import struct
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import av
 import av.error
@@ -30,7 +29,11 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from stream_rpn.clock import PresentationOrder, bitstream_rate, has_timestamps
-from stream_rpn.frame import Color, Drop, DropReason, Frame, StreamRPNError
+from stream_rpn.frame import Color, DropReason, Frame, StreamRPNError
+from stream_rpn.tally import Tally
+
+if TYPE_CHECKING:
+    from stream_rpn.sources.promise import Promise
 
 KEPT_FORMATS = frozenset({"yuv420p", "yuvj420p", "nv12", "yuv420p10le", "p010le"})
 """Pixel formats that frames keep; all others become yuv420p."""
@@ -74,48 +77,6 @@ _TRANSFERS = {
 }
 
 
-@dataclass
-class Tally:
-    """Counts what a source gave and lost, and keeps losses until a frame comes to carry them.
-
-    Attributes:
-        frames_decoded: frames handed out so far.
-        damaged_packets: packets, or still images, that could not be decoded, could not be read, or
-            are missing at the end.
-        corrupt_frames: frames handed out that the decoder itself marks as damaged.
-    """
-
-    frames_decoded: int = 0
-    damaged_packets: int = 0
-    corrupt_frames: int = 0
-    _pending: list[Drop] = field(default_factory=list)
-
-    def lose(self, reason: DropReason, count: int = 1, first_pts: int | None = None) -> None:
-        """Records a loss; losses in a row for one reason become one."""
-        self.damaged_packets += count
-        if self._pending and self._pending[-1].reason == reason:
-            last = self._pending.pop()
-            count, first_pts = last.count + count, last.first_pts
-        self._pending.append(Drop(reason, count, first_pts))
-
-    def skip(self, reason: DropReason, count: int, first_pts: int | None) -> None:
-        """Records packets that were left out although nothing was wrong with them."""
-        self._pending.append(Drop(reason, count, first_pts))
-
-    def take_drops(self) -> tuple[Drop, ...]:
-        """Returns the losses since the last call."""
-        if not self._pending:
-            return ()
-        drops = tuple(self._pending)
-        self._pending.clear()
-        return drops
-
-    @property
-    def trailing_drops(self) -> tuple[Drop, ...]:
-        """Losses after the last frame so far; after the last of all once it has come."""
-        return tuple(self._pending)
-
-
 class Decoder:
     """Iterates once over the frames of one video stream; from one thread only.
 
@@ -127,6 +88,7 @@ class Decoder:
             done, or is what is done already.
         packets: decode these instead of those read from the container; `opaque` of each is when it
             arrived.
+        promise: what the container says of its length, to be compared with what comes.
 
     Attributes:
         reordered: whether times come from the order of decoding; known with the first frame.
@@ -139,17 +101,22 @@ class Decoder:
         tally: Tally,
         reopen: Callable[[], tuple[InputContainer, VideoStream]] | None = None,
         packets: Iterator[Packet[VideoStream]] | None = None,
+        promise: Promise | None = None,
     ) -> None:
         self._container = container
         self._stream = stream
         self._tally = tally
         self._reopen = reopen
         self._given = packets
+        self._promise = promise
         # FFmpeg hands what stands in a packet's `opaque` over to the frame.
         stream.codec_context.copy_opaque = packets is not None
         self._time_base = stream.time_base
         self._planes = PlaneConverter()
         self._packets_read = 0
+        # Timestamps of the packets before the first key frame; None once frames have come.
+        self._headless: list[int | None] | None = []
+        self._key_came = False
         self._last_pts: int | None = None
         self._went_back = False
         # Times that FFmpeg counts by a rate are none where it only supposes the rate, and where
@@ -182,13 +149,8 @@ class Decoder:
         for image in images:
             yield self._frame(image)
         yield from self._tail()
-        # The index of an MP4 or MOV names every packet, so a file that was cut off can be told. Of
-        # packets that were given, some may have been left out, and the last need not be the end.
-        if self._given is not None:
-            return
-        missing = len(self._stream.index_entries) - self._packets_read
-        if "mp4" in self._container.format.name and missing > 0:
-            self._tally.lose(DropReason.MISSING_PACKET, missing)
+        if self._promise is not None and (missing := self._promise.broken()) is not None:
+            self._tally.lack(missing)
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
         packets = self._given or self._container.demux(self._stream)
@@ -204,6 +166,8 @@ class Decoder:
             # PyAV's last packet is empty and has no time. Any empty one would end the decoding.
             self._packets_read += packet.size > 0 or packet.dts is not None
             if packet.size:
+                if self._promise is not None:
+                    self._promise.saw(packet)
                 yield packet
 
     def _decode(
@@ -215,6 +179,10 @@ class Decoder:
             if order is not None:
                 order.send(packet)
             self._in_flight.append(packet.pts)
+            if self._headless is not None and not self._key_came:
+                self._key_came = packet.is_keyframe
+                if not (packet.is_keyframe or packet.is_discard):
+                    self._headless.append(packet.pts)
         images = stream.codec_context.decode(packet)
         if order is not None:
             for image in images:
@@ -225,7 +193,20 @@ class Decoder:
         """Counts a packet that could not be decoded."""
         if self._order is not None:
             self._order.lose(pts)
+        if self._headless and pts in self._headless:
+            self._headless.remove(pts)
         self._tally.lose(DropReason.DAMAGED_PACKET, 1, pts)
+
+    def _begin(self, first: av.VideoFrame, pts: int | None) -> None:
+        """Counts the packets before the first key frame, of which FFmpeg says nothing, as lost.
+
+        None of them gave a picture where the first one is a key frame's: what is decoded before a
+        key frame is shown before it. Some demuxers mark no packet as a key frame's, or not the
+        first one; then nothing is known.
+        """
+        headless, self._headless = self._headless, None
+        if headless and self._key_came and first.key_frame and (pts is None or pts not in headless):
+            self._tally.lose(DropReason.NO_KEY_FRAME, len(headless), headless[0])
 
     def _tail(self) -> Generator[Frame, None, None]:
         """Yields the frames behind a damaged packet that was in flight when the packets ended.
@@ -262,6 +243,8 @@ class Decoder:
 
     def _frame(self, image: av.VideoFrame) -> Frame:
         tally = self._tally
+        if self._headless is not None:
+            self._begin(image, image.pts)
         index = tally.frames_decoded
         tally.frames_decoded += 1
         tally.corrupt_frames += image.is_corrupt

@@ -113,6 +113,8 @@ class DropReason(StrEnum):
     Attributes:
         DAMAGED_PACKET: it could not be read or decoded.
         MISSING_PACKET: the file's index names it, but the file ends before it.
+        CUT_OFF: the file ends before it should; nobody knows how many packets are missing.
+        NO_KEY_FRAME: the recording begins with it, and the key frame that it needs is missing.
         DAMAGED_IMAGE: a still image that could not be read or decoded.
         CONNECTION_LOST: nobody knows how many came to nothing while a live source was away.
         DECODER: the decoder was too slow for a live source.
@@ -124,6 +126,8 @@ class DropReason(StrEnum):
 
     DAMAGED_PACKET = "damaged packet"
     MISSING_PACKET = "missing packet"
+    CUT_OFF = "cut off"
+    NO_KEY_FRAME = "no key frame"
     DAMAGED_IMAGE = "damaged image"
     CONNECTION_LOST = "connection lost"
     DECODER = "decoder"
@@ -150,7 +154,8 @@ class Drop:
             here.
         count: how many packets or frames; 0 where nobody can know.
         first_pts: presentation timestamp of the first one, None where unknown.
-        seconds: how long nothing came, for a connection that was lost.
+        seconds: how long nothing came, for a connection that was lost; how much of the promised
+            time is missing, for a file that was cut off.
     """
 
     reason: DropReason | str

@@ -18,20 +18,23 @@ from av.video.stream import VideoStream
 
 from stream_rpn.clock import clock_of, rate_of, time_keeping, trust_no_guess
 from stream_rpn.cores import available_cores
-from stream_rpn.decode import Decoder, Tally
+from stream_rpn.decode import Decoder
 from stream_rpn.frame import Frame, StreamInfo, StreamRPNError
 from stream_rpn.sources.address import (
     device_input,
     is_device,
     is_streaming,
     is_url,
+    local_file,
     local_path,
     masked,
     scheme,
     stem,
 )
 from stream_rpn.sources.packet_queue import PacketQueue
+from stream_rpn.sources.promise import Promise
 from stream_rpn.sources.source import Source
+from stream_rpn.tally import Tally
 
 # A playlist from the network must not reach files of this machine: `file` is not among these.
 _NETWORK_PROTOCOLS = (
@@ -119,7 +122,6 @@ class FileSource(Source):
             packets = self._packets = reception.packets(container, stream) if reception else None
             note = ""
             first = None
-            reordered = False
             wanted_on_gpu = device is None or device.startswith("cuda")
             if decoder == "nvdec" or (decoder == "auto" and wanted_on_gpu):
                 note = _why_not_nvdec(stream, device, decoder == "nvdec", reopenable)
@@ -134,10 +136,12 @@ class FileSource(Source):
                 reopen = None
                 if reopenable and packets is None and stream.thread_count > 1:
                     reopen = partial(_open_single_threaded, uri, stream.index)
-                decoding = Decoder(container, stream, self.tally, reopen, packets)
-                self._frames = iter(decoding)
+                promise = None
+                if packets is None:
+                    promise = Promise(container, stream, local_file(uri) if file is None else None)
+                decoding = Decoder(container, stream, self.tally, reopen, packets, promise)
+                self._decoder, self._frames = decoding, iter(decoding)
                 first = next(self._frames, None)
-                reordered = decoding.reordered
             if first is None:
                 hint = f" ({_PIPE_HINT})" if uri == "-" else ""
                 if is_url(uri):
@@ -146,7 +150,7 @@ class FileSource(Source):
             live = packets is not None
             self.clock = clock_of(container, stream)
             self._unit = float(stream.time_base or 0)
-            clock = time_keeping(container, stream, reordered=reordered, live=live)
+            clock = time_keeping(container, stream, reordered=self._decoder.reordered, live=live)
             self.info = _describe(container, stream, uri, first, num_frames, note, live, clock)
             self._first: Frame | None = first
         except BaseException:
@@ -177,10 +181,13 @@ class FileSource(Source):
             stream = _only_stream(container, stream_index)
             # Each thread would hold surfaces of NVDEC's small pool, and gain nothing.
             stream.thread_count = 1
-            frames = iter(Decoder(container, stream, tally))
+            promise = Promise(container, stream, local_file(uri))
+            decoding = Decoder(container, stream, tally, promise=promise)
+            frames = iter(decoding)
             first = next(frames, None)
             if first is not None and first.image.sw_format is not None:
                 self._container, self._frames, self.tally = container, frames, tally
+                self._decoder = decoding
                 self.on_gpu = True
                 return first, ""
             reason = f"the hardware does not decode this {_codec(stream)} stream"

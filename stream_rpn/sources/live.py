@@ -20,7 +20,6 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from stream_rpn.clock import LONGEST_STEP, Clock
-from stream_rpn.decode import Tally
 from stream_rpn.frame import Drop, DropReason, Frame, StreamRPNError
 from stream_rpn.queues import POLL_SECONDS
 from stream_rpn.sources.address import is_device, is_pipe, is_streaming, is_url, local_path, masked
@@ -28,6 +27,7 @@ from stream_rpn.sources.file import FileSource, Reception
 from stream_rpn.sources.packet_queue import Interrupted, PacketQueue
 from stream_rpn.sources.source import Source
 from stream_rpn.sources.synthetic import SyntheticVideo
+from stream_rpn.tally import Tally
 from stream_rpn.timing import StageTimes
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
@@ -213,7 +213,7 @@ class LiveSource(Source):
             # FFmpeg's filters wrap their frames in packets without any flags.
             intra_only=codec.intra_only or codec.name == "wrapped_avframe",
             stopped=self._stopped,
-            skip=self.tally.skip,
+            skip=self.tally.lose,
             release=container.close,
         )
         return self._packets

@@ -11,7 +11,7 @@ from stream_rpn.frame import Drop, Frame, StreamInfo
 
 if TYPE_CHECKING:
     from stream_rpn.clock import Clock
-    from stream_rpn.decode import Tally
+    from stream_rpn.tally import Tally
 
 
 class Source(ABC):
