@@ -29,7 +29,7 @@ def source_summary(
     times = stream.stage_times
     return {
         "source": stream.info.source,
-        "frames": stream.num_results,
+        **stream.account(),
         **({"stopped": stream.stopped, "expected_frames": expected} if stream.stopped else {}),
         "fps": round(stream.fps, 2),
         "elapsed_seconds": round(stream.elapsed_seconds, 3),
@@ -38,7 +38,6 @@ def source_summary(
         "stages": times.summary(),
         "slowest_stage": times.slowest(),
         **stream.live_totals(),
-        "drops": dict(stream.drops),
         "damaged_packets": stream.damaged_packets,
         "corrupt_frames": stream.corrupt_frames,
         **stream.clock_mended,
@@ -71,6 +70,7 @@ def run_summary(
         drops.update(source["drops"])
     return {
         "frames": frames,
+        "frames_in": sum(source["frames_in"] for source in sources),
         "fps": round(frames / seconds, 2) if seconds else 0.0,
         "elapsed_seconds": round(seconds, 3),
         **network,
@@ -93,6 +93,7 @@ def describe(summary: dict[str, Any]) -> str:
         count for reason, count in drops.items() if DropReason(reason).kind is not DropKind.WISH
     )
     lost = f", {num_lost} lost" if num_lost else ""
+    lost += "".join(f", {reason}" for reason, count in drops.items() if not count)
     if any(summary.get("age_ms", {}).values()):
         # All of them: with the results they add up to the frames that came.
         reasons = ", ".join(f"{count} {reason}" for reason, count in drops.items())
