@@ -31,11 +31,14 @@ LONGEST_STEP = 10.0
 # A clock that goes back by less has not started anew: a picture came out of turn.
 _SLIGHT = 0.1
 
+# Containers round times to a millisecond at the worst: frames this short may share one.
+_SHORT = 0.002
+
 
 class Clock:
     """Turns the times of a stream's frames, in the order in which they are shown, into rising ones.
 
-    Times that rise already are returned as they are, however long the steps; so are equal ones.
+    Times that rise already are returned as they are, however long the steps; so are two equal ones.
 
     Args:
         longest_step: seconds; a longer step forth is a clock that starts anew.
@@ -44,15 +47,18 @@ class Clock:
     Attributes:
         jumps: how often the clock started anew so far.
         held: frames so far that came slightly out of turn, and got the time of the one before.
+        stood: frames so far at which the clock had stopped, and which follow by their durations.
     """
 
     def __init__(self, *, longest_step: float = math.inf, counts: bool = False) -> None:
-        self.jumps = self.held = 0
+        self.jumps = self.held = self.stood = 0
         self._longest_step = longest_step
         self._counts = counts
         self._offset = 0.0
         self._last: float | None = None
         self._due = 0.0
+        self._given: float | None = None
+        self._repeats = 0
 
     def place(
         self, seconds: float | None, duration: float = 0.0, gap: float | None = None
@@ -65,10 +71,15 @@ class Clock:
             gap: seconds that really went by since the frame before, of a live source.
         """
         last = self._last
+        self._repeats = self._repeats + 1 if seconds is not None and seconds == self._given else 0
+        self._given = seconds
         if last is None:
             time = seconds if seconds is not None or not self._counts else 0.0
         else:
             due = self._due if gap is None else gap
+            if self._repeats > 1 and due > _SHORT:
+                self.stood += 1
+                seconds = None
             time = last + due if seconds is None else seconds + self._offset
             step = time - last
             if step < -_SLIGHT or step > self._longest_step + (gap or 0.0):
@@ -87,8 +98,8 @@ class Clock:
 
     @property
     def mended(self) -> dict[str, int]:
-        """What had to be mended so far: `jumps` and `held`, as far as there were any."""
-        counts = {"jumps": self.jumps, "held": self.held}
+        """What had to be mended so far: `jumps`, `held` and `stood`, as far as there were any."""
+        counts = {"jumps": self.jumps, "held": self.held, "stood": self.stood}
         return {name: count for name, count in counts.items() if count}
 
     def start_anew(self, seconds: float | None, gap: float) -> float | None:

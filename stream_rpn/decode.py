@@ -149,7 +149,7 @@ class Decoder:
         for image in images:
             yield self._frame(image)
         yield from self._tail()
-        if self._promise is not None and (missing := self._promise.broken()) is not None:
+        for missing in self._promise.broken() if self._promise is not None else ():
             self._tally.lack(missing)
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:

@@ -114,6 +114,7 @@ class DropReason(StrEnum):
         DAMAGED_PACKET: it could not be read or decoded.
         MISSING_PACKET: the file's index names it, but the file ends before it.
         CUT_OFF: the file ends before it should; nobody knows how many packets are missing.
+        UNREAD: another recording follows in the same file, which FFmpeg does not read.
         NO_KEY_FRAME: the recording begins with it, and the key frame that it needs is missing.
         DAMAGED_IMAGE: a still image that could not be read or decoded.
         CONNECTION_LOST: nobody knows how many came to nothing while a live source was away.
@@ -127,6 +128,7 @@ class DropReason(StrEnum):
     DAMAGED_PACKET = "damaged packet"
     MISSING_PACKET = "missing packet"
     CUT_OFF = "cut off"
+    UNREAD = "unread recording"
     NO_KEY_FRAME = "no key frame"
     DAMAGED_IMAGE = "damaged image"
     CONNECTION_LOST = "connection lost"

@@ -39,7 +39,7 @@ class Tally:
     def lack(self, missing: Drop) -> None:
         """Records what is missing at the end."""
         self._pending.append(missing)
-        self.missing_seconds = missing.seconds
+        self.missing_seconds = missing.seconds or self.missing_seconds
         self.losses[missing.reason] = self.losses.get(missing.reason, 0) + missing.count
 
     def take_drops(self) -> tuple[Drop, ...]:

@@ -226,7 +226,7 @@ def test_healthy_files_keep_exactly_their_times(tmp_path, suffix, codec, times):
     assert source.info.clock == "timestamps"
 
 
-@given(st.lists(st.floats(-1e4, 1e6), max_size=30))
+@given(st.lists(st.floats(-1e4, 1e6), max_size=30, unique=True))
 def test_times_that_rise_pass_as_they_are(times: list[float]):
     times.sort()
     clock = Clock()
@@ -254,6 +254,17 @@ def test_one_wrong_time_moves_no_other():
     slight = Clock()
     assert [slight.place(time) for time in (0.0, 0.1, 0.05, 0.2)] == [0.0, 0.1, 0.1, 0.2]
     assert slight.mended == {"held": 1}
+
+
+def test_a_clock_that_stands_still_is_moved_on():
+    clock = Clock()
+    times = [clock.place(time, 0.1) for time in (0.0, 0.1, 0.1, 0.1, 0.1, 0.4)]
+    assert times == pytest.approx([0.0, 0.1, 0.1, 0.2, 0.3, 0.4])
+    assert clock.mended == {"stood": 2}
+    # A container in milliseconds has no more to say of two thousand frames a second.
+    quick = Clock()
+    times = [0.0, 0.0, 0.001, 0.001, 0.001, 0.002]
+    assert [quick.place(time, 0.001) for time in times] == times
 
 
 def test_frames_without_a_time_follow_the_one_before():

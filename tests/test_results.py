@@ -190,6 +190,7 @@ def test_reasons_say_what_they_are():
             "damaged packet",
             "missing packet",
             "cut off",
+            "unread recording",
             "no key frame",
             "damaged image",
             "connection lost",

@@ -107,7 +107,9 @@ def describe(summary: dict[str, Any]) -> str:
     if jumps := mended.get("jumps"):
         lost += f", its clock jumped {jumps} × and goes on as if it had not"
     if held := mended.get("held"):
-        lost += f", {held} frames out of turn were given the time of the one before"
+        lost += f", {held} frames out of turn have the time of the one before"
+    if stood := mended.get("stood"):
+        lost += f", its clock stood still for {stood} frames"
     where = f"\n  → {', '.join(summary['outputs'])}" if summary["outputs"] else ""
     frames = f"{summary['frames']:,}"
     if stopped := summary.get("stopped"):

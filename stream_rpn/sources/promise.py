@@ -14,7 +14,8 @@ of zero. So a file counts as cut off where
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +30,11 @@ _DURATION_AT_HEAD = {"matroska,webm", "avi", "flv", "asf", "ivf", "mxf", "rm"}
 
 # Of these a packet is one unit of the time base, so missing time is missing packets.
 _COUNTED = {"avi"}
+
+
+_ASF_HEAD = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_FLV_HEAD = re.compile(rb"FLV\x01[\x00\x01\x04\x05]\x00\x00\x00\x09")
 
 
 class Promise:
@@ -89,8 +95,17 @@ class Promise:
                 self._longest = max(self._longest, abs(time - self._time), duration)
             self._time = time
 
-    def broken(self) -> Drop | None:
-        """Returns what is missing at the end; None where the promise was kept, or was none."""
+    def broken(self) -> Iterator[Drop]:
+        """Yields what did not come; nothing where the promise was kept, or was none."""
+        if (missing := self._missing()) is not None:
+            yield missing
+        try:
+            if self._path is not None and self._another_follows(self._path):
+                yield Drop(DropReason.UNREAD, 0, None)
+        except OSError:
+            return
+
+    def _missing(self) -> Drop | None:
         index = len(self._stream.index_entries)
         if "mp4" in self._format and index > self._packets:
             return Drop(DropReason.MISSING_PACKET, index - self._packets, None)
@@ -113,6 +128,20 @@ class Promise:
         # which they are shown, one that is shown before the last may be missing.
         complete = missing is not None and missing <= self._unit and not self._reordered
         return cut and not complete
+
+    def _another_follows(self, path: Path) -> bool:
+        """Tells whether FFmpeg stopped at the end of a recording that another was appended to."""
+        with path.open("rb") as file:
+            if "mp4" in self._format:
+                size = file.seek(0, 2)
+                return sum(name == b"moov" for name, _ in _boxes(file, size)) > 1
+            if self._format == "flv" and self._last is not None and self._last.pos is not None:
+                file.seek(self._last.pos + self._last.size)
+                return _FLV_HEAD.search(file.read(1 << 20)) is not None
+            if self._format == "asf" and (length := _asf_size(file)):
+                file.seek(length)
+                return file.read(16) == _ASF_HEAD
+        return False
 
     def _missing_seconds(self) -> float | None:
         if not self._promised or not math.isfinite(self._end):
@@ -207,15 +236,19 @@ def _ogg(file: BinaryIO, size: int) -> bool | None:
     return not (whole and page[5] & 4)
 
 
-def _asf(file: BinaryIO, size: int) -> bool | None:
+def _asf_size(file: BinaryIO) -> int | None:
+    """Returns the size that an ASF file has by its head; None for what was broadcast."""
     file.seek(0)
     head = file.read(1 << 16)
-    at = head.find(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"))
-    if at < 0 or len(head) < at + 92:
+    at = head.find(_ASF_PROPERTIES)
+    if at < 0 or len(head) < at + 92 or head[at + 88] & 1:
         return None
-    promised = int.from_bytes(head[at + 40 : at + 48], "little")
-    broadcast = head[at + 88] & 1
-    return None if broadcast or not promised else promised > size
+    return int.from_bytes(head[at + 40 : at + 48], "little") or None
+
+
+def _asf(file: BinaryIO, size: int) -> bool | None:
+    promised = _asf_size(file)
+    return None if promised is None else promised > size
 
 
 def _mxf(file: BinaryIO, size: int) -> bool | None:
@@ -258,9 +291,9 @@ def _mpegts(file: BinaryIO, size: int) -> bool | None:
     return None
 
 
-def _mp4(file: BinaryIO, size: int) -> bool | None:
-    """The last outer box of a file in fragments, whose index tells of those only that came."""
-    position, fragments = 0, False
+def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
+    """Yields name and end of the outer boxes of an MP4 or MOV."""
+    position = 0
     while position + 8 <= size:
         file.seek(position)
         head = file.read(16)
@@ -268,10 +301,17 @@ def _mp4(file: BinaryIO, size: int) -> bool | None:
         if length == 1:
             length = int.from_bytes(head[8:], "big")
         if length < 8:
-            break
-        fragments = fragments or head[4:8] == b"moof"
+            return
         position += length
-    return position > size or size - position in range(1, 8) if fragments else None
+        yield head[4:8], position
+
+
+def _mp4(file: BinaryIO, size: int) -> bool | None:
+    """The last outer box of a file in fragments, whose index tells of those only that came."""
+    names, end = set(), 0
+    for name, end in _boxes(file, size):  # noqa: B007
+        names.add(name)
+    return end > size or 0 < size - end < 8 if b"moof" in names else None
 
 
 _CHECKS: dict[str, Callable[[BinaryIO, int], bool | None]] = {
