@@ -111,7 +111,7 @@ class Decoder:
         self._promise = promise
         # FFmpeg hands what stands in a packet's `opaque` over to the frame.
         stream.codec_context.copy_opaque = packets is not None
-        self._time_base = stream.time_base
+        self._time_base = stream.time_base.as_integer_ratio() if stream.time_base else None
         self._planes = PlaneConverter()
         self._packets_read = 0
         # Timestamps of the packets before the first key frame; None once frames have come.
@@ -253,7 +253,9 @@ class Decoder:
             self._went_back = True
         self._last_pts = pts
         arrived = None if self._given is None else cast("float | None", image.opaque)
-        seconds = float(pts * self._time_base) if pts is not None and self._time_base else None
+        seconds = None
+        if pts is not None and self._time_base is not None:
+            seconds = pts * self._time_base[0] / self._time_base[1]
         frame = self._planes.frame(image, index, pts, seconds)
         frame.drops, frame.arrived = tally.take_drops(), arrived
         return frame
