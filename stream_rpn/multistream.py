@@ -150,7 +150,7 @@ class LiveStream(StreamStatistics):
         """Closes the account, once, when no further result will come."""
         if not self._finished and self._source is not None:
             self._finished = True
-            self.settle()
+            self.settle(self._selection.max_frames)
             if self.failure is not None:
                 self.stopped = "failed"
             elif self._all_stopped() and not (

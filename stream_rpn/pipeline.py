@@ -176,7 +176,7 @@ class Stream(StreamStatistics, Closing):
         super().__init__()
         self.info = source.info
         self._source = source
-        self._num_chosen = 0
+        self._num_chosen, self._limit = 0, selection.max_frames
         frames: Iterable[Frame] = self.times.each("decode", source)
         frames = itertools.takewhile(lambda _: not self._is_stopped(stop), frames)
         frames = itertools.islice(selection.frames(frames), selection.max_frames)
@@ -217,7 +217,7 @@ class Stream(StreamStatistics, Closing):
         self._queues.close()
         assert self._source is not None
         self._source.close()
-        self.settle()
+        self.settle(self._limit)
 
 
 def _converted(model: Model, *, required: bool) -> tuple[Model, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from stream_rpn.frame import DropReason, Proposals, StreamInfo
+from stream_rpn.frame import DropKind, DropReason, Proposals, StreamInfo
 from stream_rpn.timing import Histogram, StageTimes
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class StreamStatistics:
         self.elapsed_seconds = 0.0
         self.stopped = ""
         self._source: Source | None = None
+        self._told: dict[str, int] = {}  # losses that results told of
+        self._beyond: dict[str, int] = {}  # losses behind the last frame that was asked for
         self._abandoned = 0
         self._started = time.perf_counter()
 
@@ -43,6 +45,8 @@ class StreamStatistics:
             proposals.unix_seconds = time.time() - proposals.age_seconds
         self.num_results += 1
         self.elapsed_seconds = time.perf_counter() - self._started
+        for drop in proposals.drops:
+            self._told[drop.reason] = self._told.get(drop.reason, 0) + drop.count
 
     @property
     def num_chosen(self) -> int:
@@ -64,8 +68,13 @@ class StreamStatistics:
         drops = self._source.tally.losses.copy() if self._source else {}
         for reason, count in self.losses_behind.copy().items():
             drops[reason] = drops.get(reason, 0) + count
-        if self._abandoned:
-            drops[DropReason.NOT_WANTED] = drops.get(DropReason.NOT_WANTED, 0) + self._abandoned
+        not_wanted = self._abandoned + sum(self._beyond.values())
+        for reason, count in self._beyond.items():
+            drops[reason] -= count
+            if not drops[reason]:
+                del drops[reason]
+        if not_wanted:
+            drops[DropReason.NOT_WANTED] = drops.get(DropReason.NOT_WANTED, 0) + not_wanted
         return drops
 
     @property
@@ -84,10 +93,19 @@ class StreamStatistics:
         account = {"frames": self.num_results, "drops": self.drops}
         return {**account, "frames_in": self.frames_in}
 
-    def settle(self) -> None:
-        """Counts the frames under way as not wanted, now that no further result will come."""
+    def settle(self, limit: int | None) -> None:
+        """Counts the frames under way as not wanted, now that no further result will come.
+
+        Where there were as many results as `limit`, so does what was found damaged behind them.
+        """
         lost_behind = sum(self.losses_behind.copy().values())
         self._abandoned = self.num_chosen - lost_behind - self.num_results
+        if self._source is not None and self.num_results == limit:
+            self._beyond = {
+                reason: count - self._told.get(reason, 0)
+                for reason, count in self._source.tally.losses.copy().items()
+                if DropReason(reason).kind is DropKind.DAMAGE
+            }
 
     @property
     def missing_seconds(self) -> float | None:
@@ -111,8 +129,12 @@ class StreamStatistics:
 
     @property
     def damaged_packets(self) -> int:
-        """Packets that could not be decoded, so far."""
-        return self._source.damaged_packets if self._source else 0
+        """Packets or still images that could not be decoded or are missing, so far."""
+        return sum(
+            count
+            for reason, count in self.drops.items()
+            if DropReason(reason).kind is DropKind.DAMAGE
+        )
 
     @property
     def corrupt_frames(self) -> int:

@@ -871,6 +871,30 @@ class TestScenarios:
         told = capsys.readouterr().err
         assert not any(word in told for word in ("damaged", "lost"))
 
+    def test_what_is_damaged_behind_the_frames_that_were_wanted_is_no_damage(self):
+        clip = Path("clip.mkv")
+        with av.open(str(clip), "w") as container:
+            stream = container.add_stream("mjpeg", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+            for _ in range(8):
+                picture = av.VideoFrame(64, 48, "yuvj420p")
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode(None))
+        with av.open(str(clip)) as container:
+            packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+        position, size = packets[4]
+        data = bytearray(clip.read_bytes())
+        at = data.index(b"\xff\xd8", position)
+        data[at : at + size] = bytes(size)
+        clip.write_bytes(data)
+        camera = "lavfi:testsrc=size=64x48:rate=30"
+        code, summary = run(str(clip), camera, "-o", "null", "--max-frames", "3")
+        assert code == 0
+        assert all(adds_up(s) for s in summary["sources"])
+        code, summary = run(str(clip), "-o", "null")
+        assert code == 3
+        assert summary["drops"] == {"damaged packet": 1}
+
     def test_network_cameras_of_jpeg_pictures(self):
         port = free_port(socket.SOCK_STREAM)
         with sender("mjpeg", str(port), "160x96@25"):

@@ -177,6 +177,22 @@ def test_of_a_file(script, selection, seconds, breaks_at, leaves_after, stops_af
             assert lost == stream.drops
 
 
+def test_damage_behind_the_last_frame_that_was_asked_for_is_no_damage():
+    script = [("damage", 1), ("frames", 3), ("damage", 2), ("frames", 3)]
+    source = SimulatedSource(script, live=False)
+    with mock.patch.object(LiveStream, "_open", return_value=source):
+        streams = LiveStreams(
+            pipeline(0.01, None), ["simulated"], Selection(max_frames=3), LivePolicy()
+        )
+        with streams:
+            assert len([p for p in streams if p is not None]) == 3
+    (stream,) = streams.streams
+    assert source.damaged_packets == 3
+    assert stream.drops[DropReason.DAMAGED_PACKET] == stream.damaged_packets == 1
+    assert set(stream.drops) == {DropReason.DAMAGED_PACKET, DropReason.NOT_WANTED}
+    check_end(stream, source, [Drop(DropReason.DAMAGED_PACKET, 1, 0)])
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     scripts=st.lists(st.tuples(SCRIPTS, st.booleans()), min_size=1, max_size=3),
