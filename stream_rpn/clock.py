@@ -19,8 +19,9 @@ from av.video.stream import VideoStream
 
 # FFmpeg makes presentation times of decoding times by the types of the pictures, which it knows of
 # codecs whose every packet leads to a picture at once. Of these its answer is a guess: the next
-# packet's decoding time, whatever the order.
-_REORDERED_FREELY = ("h264", "hevc", "vvc")
+# packet's decoding time, whatever the order. (Of MPEG-4 where a packet holds two pictures and the
+# next one none, as Xvid and DivX write B-frames into AVI.)
+_REORDERED_FREELY = ("h264", "hevc", "vvc", "mpeg4")
 
 # AVFMT_FLAG_GENPTS of a context, AVFMT_NOTIMESTAMPS and AVFMT_TS_DISCONT of a format.
 _GENERATE_PTS, _NO_TIMESTAMPS, _CLOCK_MAY_JUMP = 0x1, 0x80, 0x200

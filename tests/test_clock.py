@@ -80,6 +80,48 @@ def test_pictures_of_an_avi_with_b_frames_have_times_in_their_order(tmp_path: Pa
     assert chosen(path, start=1.0, end=1.25) == [10, 11, 12]
 
 
+def write_packed_clip(path: Path) -> Path:
+    """Writes an AVI as Xvid and DivX do: a B-frame in the packet of what is shown after it."""
+    encoder = av.CodecContext.create("mpeg4", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = 64, 64, "yuv420p"
+    encoder.time_base, encoder.framerate = Fraction(1, 10), Fraction(10)
+    encoder.options = {"bf": "1", "g": "12", "b_strategy": "0"}
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 200, 3), dtype=np.uint8)
+    coded = []
+    for index in range(len(TENTHS)):
+        shown = np.ascontiguousarray(pixels[:, index : index + 64])
+        frame = av.VideoFrame.from_ndarray(shown, format="rgb24").reformat(format="yuv420p")
+        frame.pts, frame.time_base = index, Fraction(1, 10)
+        coded += [bytes(packet) for packet in encoder.encode(frame)]
+    coded += [bytes(packet) for packet in encoder.encode(None)]
+    # The user data that says "packed" stands before the first picture.
+    head, first = coded[0].split(b"\0\0\1\xb6", 1)
+    head = head.split(b"\0\0\1\xb2")[0] + b"\0\0\1\xb2DivX503b1393p"
+    coded[0] = head + b"\0\0\1\xb6" + first
+    packed: list[bytes] = []
+    for data in coded:
+        if data[data.index(b"\0\0\1\xb6") + 4] >> 6 == 2:
+            packed[-1:] = [packed[-1] + data, b"\x7f"]
+        else:
+            packed.append(data)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for number, data in enumerate(packed):
+            packet = av.Packet(data)
+            packet.stream, packet.pts, packet.dts = stream, number, number
+            packet.time_base, packet.is_keyframe = Fraction(1, 10), number == 0
+            container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_b_frames_that_were_packed_into_other_packets_have_times_in_their_order(tmp_path, threads):
+    path = write_packed_clip(tmp_path / "packed.avi")
+    assert times_of(path, threads=threads) == pytest.approx(TENTHS)
+    assert chosen(path, fps=5) == list(range(0, 30, 2))
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("broken", [[4], [7, 16], [28], [29]], ids=str)
 def test_a_lost_packet_of_an_avi_leaves_the_times_of_later_groups(
