@@ -141,11 +141,17 @@ class StreamStatistics:
         """Frames so far whose picture the decoder marked as damaged; they are used all the same."""
         return self._source.corrupt_frames if self._source else 0
 
-    @property
-    def clock_mended(self) -> dict[str, dict[str, int]]:
-        """What had to be mended of the source's clock so far, as `clock_mended`, if anything."""
+    def oddities(self) -> dict[str, Any]:
+        """Returns what is said of a source only where there is anything to say.
+
+        That is `missing_seconds`, and what had to be mended of its clock as `clock_mended`.
+        """
         mended = self._source.clock.mended if self._source else {}
-        return {"clock_mended": mended} if mended else {}
+        missing = self.missing_seconds
+        return {
+            **({} if missing is None else {"missing_seconds": missing}),
+            **({"clock_mended": mended} if mended else {}),
+        }
 
     @property
     def fps(self) -> float:
@@ -164,5 +170,5 @@ class StreamStatistics:
             "elapsed_seconds": round(self.elapsed_seconds, 3),
             "damaged_packets": self.damaged_packets,
             "corrupt_frames": self.corrupt_frames,
-            **self.clock_mended,
+            **self.oddities(),
         }

@@ -202,6 +202,11 @@ def test_the_command_says_in_a_sentence_that_a_file_was_cut_off(
     assert sentence in capsys.readouterr().err
     assert summary["frames_in"] == summary["frames"] + sum(summary["drops"].values())
     assert any(reason in ("cut off", "missing packet") for reason in summary["drops"])
+    end = json.loads(Path("o.jsonl").read_text().splitlines()[-1])["end"]
+    assert end["drops"] == summary["drops"]
+    if name in ("h264.mkv", "vp9.webm", "sorenson.flv"):
+        missing = 0.04 * (FRAMES - summary["frames"])
+        assert end["missing_seconds"] == pytest.approx(missing, abs=0.09)
 
 
 HELD_LAST = [40 * index for index in range(FRAMES - 1)] + [40 * FRAMES + 5000]

@@ -40,7 +40,7 @@ def source_summary(
         **stream.live_totals(),
         "damaged_packets": stream.damaged_packets,
         "corrupt_frames": stream.corrupt_frames,
-        **stream.clock_mended,
+        **stream.oddities(),
         "outputs": list(outputs),
     }
 
