@@ -2,8 +2,8 @@
 
 Imports nothing heavy at the top: `stream-rpn --help` answers at once. Standard output carries
 results only; everything else goes to standard error. Exit codes: 0 whole, 2 nothing could be
-produced, 3 results but something failed or was damaged, 130 after Ctrl-C, 143 after SIGTERM, 129
-after SIGHUP, 1 a bug.
+produced, 3 results but something failed, was damaged or cut off, 130 after Ctrl-C, 143 after
+SIGTERM, 129 after SIGHUP, 1 a bug.
 """
 
 from __future__ import annotations

@@ -14,9 +14,8 @@ import struct
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import av
 import av.error
@@ -29,7 +28,12 @@ from av.video.format import VideoFormat
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from stream_rpn.frame import Color, Drop, DropReason, Frame, StreamRPNError
+from stream_rpn.clock import PresentationOrder, bitstream_rate, has_timestamps
+from stream_rpn.frame import Color, DropReason, Frame, StreamRPNError
+from stream_rpn.tally import Tally
+
+if TYPE_CHECKING:
+    from stream_rpn.sources.promise import Promise
 
 KEPT_FORMATS = frozenset({"yuv420p", "yuvj420p", "nv12", "yuv420p10le", "p010le"})
 """Pixel formats that frames keep; all others become yuv420p."""
@@ -73,48 +77,6 @@ _TRANSFERS = {
 }
 
 
-@dataclass
-class Tally:
-    """Counts what a source gave and lost, and keeps losses until a frame comes to carry them.
-
-    Attributes:
-        frames_decoded: frames handed out so far.
-        damaged_packets: packets, or still images, that could not be decoded, could not be read, or
-            are missing at the end.
-        corrupt_frames: frames handed out that the decoder itself marks as damaged.
-    """
-
-    frames_decoded: int = 0
-    damaged_packets: int = 0
-    corrupt_frames: int = 0
-    _pending: list[Drop] = field(default_factory=list)
-
-    def lose(self, reason: DropReason, count: int = 1, first_pts: int | None = None) -> None:
-        """Records a loss; losses in a row for one reason become one."""
-        self.damaged_packets += count
-        if self._pending and self._pending[-1].reason == reason:
-            last = self._pending.pop()
-            count, first_pts = last.count + count, last.first_pts
-        self._pending.append(Drop(reason, count, first_pts))
-
-    def skip(self, reason: DropReason, count: int, first_pts: int | None) -> None:
-        """Records packets that were left out although nothing was wrong with them."""
-        self._pending.append(Drop(reason, count, first_pts))
-
-    def take_drops(self) -> tuple[Drop, ...]:
-        """Returns the losses since the last call."""
-        if not self._pending:
-            return ()
-        drops = tuple(self._pending)
-        self._pending.clear()
-        return drops
-
-    @property
-    def trailing_drops(self) -> tuple[Drop, ...]:
-        """Losses after the last frame so far; after the last of all once it has come."""
-        return tuple(self._pending)
-
-
 class Decoder:
     """Iterates once over the frames of one video stream; from one thread only.
 
@@ -126,6 +88,10 @@ class Decoder:
             done, or is what is done already.
         packets: decode these instead of those read from the container; `opaque` of each is when it
             arrived.
+        promise: what the container says of its length, to be compared with what comes.
+
+    Attributes:
+        reordered: whether times come from the order of decoding; known with the first frame.
     """
 
     def __init__(
@@ -135,33 +101,47 @@ class Decoder:
         tally: Tally,
         reopen: Callable[[], tuple[InputContainer, VideoStream]] | None = None,
         packets: Iterator[Packet[VideoStream]] | None = None,
+        promise: Promise | None = None,
     ) -> None:
         self._container = container
         self._stream = stream
         self._tally = tally
         self._reopen = reopen
         self._given = packets
+        self._promise = promise
         # FFmpeg hands what stands in a packet's `opaque` over to the frame.
         stream.codec_context.copy_opaque = packets is not None
-        self._time_base = stream.time_base
+        self._time_base = stream.time_base.as_integer_ratio() if stream.time_base else None
         self._planes = PlaneConverter()
         self._packets_read = 0
+        # Timestamps of the packets before the first key frame; None once frames have come.
+        self._headless: list[int | None] | None = []
+        self._key_came = False
         self._last_pts: int | None = None
+        self._went_back = False
+        # Times that FFmpeg counts by a rate are none where it only supposes the rate, and where
+        # frames may be left out.
+        self._timed = has_timestamps(container) or (
+            packets is None and bitstream_rate(stream) is not None
+        )
+        self._order: PresentationOrder | None = None
+        self.reordered = False
         # Timestamps of the last packets, one a thread: frame threads report an error that late.
         self._in_flight: deque[int | None] = deque(maxlen=max(stream.thread_count, 1))
 
     def __iter__(self) -> Generator[Frame, None, None]:
         for packet in self._packets():
-            self._in_flight.append(packet.pts)
+            if self._packets_read == 1 and packet.pts is None and packet.dts is not None:
+                self._order, self.reordered = PresentationOrder(), True
             try:
-                images = self._stream.codec_context.decode(packet)
+                images = self._decode(self._stream, packet)
             except av.error.FFmpegError:
-                self._tally.lose(DropReason.DAMAGED_PACKET, 1, self._in_flight[0])
+                self._lose(self._in_flight[0])
                 continue
             for image in images:
                 yield self._frame(image)
         try:
-            images = self._stream.codec_context.decode(None)
+            images = self._decode(self._stream, None)
         except av.error.FFmpegError:
             images = []
             if self._reopen is None:
@@ -169,13 +149,8 @@ class Decoder:
         for image in images:
             yield self._frame(image)
         yield from self._tail()
-        # The index of an MP4 or MOV names every packet, so a file that was cut off can be told. Of
-        # packets that were given, some may have been left out, and the last need not be the end.
-        if self._given is not None:
-            return
-        missing = len(self._stream.index_entries) - self._packets_read
-        if "mp4" in self._container.format.name and missing > 0:
-            self._tally.lose(DropReason.MISSING_PACKET, missing)
+        for missing in self._promise.broken() if self._promise is not None else ():
+            self._tally.lack(missing)
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
         packets = self._given or self._container.demux(self._stream)
@@ -191,7 +166,47 @@ class Decoder:
             # PyAV's last packet is empty and has no time. Any empty one would end the decoding.
             self._packets_read += packet.size > 0 or packet.dts is not None
             if packet.size:
+                if self._promise is not None:
+                    self._promise.saw(packet)
                 yield packet
+
+    def _decode(
+        self, stream: VideoStream, packet: Packet[VideoStream] | None
+    ) -> list[av.VideoFrame]:
+        """Returns the next pictures as they are shown, their `pts` made right."""
+        order = self._order
+        if packet is not None:
+            if order is not None:
+                order.send(packet)
+            self._in_flight.append(packet.pts)
+            if self._headless is not None and not self._key_came:
+                self._key_came = packet.is_keyframe
+                if not (packet.is_keyframe or packet.is_discard):
+                    self._headless.append(packet.pts)
+        images = stream.codec_context.decode(packet)
+        if order is not None:
+            for image in images:
+                order.show(image)
+        return images
+
+    def _lose(self, pts: int | None) -> None:
+        """Counts a packet that could not be decoded."""
+        if self._order is not None:
+            self._order.lose(pts)
+        if self._headless and pts in self._headless:
+            self._headless.remove(pts)
+        self._tally.lose(DropReason.DAMAGED_PACKET, 1, pts)
+
+    def _begin(self, first: av.VideoFrame, pts: int | None) -> None:
+        """Counts the packets before the first key frame, of which FFmpeg says nothing, as lost.
+
+        None of them gave a picture where the first one is a key frame's: what is decoded before a
+        key frame is shown before it. Some demuxers mark no packet as a key frame's, or not the
+        first one; then nothing is known.
+        """
+        headless, self._headless = self._headless, None
+        if headless and self._key_came and first.key_frame and (pts is None or pts not in headless):
+            self._tally.lose(DropReason.NO_KEY_FRAME, len(headless), headless[0])
 
     def _tail(self) -> Generator[Frame, None, None]:
         """Yields the frames behind a damaged packet that was in flight when the packets ended.
@@ -203,7 +218,7 @@ class Decoder:
         tally = self._tally
         complete = tally.frames_decoded + tally.damaged_packets >= self._packets_read
         last_pts = self._last_pts
-        if complete or self._reopen is None or last_pts is None:
+        if complete or self._reopen is None or last_pts is None or self._went_back:
             return
         unreported = list(self._in_flight)[1:]
         try:
@@ -213,12 +228,14 @@ class Decoder:
         # Raw streams cannot seek; then what there is must do.
         with container, suppress(av.error.FFmpegError):
             container.seek(last_pts, stream=stream)
+            if self._order is not None:
+                self._order = PresentationOrder()
             for packet in container.demux(stream):
                 try:
-                    images = stream.codec_context.decode(packet if packet.size else None)
+                    images = self._decode(stream, packet if packet.size else None)
                 except av.error.FFmpegError:
                     if packet.pts in unreported:
-                        tally.lose(DropReason.DAMAGED_PACKET, 1, packet.pts)
+                        self._lose(packet.pts)
                     continue
                 for image in images:
                     if image.pts is not None and image.pts > last_pts:
@@ -226,12 +243,19 @@ class Decoder:
 
     def _frame(self, image: av.VideoFrame) -> Frame:
         tally = self._tally
+        if self._headless is not None:
+            self._begin(image, image.pts)
         index = tally.frames_decoded
         tally.frames_decoded += 1
         tally.corrupt_frames += image.is_corrupt
-        pts = self._last_pts = image.pts
+        pts = image.pts if self._timed else None
+        if pts is not None and self._last_pts is not None and pts < self._last_pts:
+            self._went_back = True
+        self._last_pts = pts
         arrived = None if self._given is None else cast("float | None", image.opaque)
-        seconds = float(pts * self._time_base) if pts is not None and self._time_base else None
+        seconds = None
+        if pts is not None and self._time_base is not None:
+            seconds = pts * self._time_base[0] / self._time_base[1]
         frame = self._planes.frame(image, index, pts, seconds)
         frame.drops, frame.arrived = tally.take_drops(), arrived
         return frame

@@ -57,7 +57,7 @@ class StreamInfo:
         rotation: degrees clockwise that were applied for display: 0, 90, 180 or 270.
         mirrored: whether frames were mirrored left to right, as they are stored, before that.
         sample_aspect_ratio: width / height of one pixel; recorded, not applied.
-        fps: average frame rate, None where the container does not say.
+        fps: average frame rate, None where neither container nor stream says.
         num_frames: declared number of frames, None where unknown; never relied upon.
         duration_seconds: declared duration, None where unknown.
         color: how the planes encode colour.
@@ -67,6 +67,10 @@ class StreamInfo:
         decoder: the decoder really in use, e.g. "h264 (software)".
         live: True for cameras and network streams, where frames may be dropped.
         decoder_note: why the decoder is not the one that was hoped for, or "".
+        clock: what the times of frames are: "timestamps" of the container; the "decoding order" of
+            an AVI, which has no others, put into the order in which frames are shown; counted by
+            the "frame rate" that a raw stream names; by the "arrival" of what is live and has
+            none; or "none".
     """
 
     source: str
@@ -86,6 +90,7 @@ class StreamInfo:
     decoder: str = ""
     live: bool = False
     decoder_note: str = ""
+    clock: str = "none"
 
 
 class DropKind(Enum):
@@ -108,6 +113,9 @@ class DropReason(StrEnum):
     Attributes:
         DAMAGED_PACKET: it could not be read or decoded.
         MISSING_PACKET: the file's index names it, but the file ends before it.
+        CUT_OFF: the file ends before it should; nobody knows how many packets are missing.
+        UNREAD: another recording follows in the same file, which FFmpeg does not read.
+        NO_KEY_FRAME: the recording begins with it, and the key frame that it needs is missing.
         DAMAGED_IMAGE: a still image that could not be read or decoded.
         CONNECTION_LOST: nobody knows how many came to nothing while a live source was away.
         DECODER: the decoder was too slow for a live source.
@@ -119,6 +127,9 @@ class DropReason(StrEnum):
 
     DAMAGED_PACKET = "damaged packet"
     MISSING_PACKET = "missing packet"
+    CUT_OFF = "cut off"
+    UNREAD = "unread recording"
+    NO_KEY_FRAME = "no key frame"
     DAMAGED_IMAGE = "damaged image"
     CONNECTION_LOST = "connection lost"
     DECODER = "decoder"
@@ -145,7 +156,8 @@ class Drop:
             here.
         count: how many packets or frames; 0 where nobody can know.
         first_pts: presentation timestamp of the first one, None where unknown.
-        seconds: how long nothing came, for a connection that was lost.
+        seconds: how long nothing came, for a connection that was lost; how much of the promised
+            time is missing, for a file that was cut off.
     """
 
     reason: DropReason | str
@@ -171,8 +183,9 @@ class Frame:
     Attributes:
         index: position among all decoded frames of the source, from 0.
         pts: presentation timestamp in the stream's time base, None where the container has none.
-        pts_seconds: pts in seconds, None where unknown; never derived from the index. Where a live
-            source's clock starts anew, it goes on by the time of arrival.
+        pts_seconds: when it is shown, None where nothing tells. It never falls: where the source's
+            clock starts anew, it goes on (of a live source by the time of arrival); until then it
+            is pts in seconds. Of streams without timestamps see `StreamInfo.clock`.
         width: pixels of the displayed frame, after rotation.
         height: pixels of the displayed frame, after rotation.
         rotation: degrees clockwise to turn the planes by for display: 0, 90, 180 or 270.

@@ -216,6 +216,7 @@ class Lane:
     Attributes:
         waiting: frames that wait for their turn, the oldest first.
         carried: what was lost and waits for a frame to say so.
+        losses: frames dropped here so far, by reason.
         frames: frames that came, whatever became of them.
         taken: frames given to the network.
         error: why the source failed.
@@ -225,6 +226,7 @@ class Lane:
 
     waiting: deque[Frame] = field(default_factory=deque)
     carried: tuple[Drop, ...] = ()
+    losses: dict[str, int] = field(default_factory=dict)
     frames: int = 0
     taken: int = 0
     error: Exception | None = None
@@ -239,6 +241,7 @@ class Lane:
     def drop(self, reason: DropReason) -> None:
         """Drops the oldest frame and tells the next one."""
         frame = self.waiting.popleft()
+        self.losses[reason] = self.losses.get(reason, 0) + 1
         drops = (*frame.drops, Drop(reason, 1, frame.pts))
         if self.waiting:
             self.waiting[0].drops = merge_drops(drops + self.waiting[0].drops)

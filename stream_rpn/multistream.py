@@ -126,9 +126,12 @@ class LiveStream(StreamStatistics):
         return self.lane.ended and self.num_results >= self.lane.taken
 
     @property
-    def frames_in(self) -> int:
-        """Frames that came so far: those with results, those dropped, and those under way."""
+    def num_chosen(self) -> int:  # noqa: D102
         return self.lane.frames
+
+    @property
+    def losses_behind(self) -> dict[str, int]:  # noqa: D102
+        return self.lane.losses
 
     @property
     def reconnects(self) -> int:
@@ -144,10 +147,10 @@ class LiveStream(StreamStatistics):
         return self.times.including(self._network_times)
 
     def finish(self) -> None:
-        """Counts the losses after the last result."""
+        """Closes the account, once, when no further result will come."""
         if not self._finished and self._source is not None:
             self._finished = True
-            self.count_drops((*self.lane.carried, *self._source.trailing_drops))
+            self.settle(self._selection.max_frames)
             if self.failure is not None:
                 self.stopped = "failed"
             elif self._all_stopped() and not (
@@ -157,7 +160,6 @@ class LiveStream(StreamStatistics):
 
     def live_totals(self) -> dict[str, Any]:  # noqa: D102
         return {
-            "frames_in": self.frames_in,
             "reconnects": self.reconnects,
             "age_ms": self.ages.percentiles(),
         }

@@ -180,9 +180,11 @@ class Stream(StreamStatistics, Closing):
         super().__init__()
         self.info = source.info
         self._source = source
+        self._num_chosen, self._limit = 0, selection.max_frames
         frames: Iterable[Frame] = self.times.each("decode", source)
         frames = itertools.takewhile(lambda _: not self._is_stopped(stop), frames)
         frames = itertools.islice(selection.frames(frames), selection.max_frames)
+        frames = self._counted(frames)
         # Surfaces are never queued, as NVDEC has few: the thread that decodes them copies them.
         if not source.on_gpu:
             frames = prefetch(frames, pipeline.queue_size, name="decode")
@@ -192,8 +194,17 @@ class Stream(StreamStatistics, Closing):
         for proposals in self._queues:
             self.count(proposals)
             yield proposals
-        assert self._source is not None
-        self.count_drops(self._source.trailing_drops)
+
+    def _counted(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        for frame in frames:
+            self._num_chosen += 1
+            yield frame
+            # A surface of NVDEC's small pool must not live on here.
+            del frame
+
+    @property
+    def num_chosen(self) -> int:  # noqa: D102
+        return self._num_chosen
 
     def _is_stopped(self, stop: threading.Event) -> bool:
         """Tells, where there is a frame left to take, whether it is not to be taken."""
@@ -210,6 +221,7 @@ class Stream(StreamStatistics, Closing):
         self._queues.close()
         assert self._source is not None
         self._source.close()
+        self.settle(self._limit)
 
 
 def _converted(model: Model, *, required: bool) -> tuple[Model, str]:

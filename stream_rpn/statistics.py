@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from stream_rpn.frame import Drop, Proposals, StreamInfo
+from stream_rpn.frame import DropKind, DropReason, Proposals, StreamInfo
 from stream_rpn.timing import Histogram, StageTimes
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ class StreamStatistics:
             was written.
         num_results: results so far.
         elapsed_seconds: from the start of decoding to the last result.
-        drops: packets and frames that were lost so far, by reason.
         stopped: why it ended before its end: "interrupted" by a signal or "failed"; "" otherwise.
     """
 
@@ -33,9 +31,11 @@ class StreamStatistics:
         self.ages = Histogram()
         self.num_results = 0
         self.elapsed_seconds = 0.0
-        self.drops: dict[str, int] = {}
         self.stopped = ""
         self._source: Source | None = None
+        self._told: dict[str, int] = {}  # losses that results told of
+        self._beyond: dict[str, int] = {}  # losses behind the last frame that was asked for
+        self._abandoned = 0
         self._started = time.perf_counter()
 
     def count(self, proposals: Proposals) -> None:
@@ -45,13 +45,72 @@ class StreamStatistics:
             proposals.unix_seconds = time.time() - proposals.age_seconds
         self.num_results += 1
         self.elapsed_seconds = time.perf_counter() - self._started
-        self.count_drops(proposals.drops)
+        for drop in proposals.drops:
+            self._told[drop.reason] = self._told.get(drop.reason, 0) + drop.count
 
-    def count_drops(self, drops: Iterable[Drop]) -> None:
-        """Counts losses by their reason."""
-        for drop in drops:
-            if drop.count:
-                self.drops[drop.reason] = self.drops.get(drop.reason, 0) + drop.count
+    @property
+    def num_chosen(self) -> int:
+        """Frames so far that were decoded and chosen, whatever became of them then."""
+        raise NotImplementedError
+
+    @property
+    def losses_behind(self) -> dict[str, int]:
+        """Chosen frames so far that were dropped before the network, by reason."""
+        return {}
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """Packets and frames that were lost so far, by reason.
+
+        Those that wait to be told with the next result are among them, and where the end is known
+        those that no result tells of. 0 stands for a loss of which nobody knows how many.
+        """
+        drops = self._source.tally.losses.copy() if self._source else {}
+        for reason, count in self.losses_behind.copy().items():
+            drops[reason] = drops.get(reason, 0) + count
+        not_wanted = self._abandoned + sum(self._beyond.values())
+        for reason, count in self._beyond.items():
+            drops[reason] -= count
+            if not drops[reason]:
+                del drops[reason]
+        if not_wanted:
+            drops[DropReason.NOT_WANTED] = drops.get(DropReason.NOT_WANTED, 0) + not_wanted
+        return drops
+
+    @property
+    def frames_in(self) -> int:
+        """Frames that came so far: those with results, those dropped, and those under way.
+
+        A packet that was lost before it was decoded counts as a frame. Frames that were not chosen
+        (by stride, rate or time) do not count.
+        """
+        lost = sum(self._source.tally.losses.copy().values()) if self._source else 0
+        return self.num_chosen + lost
+
+    def account(self) -> dict[str, Any]:
+        """Returns `frames`, `drops` and `frames_in`, which is no less than their sum."""
+        # In this order: what comes in between is under way.
+        account = {"frames": self.num_results, "drops": self.drops}
+        return {**account, "frames_in": self.frames_in}
+
+    def settle(self, limit: int | None) -> None:
+        """Counts the frames under way as not wanted, now that no further result will come.
+
+        Where there were as many results as `limit`, so does what was found damaged behind them.
+        """
+        lost_behind = sum(self.losses_behind.copy().values())
+        self._abandoned = self.num_chosen - lost_behind - self.num_results
+        if self._source is not None and self.num_results == limit:
+            self._beyond = {
+                reason: count - self._told.get(reason, 0)
+                for reason, count in self._source.tally.losses.copy().items()
+                if DropReason(reason).kind is DropKind.DAMAGE
+            }
+
+    @property
+    def missing_seconds(self) -> float | None:
+        """How much of the time that the source promised did not come; None where nothing tells."""
+        return self._source.tally.missing_seconds if self._source else None
 
     def written(self, proposals: Proposals) -> None:
         """Notes how old a live frame is now that its result has been written."""
@@ -70,13 +129,29 @@ class StreamStatistics:
 
     @property
     def damaged_packets(self) -> int:
-        """Packets that could not be decoded, so far."""
-        return self._source.damaged_packets if self._source else 0
+        """Packets or still images that could not be decoded or are missing, so far."""
+        return sum(
+            count
+            for reason, count in self.drops.items()
+            if DropReason(reason).kind is DropKind.DAMAGE
+        )
 
     @property
     def corrupt_frames(self) -> int:
         """Frames so far whose picture the decoder marked as damaged; they are used all the same."""
         return self._source.corrupt_frames if self._source else 0
+
+    def oddities(self) -> dict[str, Any]:
+        """Returns what is said of a source only where there is anything to say.
+
+        That is `missing_seconds`, and what had to be mended of its clock as `clock_mended`.
+        """
+        mended = self._source.clock.mended if self._source else {}
+        missing = self.missing_seconds
+        return {
+            **({} if missing is None else {"missing_seconds": missing}),
+            **({"clock_mended": mended} if mended else {}),
+        }
 
     @property
     def fps(self) -> float:
@@ -90,10 +165,10 @@ class StreamStatistics:
     def end(self) -> dict[str, Any]:
         """Returns the totals that close a result file."""
         return {
-            "frames": self.num_results,
+            **self.account(),
             **({"stopped": self.stopped} if self.stopped else {}),
             "elapsed_seconds": round(self.elapsed_seconds, 3),
-            "drops": self.drops,
             "damaged_packets": self.damaged_packets,
             "corrupt_frames": self.corrupt_frames,
+            **self.oddities(),
         }

@@ -186,7 +186,15 @@ def test_reasons_that_are_not_known_here_are_read_as_they_stand(tmp_path, name):
 
 def test_reasons_say_what_they_are():
     assert {kind: [str(r) for r in DropReason if r.kind is kind] for kind in DropKind} == {
-        DropKind.DAMAGE: ["damaged packet", "missing packet", "damaged image", "connection lost"],
+        DropKind.DAMAGE: [
+            "damaged packet",
+            "missing packet",
+            "cut off",
+            "unread recording",
+            "no key frame",
+            "damaged image",
+            "connection lost",
+        ],
         DropKind.POLICY: ["decoder", "queue full", "stale"],
         DropKind.WISH: ["not wanted"],
     }

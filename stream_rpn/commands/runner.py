@@ -378,17 +378,18 @@ class _Run:
         # On the way to a live source packets are lost as a matter of course.
         if stream.info.live:
             return
-        lost = {
-            reason: count
+        lost = [
+            f"{count} × {reason}" if count else _told(reason, stream.missing_seconds)
             for reason, count in stream.drops.items()
             if DropReason(reason).kind is DropKind.DAMAGE
-        }
+        ]
         if stream.corrupt_frames:
-            lost["frame with errors in its picture"] = stream.corrupt_frames
+            lost.append(f"{stream.corrupt_frames} × frame with errors in its picture")
         if lost:
-            counts = ", ".join(f"{count} × {reason}" for reason, count in lost.items())
-            uri = stream.info.source
-            self._fail(f"{uri}: the video is damaged ({counts}); every frame that decodes was used")
+            self._fail(
+                f"{stream.info.source}: the video is damaged ({', '.join(lost)}); every frame that "
+                "decodes was used"
+            )
 
     def _fail(self, sentence: str) -> None:
         self.failures.append(sentence)
@@ -419,6 +420,12 @@ class _Run:
             write_whole(path, text.encode(), replace=self.arguments.overwrite)
         except StreamRPNError as error:
             self._fail(str(error))
+
+
+def _told(reason: str, missing_seconds: float | None) -> str:
+    """Returns a loss of which nobody knows how many, in words."""
+    seconds = "" if missing_seconds is None else f" {missing_seconds:.2f} s before its end"
+    return f"{reason}{seconds}"
 
 
 def _names(outputs: Iterable[OutputInUse]) -> list[str]:

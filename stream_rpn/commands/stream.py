@@ -39,7 +39,7 @@ outputs, by extension; several may be given:
   _partial; a run that is stopped leaves them there. The others appear when whole.
 
 exit codes:
-  0 whole   2 nothing could be produced   3 results, but something failed or was damaged
+  0 whole   2 nothing could be produced   3 results, but something failed, was damaged or cut off
   130 after Ctrl-C   143 after SIGTERM   129 after SIGHUP   1 a bug in stream-rpn
 """
 

@@ -29,7 +29,7 @@ def source_summary(
     times = stream.stage_times
     return {
         "source": stream.info.source,
-        "frames": stream.num_results,
+        **stream.account(),
         **({"stopped": stream.stopped, "expected_frames": expected} if stream.stopped else {}),
         "fps": round(stream.fps, 2),
         "elapsed_seconds": round(stream.elapsed_seconds, 3),
@@ -38,9 +38,9 @@ def source_summary(
         "stages": times.summary(),
         "slowest_stage": times.slowest(),
         **stream.live_totals(),
-        "drops": dict(stream.drops),
         "damaged_packets": stream.damaged_packets,
         "corrupt_frames": stream.corrupt_frames,
+        **stream.oddities(),
         "outputs": list(outputs),
     }
 
@@ -70,6 +70,7 @@ def run_summary(
         drops.update(source["drops"])
     return {
         "frames": frames,
+        "frames_in": sum(source["frames_in"] for source in sources),
         "fps": round(frames / seconds, 2) if seconds else 0.0,
         "elapsed_seconds": round(seconds, 3),
         **network,
@@ -92,6 +93,7 @@ def describe(summary: dict[str, Any]) -> str:
         count for reason, count in drops.items() if DropReason(reason).kind is not DropKind.WISH
     )
     lost = f", {num_lost} lost" if num_lost else ""
+    lost += "".join(f", {reason}" for reason, count in drops.items() if not count)
     if any(summary.get("age_ms", {}).values()):
         # All of them: with the results they add up to the frames that came.
         reasons = ", ".join(f"{count} {reason}" for reason, count in drops.items())
@@ -101,6 +103,13 @@ def describe(summary: dict[str, Any]) -> str:
             f"{f' ({reasons})' if reasons else ''}, {summary['reconnects']} reconnects; age "
             f"{age['p50']:.0f} ms, p95 {age['p95']:.0f}, p99 {age['p99']:.0f}"
         )
+    mended = summary.get("clock_mended", {})
+    if jumps := mended.get("jumps"):
+        lost += f", its clock jumped {jumps} × and goes on as if it had not"
+    if held := mended.get("held"):
+        lost += f", {held} frames out of turn have the time of the one before"
+    if stood := mended.get("stood"):
+        lost += f", its clock stood still for {stood} frames"
     where = f"\n  → {', '.join(summary['outputs'])}" if summary["outputs"] else ""
     why_not = summary.get("without_cuda_graph")
     launched = f" (kernel by kernel, without a CUDA graph: {why_not})" if why_not else ""

@@ -166,7 +166,7 @@ class Looped(Source):
         self._uri, self._decoder, self._device = uri, decoder, device
         self._source = self._open()
         self.info = self._source.info
-        self.tally = self._source.tally
+        self.tally, self.clock = self._source.tally, self._source.clock
         self.handed_out: dict[int, float] = {}
 
     def _open(self) -> Source:

@@ -131,6 +131,14 @@ def local_path(uri: str) -> Path:
     return Path(uri)
 
 
+def local_file(uri: str) -> Path | None:
+    """Returns the path of a source that is a regular file here; None for any other."""
+    if uri == "-" or is_url(uri) or is_device(uri):
+        return None
+    path = local_path(uri)
+    return path if path.is_file() else None
+
+
 def stem(uri: str) -> str:
     """Returns a short name for output files: "video" for "/tmp/video.mp4", "stdin" for "-"."""
     if uri == "-":

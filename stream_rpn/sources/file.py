@@ -16,21 +16,25 @@ from av.container import InputContainer
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
+from stream_rpn.clock import clock_of, rate_of, time_keeping, trust_no_guess
 from stream_rpn.cores import available_cores
-from stream_rpn.decode import Decoder, Tally
+from stream_rpn.decode import Decoder
 from stream_rpn.frame import Frame, StreamInfo, StreamRPNError
 from stream_rpn.sources.address import (
     device_input,
     is_device,
     is_streaming,
     is_url,
+    local_file,
     local_path,
     masked,
     scheme,
     stem,
 )
 from stream_rpn.sources.packet_queue import PacketQueue
+from stream_rpn.sources.promise import Promise
 from stream_rpn.sources.source import Source
+from stream_rpn.tally import Tally
 
 # A playlist from the network must not reach files of this machine: `file` is not among these.
 _NETWORK_PROTOCOLS = (
@@ -132,7 +136,11 @@ class FileSource(Source):
                 reopen = None
                 if reopenable and packets is None and stream.thread_count > 1:
                     reopen = partial(_open_single_threaded, uri, stream.index)
-                self._frames = iter(Decoder(container, stream, self.tally, reopen, packets))
+                promise = None
+                if packets is None:
+                    promise = Promise(container, stream, local_file(uri) if file is None else None)
+                decoding = Decoder(container, stream, self.tally, reopen, packets, promise)
+                self._decoder, self._frames = decoding, iter(decoding)
                 first = next(self._frames, None)
             if first is None:
                 hint = f" ({_PIPE_HINT})" if uri == "-" else ""
@@ -140,7 +148,10 @@ class FileSource(Source):
                     hint = " (an MP4 whose index stands at its end needs a server that can seek)"
                 raise StreamRPNError(f"{_name(uri)} holds no frame that can be decoded{hint}")
             live = packets is not None
-            self.info = _describe(container, stream, uri, first, num_frames, note, live)
+            self.clock = clock_of(container, stream)
+            self._unit = float(stream.time_base or 0)
+            clock = time_keeping(container, stream, reordered=self._decoder.reordered, live=live)
+            self.info = _describe(container, stream, uri, first, num_frames, note, live, clock)
             self._first: Frame | None = first
         except BaseException:
             self._close_container()
@@ -178,10 +189,13 @@ class FileSource(Source):
             stream = _only_stream(container, stream_index)
             # Each thread would hold surfaces of NVDEC's small pool, and gain nothing.
             stream.thread_count = 1
-            frames = iter(Decoder(container, stream, tally))
+            promise = Promise(container, stream, local_file(uri))
+            decoding = Decoder(container, stream, tally, promise=promise)
+            frames = iter(decoding)
             first = next(frames, None)
             if first is not None and first.image.sw_format is not None:
                 self._container, self._frames, self.tally = container, frames, tally
+                self._decoder = decoding
                 self.on_gpu = True
                 return first, ""
             reason = f"the hardware does not decode this {_codec(stream)} stream"
@@ -195,10 +209,19 @@ class FileSource(Source):
     def __iter__(self) -> Iterator[Frame]:
         if self._first is not None:
             first, self._first = self._first, None
-            yield first
+            yield self._placed(first)
             # A surface of the GPU's small pool must not live on in this generator.
             del first
-        yield from self._frames
+        for frame in self._frames:
+            yield self._placed(frame)
+            del frame
+
+    def _placed(self, frame: Frame) -> Frame:
+        """Makes the time of a frame one that rises; a live source does that across connections."""
+        if self._packets is None:
+            duration = frame.image.duration * self._unit
+            frame.pts_seconds = self.clock.place(frame.pts_seconds, duration)
+        return frame
 
     def close(self) -> None:  # noqa: D102
         self._first = None
@@ -358,11 +381,12 @@ def _open_single_threaded(uri: str, stream_index: int) -> tuple[InputContainer, 
 
 def _only_stream(container: InputContainer, index: int) -> VideoStream:
     """Returns the stream and has the demuxer skip all others."""
-    stream = container.streams[index]
+    stream = cast(VideoStream, container.streams[index])
+    trust_no_guess(container, stream)
     for other in container.streams:
         if other is not stream:
             other.discard = Discard.all
-    return cast(VideoStream, stream)
+    return stream
 
 
 def _describe(
@@ -373,8 +397,9 @@ def _describe(
     num_frames: int | None,
     decoder_note: str,
     live: bool,
+    clock: str,
 ) -> StreamInfo:
-    rate = stream.average_rate
+    rate = rate_of(container, stream)
     duration: float | None = None
     if num_frames and rate:
         duration = num_frames / float(rate)
@@ -402,6 +427,7 @@ def _describe(
         decoder=f"{_codec(stream)} ({'nvdec' if surface else 'software'})",
         live=live,
         decoder_note=decoder_note,
+        clock=clock,
     )
 
 

@@ -9,11 +9,13 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from pathlib import Path
 
-from stream_rpn.decode import PlaneConverter, Tally
+from stream_rpn.clock import Clock
+from stream_rpn.decode import PlaneConverter
 from stream_rpn.frame import DropReason, Frame, StreamInfo, StreamRPNError
 from stream_rpn.sources import members_of, picture, stem
 from stream_rpn.sources.address import local_path
 from stream_rpn.sources.source import Source
+from stream_rpn.tally import Tally
 
 Image = Path | tuple[str, bytes]
 """A file, or the name and the bytes of one, for example a member of a tar file."""
@@ -45,6 +47,7 @@ class ImagesSource(Source):
         name_of: Callable[[Path], str] = lambda file: file.name,
     ) -> None:
         self.tally = Tally()
+        self.clock = Clock()
         self._name_of = name_of
         self._planes = PlaneConverter()
         self._codec = self._pixel_format = ""

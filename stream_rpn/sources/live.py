@@ -19,7 +19,7 @@ import av.error
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from stream_rpn.decode import Tally
+from stream_rpn.clock import LONGEST_STEP, Clock
 from stream_rpn.frame import Drop, DropReason, Frame, StreamRPNError
 from stream_rpn.queues import POLL_SECONDS
 from stream_rpn.sources.address import is_device, is_pipe, is_streaming, is_url, local_path, masked
@@ -27,12 +27,10 @@ from stream_rpn.sources.file import FileSource, Reception
 from stream_rpn.sources.packet_queue import Interrupted, PacketQueue
 from stream_rpn.sources.source import Source
 from stream_rpn.sources.synthetic import SyntheticVideo
+from stream_rpn.tally import Tally
 from stream_rpn.timing import StageTimes
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
-
-# A clock this far ahead of the time that went by is another clock.
-_LONGEST_JUMP = 10.0
 
 # Packets that come later than this set a new pace: those that follow are not hurried.
 _LATEST = 1.0
@@ -106,8 +104,8 @@ class LiveSource(Source):
         self._connection: FileSource | None = None
         self._pipe: BinaryIO | None = None
         self._last: Frame | None = None
-        self._offset = 0.0
         self._comes_back = False
+        self.clock = Clock(longest_step=LONGEST_STEP)
 
     def __iter__(self) -> Iterator[Frame]:
         """Yields frames until the source ends.
@@ -137,6 +135,10 @@ class LiveSource(Source):
             else:
                 if self._last is None:
                     self.info = connection.info
+                    if not connection.info.live:
+                        self.clock = connection.clock
+                    elif self.info.clock == "arrival":
+                        self.clock = Clock(counts=True)
                 else:
                     self.reconnects += 1
                     self._notice(f"{self._name} is back")
@@ -211,7 +213,7 @@ class LiveSource(Source):
             # FFmpeg's filters wrap their frames in packets without any flags.
             intra_only=codec.intra_only or codec.name == "wrapped_avframe",
             stopped=self._stopped,
-            skip=self.tally.skip,
+            skip=self.tally.lose,
             release=container.close,
         )
         return self._packets
@@ -222,7 +224,7 @@ class LiveSource(Source):
         for packet in packets:
             if packet.dts is not None:
                 due = float(packet.dts * packet.time_base)
-                if not -_LATEST < started + due - time.monotonic() < _LONGEST_JUMP:
+                if not -_LATEST < started + due - time.monotonic() < LONGEST_STEP:
                     started = time.monotonic() - due
                 while (early := started + due - time.monotonic()) > 0 and not self._stopped():
                     time.sleep(min(early, POLL_SECONDS))
@@ -261,12 +263,11 @@ class LiveSource(Source):
             if first:
                 lost = Drop(DropReason.CONNECTION_LOST, 0, None, seconds=round(gap, 3))
                 frame.drops = (*frame.drops, lost)
-            if frame.pts_seconds is not None and last.pts_seconds is not None:
-                step = frame.pts_seconds + self._offset - last.pts_seconds
-                if first or step < 0 or step > gap + _LONGEST_JUMP:
-                    self._offset = last.pts_seconds + gap - frame.pts_seconds
-        if frame.pts_seconds is not None:
-            frame.pts_seconds += self._offset
+                frame.pts_seconds = self.clock.start_anew(frame.pts_seconds, gap)
+            else:
+                frame.pts_seconds = self.clock.place(frame.pts_seconds, gap=gap)
+        elif frame.arrived is not None:
+            frame.pts_seconds = self.clock.place(frame.pts_seconds)
         # The picture is not kept: it may be large.
         self._last = replace(frame, image=None, drops=())  # type: ignore[arg-type]
 

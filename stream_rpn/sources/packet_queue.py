@@ -131,6 +131,7 @@ class PacketQueue:
                     self._tell()
                     raise Interrupted
                 if self._timeout is not None and waited >= self._timeout:
+                    self._tell()
                     self.error = TimeoutError(f"nothing came for {self._timeout:g} seconds")
                     raise StopIteration
                 self._changed.wait(POLL_SECONDS)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Self
 from stream_rpn.frame import Drop, Frame, StreamInfo
 
 if TYPE_CHECKING:
-    from stream_rpn.decode import Tally
+    from stream_rpn.clock import Clock
+    from stream_rpn.tally import Tally
 
 
 class Source(ABC):
@@ -19,11 +20,13 @@ class Source(ABC):
     Attributes:
         info: what is known of the source.
         tally: counts of what it gave and lost so far.
+        clock: what makes the times of its frames rise.
         on_gpu: True where frames are surfaces of NVDEC, of which there are few.
     """
 
     info: StreamInfo
     tally: Tally
+    clock: Clock
     on_gpu: bool = False
 
     @abstractmethod

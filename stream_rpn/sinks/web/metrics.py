@@ -18,7 +18,7 @@ from stream_rpn.sinks.web.view import View
 _COUNTERS = {
     "frames": ("stream_rpn_frames", "Results written."),
     "damaged_packets": ("stream_rpn_damaged_packets", "Packets that could not be decoded."),
-    "frames_in": ("stream_rpn_frames_in", "Frames that came of a live source."),
+    "frames_in": ("stream_rpn_frames_in", "Frames that came: results, drops, under way."),
     "reconnects": ("stream_rpn_reconnects", "Times a lost connection was made again."),
     "corrupt_frames": ("stream_rpn_corrupt_frames", "Frames the decoder marked as damaged."),
 }
