@@ -1,0 +1,81 @@
+"""add_bias_: what is left to do with a map after a convolution, in one pass and in place."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from stream_rpn.kernels.dispatch import fused_or_reference
+from stream_rpn.kernels.epilogue_reference import ACTIVATIONS, add_bias_reference
+
+__all__ = ["ACTIVATIONS", "DTYPES", "add_bias_"]
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@torch.no_grad()
+def add_bias_(x: Tensor, bias: Tensor, activation: str = "none", *, slope: float = 0.01) -> Tensor:
+    """Returns `x` itself, overwritten with activation(x + bias).
+
+    Computed in float32 and rounded once. For inference: autograd learns nothing of the sum.
+
+    Args:
+        x: [B, C, H, W] float32, float16 or bfloat16, channels-last, of memory that nothing else
+            uses.
+        bias: [C] of the dtype of `x`.
+        activation: one of `ACTIVATIONS`: "none", "relu", "relu6", "hardswish", "leaky_relu".
+        slope: of "leaky_relu" below zero; nothing else uses it.
+
+    Raises:
+        ValueError: a shape, layout, device or name does not fit.
+        TypeError: an argument is of another type.
+    """
+    _check(x, bias, activation, slope)
+    _add_bias_op(x, bias, activation, float(slope))
+    return x
+
+
+# It writes to `x`: no `opaque_op`, see there.
+@torch.library.custom_op("stream_rpn::add_bias_", mutates_args={"x"})
+def _add_bias_op(x: Tensor, bias: Tensor, activation: str, slope: float) -> None:
+    def fused() -> None:
+        from stream_rpn.kernels.epilogue_triton import add_bias_triton
+
+        add_bias_triton(x, bias, activation, slope)
+
+    def reference() -> None:
+        add_bias_reference(x, bias, activation, slope)
+
+    fused_or_reference("add_bias", x, fused, reference)
+
+
+@_add_bias_op.register_fake
+def _(x: Tensor, bias: Tensor, activation: str, slope: float) -> None:
+    return None
+
+
+def _check(x: Tensor, bias: Tensor, activation: str, slope: float) -> None:
+    for name, tensor in (("x", x), ("bias", bias)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if x.dtype not in DTYPES:
+        expected = " or ".join(str(dtype) for dtype in DTYPES)
+        raise TypeError(f"x must be {expected}, got {x.dtype}")
+    if bias.dtype != x.dtype:
+        raise TypeError(f"bias must be of the dtype of x, {x.dtype}, got {bias.dtype}")
+    if x.dim() != 4:
+        raise ValueError(f"x must be [*, *, *, *], got {list(x.shape)}")
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        raise ValueError(f"x must be channels-last, got strides {list(x.stride())}")
+    if bias.shape != x.shape[1:2]:
+        raise ValueError(f"bias must be [{x.shape[1]}], got {list(bias.shape)}")
+    if bias.device != x.device:
+        raise ValueError(f"bias must be on the device of x, {x.device}, got {bias.device}")
+    if not bias.is_contiguous():
+        raise ValueError(f"bias must be contiguous, got strides {list(bias.stride())}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if not isinstance(slope, int | float):
+        raise TypeError(f"slope must be a number, got {type(slope).__name__}")
+    if not math.isfinite(slope):
+        raise ValueError(f"slope must be finite, got {slope}")
