@@ -79,6 +79,7 @@ def gpu(monkeypatch, tmp_path):
 
     monkeypatch.setattr(trial, "proposals_differ", differ)
     monkeypatch.setattr(trial, "preprocessing_differs", lambda *args, **options: iter(()))
+    monkeypatch.setattr(trial, "passes_differ", lambda *args: iter(()))
     return held
 
 
