@@ -1,7 +1,7 @@
 """add_bias in plain PyTorch: what the Triton form computes, operation by operation.
 
-Additions, multiplications and comparisons of float32 only, each exactly rounded, so that a CPU and a
-GPU give the same bits. Comparisons instead of torch.clamp, which leaves the sign of zero open.
+Additions, multiplications and comparisons of float32 only, each exactly rounded, so that a CPU and
+a GPU give the same bits. Comparisons instead of torch.clamp, which leaves the sign of zero open.
 """
 
 import math

@@ -6,9 +6,9 @@ as groups of VECTOR neighbours: the largest power of two that divides the number
 store, needs one remainder to find its bias, and no group is half inside the map.
 
 Bytes: the map once in each direction, which is what bounds it; the bias stays in the caches. Of an
-activation only the numbers go in, so that a model compiles one form for each VECTOR that its numbers
-of channels have. Sizes are arguments that nothing is compiled for; where a map has 2**31 elements or
-more, `total` and all that is computed from it has 64 bits, which is a form of its own.
+activation only the numbers go in, so that a model compiles one form for each VECTOR that its
+numbers of channels have. Sizes are arguments that nothing is compiled for; where a map has 2**31
+elements or more, `total` and all that is computed from it have 64 bits, a form of its own.
 
 Races: there are none. Each element is loaded and stored by exactly one program, what is stored
 depends on that element and on the bias alone, and nobody writes the bias.
@@ -45,6 +45,7 @@ def epilogue_kernel(
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Does BLOCK elements of the map."""
     lanes = tl.arange(0, BLOCK // VECTOR)
     within = tl.arange(0, VECTOR)[None, :]
     # The first group is one of the map's; lanes behind its end may overflow, and are masked.

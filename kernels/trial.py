@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from stream_rpn.kernels.epilogue import ACTIVATIONS, add_bias_
+from stream_rpn.kernels.epilogue_reference import add_bias_reference
 from stream_rpn.kernels.nms import nms
 from stream_rpn.kernels.nms_reference import nms_reference
 from stream_rpn.kernels.preprocess import PlaneLayout, preprocess_batch
@@ -102,6 +104,24 @@ def preprocessing_differs(
     tolerance = 1e-3 + 2 * torch.finfo(dtype).eps * expected.abs()
     if not bool(((found.cpu().float() - expected).abs() <= tolerance).all()):
         yield "preprocess", "pixels"
+
+
+def passes_differ(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, str]]:
+    """Yields ("add_bias", result) where bias and activation of a map differ by a bit."""
+    generator = torch.Generator().manual_seed(0)
+    # Two widths of loads and stores, and maps that end inside a block.
+    for channels in (24, 58):
+        x = 4 * torch.randn(2, 17, 19, channels, generator=generator)
+        x[1, 2, :5, 3] = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0])
+        x = x.to(dtype).permute(0, 3, 1, 2)
+        bias = torch.randn(channels, generator=generator).to(dtype)
+        for activation in ACTIVATIONS:
+            expected, found = x.clone(), x.to(device, copy=True)
+            add_bias_reference(expected, bias, activation, 0.1)
+            add_bias_(found, bias.to(device), activation, slope=0.1)
+            if not torch.allclose(found.cpu(), expected, rtol=0, atol=0, equal_nan=True):
+                yield "add_bias", "maps"
+                return
 
 
 def _different(

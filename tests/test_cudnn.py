@@ -6,15 +6,17 @@ gets which numbers, and which activation goes. On a GPU the operators themselves
 
 import copy
 import warnings
+from collections import OrderedDict
 
 import pytest
 import torch
 from torch import nn
 from torchvision.models import resnet18 as resnet18_of_torchvision
+from torchvision.models._utils import IntermediateLayerGetter
 
 from stream_rpn import load
 from stream_rpn.network import cudnn
-from stream_rpn.network.cudnn import FusedBlock, FusedConv2d, fused
+from stream_rpn.network.cudnn import EpilogueConv2d, FusedBlock, FusedConv2d, fused
 from stream_rpn.rpn import fold_batch_norms
 from tests.agreement import assert_within, tolerances
 
@@ -49,6 +51,8 @@ def _defaults(monkeypatch):
 def twins(monkeypatch):
     monkeypatch.setattr(torch, "cudnn_convolution_relu", conv_relu)
     monkeypatch.setattr(torch, "cudnn_convolution_add_relu", conv_add_relu)
+    # On a CPU the kernel's reference stands in for it, which needs no Triton.
+    monkeypatch.setattr(cudnn, "find_spec", lambda name: name)
 
 
 @pytest.fixture(params=["cpu", CUDA])
@@ -81,26 +85,37 @@ def resnet18():
     return fold_batch_norms(nn.Sequential(*list(net.children())[:-2]))
 
 
-# How many layers of each are fused in 32 and in 16 bits, residual blocks among them.
+# How many layers of each are fused in 32 and in 16 bits, residual blocks among them, and how many
+# convolutions there are beside.
 @pytest.mark.parametrize(
-    ("name", "single", "half", "blocks"),
+    ("name", "single", "half", "blocks", "convolutions"),
     [
         # All of the blocks, the layer before the head's last ones; and the pyramid's 1×1.
-        ("resnet50_fpn", 48 + 1, 48 + 1 + 4, 16),
-        ("resnet50_fpn_v2", 48 + 2, 48 + 2 + 4, 16),
+        ("resnet50_fpn", 48 + 1, 48 + 1 + 4, 16, 60),
+        ("resnet50_fpn_v2", 48 + 2, 48 + 2 + 4, 16, 61),
         # All but the first, and the layer before the last ones.
-        ("vgg16", 12 + 1, 12 + 1, 0),
-        ("tiny", 1, 1 + 35, 0),
-        ("mobilenet_v3_large_320_fpn", 6, 49, 0),
-        ("nanodet_m", 0, 39, 0),
+        ("vgg16", 12 + 1, 12 + 1, 0, 16),
+        ("tiny", 1, 1 + 35, 0, 59),
+        ("mobilenet_v3_large_320_fpn", 6, 49, 0, 69),
+        ("nanodet_m", 0, 39, 0, 110),
     ],
 )
-def test_which_layers_are_fused(name, single, half, blocks, twins):
+def test_which_layers_are_fused(name, single, half, blocks, convolutions, twins):
     rpn = load(name, "random")
     for dtype, expected in ((torch.float32, single), (torch.bfloat16, half)):
         layers = list(fused(rpn.to(dtype)).modules())
         assert sum(isinstance(layer, FusedConv2d) for layer in layers) == expected
         assert sum(isinstance(layer, FusedBlock) for layer in layers) == blocks
+        # All others have their bias, and what follows, in one pass.
+        rest = sum(isinstance(layer, EpilogueConv2d) for layer in layers)
+        assert rest == convolutions - expected
+        assert not any(type(layer) is nn.Conv2d for layer in layers)
+        # In 32 bits no activation is left but those of squeeze and excitation, of one pixel.
+        left = [layer for layer in layers if type(layer) in (nn.ReLU, nn.ReLU6, nn.LeakyReLU)]
+        if dtype == torch.float32:
+            excitations = sum(type(layer) is nn.Hardsigmoid for layer in layers)
+            # A residual block's own is in the block's form.
+            assert len(left) == excitations
 
 
 @pytest.mark.numeric
@@ -162,6 +177,20 @@ def test_batch_norms_that_were_not_folded_leave_blocks_as_they_are(twins):
 
 
 @pytest.mark.numeric
+@pytest.mark.parametrize("taken", ["conv1", "bn1", "relu"])
+def test_a_backbone_gives_the_layers_that_it_was_asked_for(taken, twins):
+    layers = OrderedDict(conv1=nn.Conv2d(3, 8, 3), bn1=nn.Identity(), relu=nn.ReLU())
+    model = IntermediateLayerGetter(nn.Sequential(layers), {taken: "0"})
+    images = torch.randn(1, 3, 16, 16)
+    expected, within = tolerances(lambda: model(images))
+    fast = fused(model)
+    assert type(fast["conv1"]) is EpilogueConv2d
+    assert fast["conv1"]._activation == ("relu" if taken == "relu" else "none")
+    with torch.inference_mode():
+        assert_within(fast(images), expected, within)
+
+
+@pytest.mark.numeric
 def test_what_is_no_plain_convolution_stays(twins):
     class Doubling(nn.Conv2d):
         def forward(self, x):
@@ -191,9 +220,70 @@ def test_what_is_no_plain_convolution_stays(twins):
     images = torch.randn(1, 3, 24, 24)
     fast = fused(model)
     assert [index for index, layer in enumerate(fast) if isinstance(layer, FusedConv2d)] == [14]
+    assert [i for i, layer in enumerate(fast) if type(layer) is EpilogueConv2d] == [0, 8, 12, 17]
+    assert [index for index, layer in enumerate(fast) if type(layer) is nn.ReLU] == [3, 5, 7, 11]
     expected, within = tolerances(lambda: model(images))
     with torch.inference_mode():
         assert_within(fast(images), expected, within)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(0.1), nn.Hardswish(), nn.Identity(), nn.Tanh()],
+    ids=lambda layer: type(layer).__name__,
+)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
+def test_bias_and_activation_are_one_pass(activation, dtype, device):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 58, 3, stride=2),
+        copy.deepcopy(activation),
+        nn.Conv2d(58, 58, 5, padding=2, groups=58),
+        nn.Identity(),
+        copy.deepcopy(activation),
+        nn.Conv2d(58, 15, 1),
+    ).to(device, dtype, memory_format=torch.channels_last)
+    fast, exact = fused(model), copy.deepcopy(model).cpu().float()
+    passes = [type(layer) for layer in fast if type(layer) is not nn.Identity]
+    assert passes.count(EpilogueConv2d) == 3
+    assert passes.count(type(activation)) == (2 if isinstance(activation, nn.Tanh) else 0)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        images = torch.randn(2, 3, 33, 20).to(device, dtype, memory_format=layout)
+        before = images.clone()
+        expected, within = tolerances(lambda i=images: exact(i.cpu().float()), dtype)
+        leave_nan_behind(device)
+        with torch.inference_mode():
+            assert_within(fast(images).cpu(), expected, within)
+        assert torch.equal(images, before)
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_captured_pass_gives_what_a_launched_one_gives(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 58, 3, groups=2), nn.LeakyReLU(0.1), nn.Conv2d(58, 3, 1))
+    fast = fused(model.to("cuda", dtype, memory_format=torch.channels_last))
+    images = torch.randn(2, 8, 40, 50, device="cuda", dtype=dtype)
+    images = images.to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        fast(images)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = fast(images)
+        for _ in range(3):
+            images.normal_()
+            expected = fast(images)
+            graph.replay()
+            assert torch.equal(captured, expected)
+
+
+def test_without_triton_biases_and_activations_stay(twins, monkeypatch):
+    monkeypatch.setattr(cudnn, "find_spec", lambda name: None)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.ReLU())
+    depthwise, relu6, conv, _ = fused(model)
+    assert (type(depthwise), type(relu6)) == (nn.Conv2d, nn.ReLU6)
+    assert type(conv) is FusedConv2d
 
 
 def test_a_shape_that_has_no_fused_kernel_runs_plainly_and_says_so_once(twins, monkeypatch):

@@ -40,14 +40,20 @@ class Compilations:
 @pytest.fixture
 def compiled(monkeypatch):
     """The kernels by name, as stand-ins."""
-    from stream_rpn.kernels import nms_triton, preprocess_triton, propose_triton
+    from stream_rpn.kernels import (
+        epilogue_triton,
+        nms_triton,
+        preprocess_triton,
+        propose_triton,
+    )
 
     found = {}
-    for module in (nms_triton, preprocess_triton, propose_triton):
+    for module in (epilogue_triton, nms_triton, preprocess_triton, propose_triton):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             found[name] = Compilations(getattr(module, name))
             monkeypatch.setattr(module, name, found[name])
     return SimpleNamespace(
+        add_bias=epilogue_triton.add_bias_triton,
         nms=nms_triton.nms_triton,
         preprocess=preprocess_triton.preprocess_triton,
         select=propose_triton.select_candidates_triton,
@@ -93,3 +99,14 @@ def test_frames_of_any_shape_share_one_form_a_layout(compiled):
             compiled.preprocess(data, table, matrix, mean, mean, out, antialias=False)
     # Channels last, an odd width keeps its pixels from being written in pairs.
     assert compiled.counts()["preprocess_kernel"] == 3
+
+
+def test_maps_of_any_size_and_activation_share_one_form_a_power_of_two(compiled):
+    for channels in (24, 96, 232, 8, 1280):
+        for size in ((1, 1, 1), (8, 13, 26), (16, 3, 5)):
+            for activation in ("none", "relu", "relu6", "leaky_relu"):
+                batch, height, width = size
+                x = torch.empty(batch, height, width, channels, dtype=torch.bfloat16)
+                bias = torch.zeros(channels, dtype=torch.bfloat16)
+                compiled.add_bias(x.permute(0, 3, 1, 2), bias, activation, 0.1)
+    assert compiled.counts()["epilogue_kernel"] == 1

@@ -23,6 +23,7 @@ def test_references_do_not_differ_from_themselves(num_anchors, softmax):
     for antialias in (False, True):
         for dtype in (torch.float32, torch.bfloat16):
             assert not list(trial.preprocessing_differs(dtype, CPU, antialias=antialias))
+            assert not list(trial.passes_differ(dtype, CPU))
 
 
 def test_one_bit_is_found(monkeypatch):
@@ -42,9 +43,11 @@ def test_one_bit_is_found(monkeypatch):
     monkeypatch.setattr(trial, "select_candidates", another_box)
     monkeypatch.setattr(trial, "nms", another_level)
     monkeypatch.setattr(trial, "preprocess_batch", lambda *args, antialias: args[-1].fill_(0.5))
+    monkeypatch.setattr(trial, "add_bias_", lambda x, *args, slope: x[0, 0, 0, 0].add_(2**-6))
     found = [*trial.proposals_differ(heads, SPEC, CPU)]
     found += trial.preprocessing_differs(torch.float32, CPU, antialias=True)
     assert found == [("select_candidates", "boxes"), ("nms", "levels"), ("preprocess", "pixels")]
+    assert list(trial.passes_differ(torch.float32, CPU)) == [("add_bias", "maps")]
 
 
 def test_the_inputs_are_hard():
@@ -75,7 +78,8 @@ def gpu(monkeypatch, tmp_path):
         return iter(held.wrong)
 
     monkeypatch.setattr(trial, "proposals_differ", differ)
-    monkeypatch.setattr(trial, "preprocessing_differs", lambda *args, **options: iter(()))
+    for others in ("preprocessing_differs", "passes_differ"):
+        monkeypatch.setattr(trial, others, lambda *args, **options: iter(()))
     return held
 
 

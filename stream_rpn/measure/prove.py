@@ -22,6 +22,7 @@ import torch
 from stream_rpn.api import load
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.kernels import dispatch, trial
+from stream_rpn.kernels.epilogue import ACTIVATIONS
 from stream_rpn.kernels.generate import generate_proposals
 from stream_rpn.kernels.proposals import HeadOutputs, ProposalSpec
 from stream_rpn.models import DEFAULT_MODEL
@@ -93,6 +94,7 @@ class Proof:
         for name, part in (
             ("kernels against their references", self._kernels),
             ("preprocessing against its reference", self._preprocessing),
+            ("bias and activation against their reference", self._passes),
             ("the same bits again, and alone", self._repeats),
             ("no wait for the device", self._no_waits),
             ("one graph against kernel by kernel", self._graphs),
@@ -155,6 +157,12 @@ class Proof:
             for antialias in (False, True):
                 differences += trial.preprocessing_differs(dtype, self._device, antialias=antialias)
         return _bits(differences, "8 and 10 bits, turned, both filters, two number formats")
+
+    def _passes(self) -> tuple[bool, str]:
+        differences: list[tuple[str, str]] = []
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            differences += trial.passes_differ(dtype, self._device)
+        return _bits(differences, f"{len(ACTIVATIONS)} activations, three number formats")
 
     def _repeats(self) -> tuple[bool, str]:
         heads, spec = self._heads(8), ProposalSpec()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from torch import nn
 
@@ -23,15 +24,30 @@ def replaced(model: M, replace: Replace) -> M:
         # Folded batch norms left identities behind, of which there is nothing to compute.
         children = [(n, c) for n, c in parent._modules.items() if type(c) is not nn.Identity]
         for (name, child), (next_name, following) in pairwise([*children, ("", None)]):
-            # Subclasses may do anything; only a Sequential's order says what follows what.
             if type(child) is nn.Conv2d and is_plain(child):
-                after = following if isinstance(parent, nn.Sequential) else None
+                after = following if _in_order(parent, name, next_name) else None
                 replacement, both = replace(child, after)
                 if replacement is not None:
                     setattr(parent, name, replacement)
                     if both:
                         setattr(parent, next_name, nn.Identity())
     return model
+
+
+def _in_order(parent: nn.Module, name: str, next_name: str) -> bool:
+    """Tells whether child `next_name` of `parent` gets what child `name` returns, and nobody else.
+
+    Only identities are between them.
+    """
+    # Subclasses may do anything; what these two say is what they do.
+    if isinstance(parent, nn.Sequential):
+        return True
+    # A backbone of torchvision's, which whoever has one has imported.
+    utils = sys.modules.get("torchvision.models._utils")
+    if utils is None or type(parent) is not utils.IntermediateLayerGetter or not next_name:
+        return False
+    names, taken = list(parent._modules), cast(dict[str, str], parent.return_layers)
+    return not any(n in taken for n in names[names.index(name) : names.index(next_name)])
 
 
 def shared_copy(model: M) -> M:

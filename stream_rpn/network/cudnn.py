@@ -1,4 +1,4 @@
-"""Convolutions for an NVIDIA GPU: bias, ReLU and residual sum within the convolution.
+"""Convolutions for an NVIDIA GPU: bias, activation and residual sum within, or in one pass.
 
 Called plainly, a convolution of cuDNN's writes its map, torch adds the bias in a pass over the map
 of its own, and a ReLU or the sum at the end of a residual block is one pass more: in ResNet-50 as
@@ -9,26 +9,39 @@ compiler would use, too; but compiling takes a minute for every shape:
 * in 16 bits a 1×1 convolution of a map that lies channels last is a product of matrices, to which
   cuBLAS adds a bias, and applies ReLU, as it stores it.
 
-What has another activation keeps it as a pass of its own, in place; what has groups, or few
-channels (the first layer, the last ones), stays as it is.
+What they do not know (groups, other activations, few channels as in the first layer and the last
+ones) gets its bias and its activation in one pass over the map, by a kernel of ours, where torch
+takes one for each. A 1×1 convolution with another activation than ReLU keeps that as a pass, as its
+bias costs none.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from stream_rpn.kernels.epilogue import DTYPES, add_bias_
 from stream_rpn.network.convolutions import is_plain, replaced, shared_copy
 
 M = TypeVar("M", bound=nn.Module)
 
 # Tensor cores take channels by this many; for other numbers the fused kernels are the slower ones.
 CHANNELS = 8
+
+# The name of each activation that the pass knows, and its slope below zero.
+_ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[str, float]]] = {
+    nn.ReLU: lambda _: ("relu", 0.0),
+    nn.ReLU6: lambda _: ("relu6", 0.0),
+    nn.LeakyReLU: lambda layer: ("leaky_relu", layer.negative_slope),
+    nn.Hardswish: lambda _: ("hardswish", 0.0),
+}
 
 
 class FusedConv2d(nn.Module):
@@ -89,6 +102,29 @@ class FusedConv2d(nn.Module):
         return multiplied.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
+class EpilogueConv2d(nn.Module):
+    """A convolution whose bias, and perhaps the activation after it, is one pass over its map."""
+
+    def __init__(self, conv: nn.Conv2d, activation: nn.Module | None) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self._stride, self._padding = conv.stride, conv.padding
+        self._dilation, self._groups = conv.dilation, conv.groups
+        self._activation, self._slope = (
+            _ACTIVATIONS[type(activation)](activation) if activation else ("none", 0.0)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the result of the convolution and the activation for x."""
+        # New memory, which nobody else knows yet; copied only where images lie otherwise.
+        y = nn.functional.conv2d(
+            x, self.weight, None, self._stride, self._padding, self._dilation, self._groups
+        )
+        y = y.contiguous(memory_format=torch.channels_last)
+        assert self.bias is not None
+        return add_bias_(y, self.bias, self._activation, slope=self._slope)
+
+
 class FusedBlock(nn.Module):
     """A residual block of torchvision's ResNets whose batch norms have been folded.
 
@@ -140,9 +176,13 @@ def fused(model: M) -> M:
 
 def _fused(conv: nn.Conv2d, following: nn.Module | None) -> tuple[nn.Module | None, bool]:
     relu = type(following) is nn.ReLU
-    if not _is_fusable(conv) or not (relu or _is_pointwise(conv)):
+    if _is_fusable(conv) and (relu or _is_pointwise(conv)):
+        return FusedConv2d(conv, relu=relu), relu
+    # The kernel's reference takes more passes than torch does.
+    if conv.bias is None or conv.bias.dtype not in DTYPES or find_spec("triton") is None:
         return None, False
-    return FusedConv2d(conv, relu=relu), relu
+    activation = following if type(following) in _ACTIVATIONS else None
+    return EpilogueConv2d(conv, activation), activation is not None
 
 
 def _is_fusable(conv: nn.Conv2d) -> bool:

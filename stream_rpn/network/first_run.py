@@ -47,6 +47,7 @@ def try_kernels(rpn: RPN, device: torch.device, dtype: torch.dtype) -> None:
     differences = [
         *trial.proposals_differ(heads, spec, device),
         *trial.preprocessing_differs(dtype, device, antialias=rpn.input_spec.antialias),
+        *trial.passes_differ(dtype, device),
     ]
     for op, result in differences:
         dispatch.distrust(op, device, result)
