@@ -175,8 +175,10 @@ class FileSource(Source):
         container = None
         try:
             # NVDEC joins the context that is current, which has to be torch's. It cannot be told to
-            # take the primary one: it would want that with flags which torch did not set.
+            # take the primary one: it would want that with flags which torch did not set. In a
+            # thread that has not used the GPU yet there is none until a call needs one.
             torch.empty(1, device=f"cuda:{index}")
+            torch.cuda.synchronize(index)
             with torch.cuda.device(index):
                 hwaccel = HWAccel(
                     "cuda",
