@@ -18,7 +18,7 @@ from stream_rpn.kernels import dispatch
 
 SECONDS = 480.0
 
-# Median microseconds on an H200, float32 heads, from graph replays.
+# Median microseconds, float32 heads, from graph replays; predicted for an H200.
 PREDICTED_US = {
     ("fpn1000", 1): 70, ("fpn1000", 8): 120, ("fpn1000", 32): 270,
     ("fpn2000", 1): 95, ("fpn2000", 8): 200, ("fpn2000", 32): 650,

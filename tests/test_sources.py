@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -256,6 +257,21 @@ def test_nvdec_gives_the_pixels_of_the_software_decoder(tmp_path: Path):
             # Not through swscale: it makes another gray of NV12 than of planar YUV.
             for plane, expected in zip(planes(ours), planes(theirs), strict=True):
                 assert torch.equal(plane.cpu(), expected)
+
+
+@pytest.mark.needs_cuda
+def test_nvdec_decodes_in_a_thread_that_has_not_used_the_gpu(tmp_path: Path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(SyntheticVideo(width=640, height=360, num_frames=5).encoded().read())
+
+    def decode() -> tuple[str, int]:
+        with open_source(str(path), decoder="nvdec", device="cuda") as source:
+            return source.info.decoder, len(list(source))
+
+    # What the allocator has left over would spare the thread its first call.
+    torch.empty(1, device="cuda")
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(decode).result() == ("h264 (nvdec)", 5)
 
 
 # Standard input and the network
