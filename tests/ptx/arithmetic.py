@@ -155,19 +155,17 @@ def funnel(low: Array, high: Array, count: Array, left: bool, wrap: bool) -> Arr
 
 
 def extract_field(a: Array, position: Array, length: Array) -> Array:
-    """Returns `length` bits from `position` on, of signed numbers with the sign of the last (bfe)."""
+    """Returns `length` bits from `position` on; of signed numbers the last is a sign (bfe)."""
     bits = 8 * a.dtype.itemsize
     unsigned = np.dtype(f"u{a.dtype.itemsize}").type
     position, length = position & np.uint32(255), length & np.uint32(255)
-    value = shift_right(np.asarray(a).view(unsigned), position)
-    mask = _ones(length)
-    value = (value.astype(np.uint64) & mask).astype(unsigned)
+    mask = _ones(length).astype(unsigned)
+    value = shift_right(a, position).view(unsigned) & mask
     if a.dtype.kind == "u":
         return value
     last = np.minimum(position + length - np.uint32(1), np.uint32(bits - 1))
-    negative = (shift_right(np.asarray(a).view(unsigned), last) & unsigned(1)) != 0
-    negative &= length != 0
-    return np.where(negative, value | ~mask.astype(unsigned), value).view(a.dtype)
+    negative = (shift_right(a, last) & a.dtype.type(1)) != 0
+    return np.where(negative & (length != 0), value | ~mask, value).view(a.dtype)
 
 
 def insert_field(a: Array, b: Array, position: Array, length: Array) -> Array:

@@ -23,7 +23,7 @@ class Counts:
         shared_requests: to shared memory, one a warp.
         shared_wavefronts: the passes that they take: more than one where lanes want different words
             of a bank, or more than 128 bytes.
-        shared_atomic_passes: of each atomic request to shared memory, the most lanes on one address.
+        shared_atomic_passes: of each atomic request to shared memory, the most lanes on one place.
         barriers: one for each program that passes.
         divergences: branches at which the lanes of a warp part.
     """

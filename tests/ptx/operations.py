@@ -99,6 +99,9 @@ def _float_arithmetic(instruction: Instruction, kind: str) -> Operation:
     if instruction.has("rz", "rm", "rp", "xorsign", "abs.NaN", "relu", "oob"):
         raise Unsupported(instruction.text)
     name = instruction.base
+    if kind != "f32" and name in ("fma", "mad"):
+        # By way of float32 it would round twice.
+        raise Unsupported(instruction.text)
     ftz = instruction.has("ftz")
 
     def of_float32(*values: Array) -> Array:

@@ -50,7 +50,7 @@ class Active:
         return Active(np.union1d(self.lanes, other.lanes), self.total)
 
     def in_warps(self, values: Array) -> Array:
-        """Returns values of the active lanes [warps, 32]; a warp with some lanes only is a fault."""
+        """Returns values of the active lanes [warps, 32]; part of a warp is a fault."""
         if self.num_warps * WARP != len(self.lanes):
             raise Fault("only some lanes of a warp take part in what is for whole warps")
         return np.broadcast_to(values, len(self.lanes)).reshape(-1, WARP)
