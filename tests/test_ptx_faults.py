@@ -113,7 +113,30 @@ def test_arguments_are_specialised_as_on_a_gpu():
     assert aligned.counts.loads < shifted.counts.loads
 
 
-def test_programs_that_write_one_place_are_found():
+def test_programs_that_write_different_values_to_one_place_are_found():
+    @triton.jit
+    def kernel(out_ptr, value, by):
+        tl.store(out_ptr, value + by * tl.program_id(0))
+
+    out = ints(1)
+    with launcher.simulated():
+        kernel[(3,)](out, 7, 0)
+    assert out.item() == 7
+    with launcher.simulated(), pytest.raises(Fault, match="different values to one place"):
+        kernel[(3,)](out, 7, 1)
+
+
+def test_programs_of_different_batches_are_compared(monkeypatch):
+    @triton.jit
+    def kernel(out_ptr):
+        tl.store(out_ptr, tl.program_id(0))
+
+    monkeypatch.setattr("tests.ptx.execute.BATCH_LANES", 1)
+    with launcher.simulated(), pytest.raises(Fault, match="one program writes what another"):
+        kernel[(2,)](ints(1))
+
+
+def test_programs_that_add_to_one_place_are_found():
     with launcher.simulated(), pytest.raises(Fault, match="one program"):
         count_kernel[(2,)](ints(1), ints(512), ATOMIC=False, READ=False, BLOCK=BLOCK)
 

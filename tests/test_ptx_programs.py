@@ -98,6 +98,50 @@ def test_reductions(opcode, function):
     assert [set(warp) for warp in warps(got)] == [{function(warp)} for warp in warps(WORDS)]
 
 
+@pytest.mark.parametrize("half", ["f16", "bf16"])
+def test_products_of_matrices(half):
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[half]
+    a, b, c = torch.randn(16, 16).to(dtype), torch.randn(16, 8).to(dtype), torch.randn(16, 8)
+
+    def pairs(matrix, places):
+        """Returns, for each lane, the two neighbours at its place as one word."""
+        words = []
+        for lane in range(32):
+            first, second = places(lane // 4, 2 * (lane % 4))
+            bits = torch.stack((matrix[first], matrix[second])).view(torch.int16).tolist()
+            words.append(bits[0] % 2**16 | bits[1] % 2**16 << 16)
+        return "b32", words
+
+    sources = {}
+    for i in range(4):
+        row, column = 8 * (i % 2), 8 * (i // 2)
+        sources[f"a{i}"] = pairs(
+            a, lambda g, t, r=row, k=column: ((g + r, t + k), (g + r, t + k + 1))
+        )
+    for i in range(2):
+        sources[f"b{i}"] = pairs(b, lambda g, t, k=8 * i: ((t + k, g), (t + k + 1, g)))
+    at = [
+        [(lane // 4 + 8 * (i // 2), 2 * (lane % 4) + i % 2) for lane in range(32)] for i in range(4)
+    ]
+    for i in range(4):
+        bits = torch.stack([c[place] for place in at[i]]).view(torch.int32).tolist()
+        sources[f"c{i}"] = ("f32", [word % 2**32 for word in bits])
+    names = (
+        ", ".join(f"{{{letter}{i}}}" for i in range(n))
+        for letter, n in zip("dabc", (4, 4, 2, 4), strict=True)
+    )
+    operands = ", ".join("{{" + group + "}}" for group in names)
+    got = run(
+        f"mma.sync.aligned.m16n8k16.row.col.f32.{half}.{half}.f32 {operands};",
+        sources,
+        {f"d{i}": "f32" for i in range(4)},
+    )
+    expected = (a.double() @ b.double() + c.double()).float()
+    for i in range(4):
+        bits = torch.tensor(got[f"d{i}"]).to(torch.int32).view(torch.float32)
+        assert torch.equal(bits, torch.stack([expected[place] for place in at[i]]))
+
+
 def test_part_of_a_warp_is_refused():
     text = """
         setp.lt.s32 %p60, %r0, 40;

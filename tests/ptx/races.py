@@ -3,7 +3,7 @@
 Every granule of a memory has a stamp of who wrote it, one of who read it and one of who added to
 it atomically. A stamp holds a program, its epoch (the barriers that it has passed) and a warp. Two
 accesses are ordered if they are one warp's, or one program's in different epochs. What is not
-ordered must not meet, unless both read, both are atomic, or one program writes what is there.
+ordered must not meet, unless both read, both are atomic, or both write the same.
 """
 
 from __future__ import annotations
@@ -51,10 +51,6 @@ class Shadow:
         _refuse(self._added[places], stamp, "writes", "adds to atomically")
         _refuse(self._wrote[places], stamp, "writes", "writes", unchanged)
         self._wrote[places] = stamp
-        # Programs that write it in this very instruction, even the same value.
-        last = self._wrote[places]
-        if ((last ^ stamp) >> PROGRAM_SHIFT).any():
-            raise Fault("one program writes what another program writes")
 
     def add(self, places: Array, stamp: Array) -> None:
         """Notes an atomic operation."""
@@ -68,14 +64,14 @@ def _refuse(
 ) -> None:
     """Raises where somebody else's access in `old` is not ordered with that of `stamp`."""
     met = (old != NOBODY) & (old != stamp)
+    if unchanged is not None:
+        met &= ~unchanged
     if not met.any():
         return
     other_program = met & ((old ^ stamp) >> PROGRAM_SHIFT != 0)
     if other_program.any():
         raise Fault(f"one program {verb} what another program {other_verb}")
     other_warp = met & ((old ^ stamp) >> EPOCH_SHIFT == 0)
-    if unchanged is not None:
-        other_warp &= ~unchanged
     if other_warp.any():
         raise Fault(f"one warp {verb} what another warp {other_verb}, and no barrier is between")
 

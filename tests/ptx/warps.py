@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tests.ptx.arithmetic import WIDEN, canonical
 from tests.ptx.parse import TYPES, Group, Instruction, Operand, Unsupported
 from tests.ptx.programs import WARP, Active, Programs
 
@@ -85,6 +86,46 @@ def reduce(instruction: Instruction) -> Callable[[Programs, Active], None]:
     return step
 
 
+def multiply(instruction: Instruction) -> Callable[[Programs, Active], None]:
+    """mma.sync.m16n8k16: D = A·B + C of halves, summed in float64 and rounded once to float32.
+
+    A GPU sums in an order, and with a precision, that no manual states.
+    """
+    half = instruction.types[1]
+    if not instruction.has("m16n8k16") or instruction.types != ["f32", half, half, "f32"]:
+        raise Unsupported(instruction.text)
+    widen = WIDEN.get(half)
+    if widen is None:
+        raise Unsupported(instruction.text)
+    d, a, b, c = (operand.parts for operand in instruction.operands if isinstance(operand, Group))
+    group, pair = LANES // 4, 2 * (LANES % 4)
+    # Where the first of the two numbers stands that a lane holds in a register.
+    a_places = [(group + 8 * (i % 2), pair + 8 * (i // 2)) for i in range(4)]
+    b_places = [(pair + 8 * i, group) for i in range(2)]
+
+    def halves(programs: Programs, active: Active, register: Operand) -> tuple[Array, Array]:
+        word = active.in_warps(programs.read(register, "b32", active))
+        low, high = word.astype(np.uint16), (word >> np.uint32(16)).astype(np.uint16)
+        return widen(low).astype(np.float64), widen(high).astype(np.float64)
+
+    def step(programs: Programs, active: Active) -> None:
+        left = np.zeros((active.num_warps, 16, 16))
+        for register, (row, column) in zip(a, a_places, strict=True):
+            values = halves(programs, active, register)
+            left[:, row, column], left[:, row, column + 1] = values
+        right = np.zeros((active.num_warps, 16, 8))
+        for register, (row, column) in zip(b, b_places, strict=True):
+            values = halves(programs, active, register)
+            right[:, row, column], right[:, row + 1, column] = values
+        product = left @ right
+        for i, (source, destination) in enumerate(zip(c, d, strict=True)):
+            before = active.in_warps(programs.read(source, "f32", active)).astype(np.float64)
+            total = before + product[:, group + 8 * (i // 2), pair + i % 2]
+            programs.write(destination, canonical(total.ravel()), active)
+
+    return step
+
+
 def _whole(programs: Programs, members: Operand, active: Active) -> None:
     """Refuses masks that name part of a warp; all that Triton makes name all."""
     mask = programs.read(members, "b32", active)
@@ -92,4 +133,4 @@ def _whole(programs: Programs, members: Operand, active: Active) -> None:
         raise Unsupported(f"a warp operation of the lanes {int(np.min(mask)):#x}")
 
 
-WARP_OPERATIONS = {"shfl": shuffle, "vote": vote, "redux": reduce}
+WARP_OPERATIONS = {"shfl": shuffle, "vote": vote, "redux": reduce, "mma": multiply}

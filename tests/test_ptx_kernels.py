@@ -1,0 +1,162 @@
+"""The kernels as compiled for an H100, on hard cases: the references' bits, and no race.
+
+What Triton's interpreter cannot show is shown here: what the compiler makes of a kernel, of every
+specialisation that a launch asks for; where its threads exchange values, and whether they wait.
+"""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from stream_rpn.kernels import trial
+from stream_rpn.kernels.proposals import ProposalSpec
+from tests.preprocess_oracle import Picture
+from tests.proposal_cases import (
+    DTYPES,
+    FPN_SIZES,
+    HARD_LOGITS,
+    candidates,
+    from_boxes,
+    head_outputs,
+)
+from tests.ptx import launcher
+from tests.test_kernels_interpreted import check_candidates, check_nms
+from tests.test_preprocess_interpreted import run as check_preprocessing
+
+pytestmark = [
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted in this process"
+    ),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def launches():
+    """Launches of the test, on a simulated GPU; what is not initialised holds NaN or the like."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    with launcher.simulated() as found:
+        yield found
+    torch.use_deterministic_algorithms(False)
+
+
+def hard_heads(sizes, seed, *, share=0.3, **options):
+    """Returns head outputs a share of which is odd, and some deltas, too."""
+    torch.manual_seed(seed)
+    heads = head_outputs(sizes, batch=2, steps=4, stride=(7, 5), **options)
+    for tensors, odd, part in (
+        (heads.objectness, HARD_LOGITS, share),
+        (heads.deltas, (torch.nan, torch.inf, -torch.inf, 60.0), 0.1),
+    ):
+        for tensor in tensors:
+            odd_ones = torch.tensor(odd)[torch.randint(len(odd), tensor.shape)]
+            where = torch.rand(tensor.shape) < part
+            tensor.copy_(torch.where(where, odd_ones.to(tensor.dtype), tensor))
+    return heads
+
+
+@pytest.mark.parametrize("softmax", [False, True], ids=["sigmoid", "softmax"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_hard_logits_in_every_format(dtype, channels_last, softmax):
+    heads = hard_heads(
+        [(9, 7), (4, 5)], seed=1, dtype=dtype, channels_last=channels_last, softmax=softmax
+    )
+    spec = ProposalSpec(50, 40, 0.5, score_thresh=0.5 * softmax, min_size=1.0)
+    given = check_candidates(heads, spec)
+    check_nms(given, heads.level_sizes(50), 0.5, 40)
+
+
+def test_ties_over_several_blocks():
+    torch.manual_seed(0)
+    heads = head_outputs([(46, 47), (9, 9)], batch=2, steps=1, channels_last=True)
+    heads.objectness[0][1] = 0.25
+    anchors = check_candidates(heads, ProposalSpec(pre_nms_top_n=300)).anchors
+    assert anchors[1, :300].tolist() == list(range(300))
+
+
+@pytest.mark.parametrize("num_anchors", [[3, 3, 3, 3, 3], [9], [1, 2]], ids=str)
+def test_heads_of_the_trial(num_anchors):
+    heads = trial.hard_heads(num_anchors, 100, torch.bfloat16)
+    given = check_candidates(heads, ProposalSpec(pre_nms_top_n=100))
+    check_nms(given, heads.level_sizes(100), 0.7, 100)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "top", "thresh", "options"),
+    [
+        ([150, 0, 65], 300, 0.5, {"span": 100.0}),
+        ([64, 130], 20, 0.7, {"span": 60.0, "integer": True, "steps": 2}),
+        ([1], 5, 1.0, {"rejected": 0.0}),
+        ([90], 90, 0.01, {"rejected": 1.0}),
+        ([300, 200], 250, 0.7, {"span": 700.0, "rejected": 0.0}),
+    ],
+    ids=["levels", "ties", "one", "all-rejected", "most-kept"],
+)
+def test_suppression(sizes, top, thresh, options):
+    torch.manual_seed(0)
+    check_nms(candidates(sizes, batch=2, **options), sizes, thresh, top)
+
+
+def test_a_chain_of_suppressions_of_full_length():
+    chain = from_boxes([[i, 0, i + 1.9, 1] for i in range(200)])
+    assert check_nms(chain, [200], 0.2, 200).count.item() == 100
+
+
+def test_boxes_at_the_threshold_without_area_and_beyond_float32():
+    boxes = [[0, 0, 8, 10], [2, 0, 10, 10], *[[5, 5, 5, 5]] * 3, [5, 5, 9, 5]]
+    boxes += [[0, 0, 1e9, 1e9], [0, 0, 1e9, 0.99e9], [0, 0, 1e19, 1e19], [0, 0, 1e19, 1e19]]
+    check_nms(from_boxes(boxes), [len(boxes)], 0.6, len(boxes))
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_every_pixel_format(rotation):
+    size = (21, 37) if rotation % 180 == 0 else (37, 21)
+    formats = [
+        Picture(29, 43, size, rotation, sample_bytes, interleaved, slack=3)
+        for sample_bytes in (1, 2)
+        for interleaved in (False, True)
+    ]
+    check_preprocessing(formats, (40, 39))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("antialias", [False, True], ids=["bilinear", "antialias"])
+def test_pixels_in_every_dtype(dtype, antialias):
+    pictures = [Picture(60, 44, (32, 40), interleaved=True), Picture(17, 9, (32, 17), 90, 2, True)]
+    check_preprocessing(pictures, (33, 64), dtype, channels_last=True, antialias=antialias)
+
+
+@pytest.mark.parametrize("antialias", [False, True], ids=["bilinear", "antialias"])
+def test_tiny_and_contiguous_pictures(antialias):
+    pictures = [Picture(1, 1, (5, 3)), Picture(2, 3, (9, 5), 90, interleaved=True),
+                Picture(60, 5, (7, 2), sample_bytes=2)]  # fmt: skip
+    check_preprocessing(pictures, (10, 6), torch.bfloat16, antialias=antialias)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_the_stage_of_a_1080p_frame(dtype, channels_last, launches):
+    heads = head_outputs(FPN_SIZES, dtype=dtype, channels_last=channels_last)
+    given = check_candidates(heads, ProposalSpec(pre_nms_top_n=1000))
+    check_nms(given, heads.level_sizes(1000), 0.7, 1000)
+    assert sum(launch.counts.instructions for launch in launches) > 1_000_000
+
+
+@pytest.mark.slow
+def test_suppression_in_two_chunks():
+    torch.manual_seed(0)
+    size = trial.MOST_CANDIDATES + 200
+    check_nms(candidates([size], span=900.0), [size], 0.5, size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("antialias", [False, True], ids=["bilinear", "antialias"])
+def test_the_pixels_of_a_1080p_frame(antialias):
+    frame = Picture(1080, 1920, (749, 1333), interleaved=True, slack=64)
+    check_preprocessing([frame], (768, 1344), torch.bfloat16, True, antialias)
