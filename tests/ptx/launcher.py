@@ -6,6 +6,7 @@ PTX and keeps what it compiled. Only ptxas is left out: here the PTX is what the
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +39,6 @@ class Launch:
         grid: programs along x, y and z.
         threads: of a program.
         counts: what it asked of the GPU.
-        registers: of which types, so many, the PTX names; not what ptxas would take.
     """
 
     kernel: str
@@ -99,8 +99,16 @@ class _Utils:
         ptx = binary.decode()
         if _Utils.rewrite is not None:
             ptx = _Utils.rewrite(ptx)
+        # Of ten thousand closures none is garbage, and looking for some takes most of the time.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            program = Program(parse(ptx))
+        finally:
+            if collects:
+                gc.enable()
         # Module, function, registers, spilled bytes, most threads.
-        return None, Program(parse(ptx)), 0, 0, 1024
+        return None, program, 0, 0, 1024
 
     @staticmethod
     def unload_module(module: None) -> None:

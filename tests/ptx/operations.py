@@ -197,7 +197,7 @@ def _bits(instruction: Instruction) -> Operation:
             return _plain(instruction, arithmetic.extract_field, kind, "u32", "u32")
         case "bfi":
             return _plain(instruction, arithmetic.insert_field, kind, kind, "u32", "u32")
-        case "prmt" if instruction.parts == ["prmt", "b32"]:
+        case "prmt" if instruction.opcode == "prmt.b32":
             return _plain(instruction, arithmetic.permute_bytes, "b32", "b32", "b32")
         case "popc":
             return _plain(instruction, lambda x: np.bitwise_count(x).astype(np.uint32), kind)

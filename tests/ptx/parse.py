@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 
 import numpy as np
 
@@ -20,6 +20,7 @@ TYPES: dict[str, type[np.generic]] = {
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
+@cache
 def width(name: str) -> int:
     """Returns the bytes of a PTX type."""
     return np.dtype(TYPES[name]).itemsize
@@ -68,7 +69,7 @@ class Group:
 Operand = Register | Literal | Negated | Address | Group
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Instruction:
     opcode: str
     operands: tuple[Operand, ...]
@@ -76,24 +77,39 @@ class Instruction:
     text: str
     line: int
 
-    @cached_property
-    def parts(self) -> list[str]:
-        return re.split(r"\.|::", self.opcode)
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return _parts(self.opcode)
 
     @property
     def base(self) -> str:
-        return self.parts[0]
+        return _parts(self.opcode)[0]
 
-    @cached_property
-    def types(self) -> list[str]:
-        return [part for part in self.parts[1:] if part in TYPES]
+    @property
+    def types(self) -> tuple[str, ...]:
+        return _types(self.opcode)
 
     @property
     def type(self) -> str:
         return self.types[-1]
 
     def has(self, *names: str) -> bool:
-        return any(name in self.parts for name in names)
+        return not _parts_set(self.opcode).isdisjoint(names)
+
+
+@cache
+def _parts(opcode: str) -> tuple[str, ...]:
+    return tuple(re.split(r"\.|::", opcode))
+
+
+@cache
+def _parts_set(opcode: str) -> frozenset[str]:
+    return frozenset(_parts(opcode))
+
+
+@cache
+def _types(opcode: str) -> tuple[str, ...]:
+    return tuple(part for part in _parts(opcode)[1:] if part in TYPES)
 
 
 @dataclass(frozen=True)
@@ -218,6 +234,7 @@ def _split(text: str, separator: str) -> list[str]:
     return [*parts, last] if last else parts
 
 
+@cache
 def _operand(text: str) -> Operand:
     if text.startswith("{"):
         return Group(tuple(_operand(part) for part in _split(text[1:-1], ",")))

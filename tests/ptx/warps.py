@@ -92,7 +92,7 @@ def multiply(instruction: Instruction) -> Callable[[Programs, Active], None]:
     A GPU sums in an order, and with a precision, that no manual states.
     """
     half = instruction.types[1]
-    if not instruction.has("m16n8k16") or instruction.types != ["f32", half, half, "f32"]:
+    if not instruction.has("m16n8k16") or instruction.types != ("f32", half, half, "f32"):
         raise Unsupported(instruction.text)
     widen = WIDEN.get(half)
     if widen is None:
