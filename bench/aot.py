@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -148,12 +149,12 @@ def problems(
     return found
 
 
-def read_file() -> dict[str, dict]:
+def read_file() -> dict[str, Any]:
     """Returns resources.json: a part for each version of Triton, and "work", of `tests.ptx`."""
     return json.loads(TABLE.read_text()) if TABLE.exists() else {}
 
 
-def write_file(parts: dict[str, dict]) -> None:
+def write_file(parts: dict[str, Any]) -> None:
     TABLE.write_text(json.dumps(parts, indent=1, sort_keys=True) + "\n")
 
 

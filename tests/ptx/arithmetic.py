@@ -176,7 +176,7 @@ def insert_field(a: Array, b: Array, position: Array, length: Array) -> Array:
 
 
 def _ones(count: Array) -> Array:
-    return shift_left(np.uint64(1), count) - np.uint64(1)
+    return shift_left(np.array(1, np.uint64), count) - np.uint64(1)
 
 
 def permute_bytes(low: Array, high: Array, selector: Array) -> Array:

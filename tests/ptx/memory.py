@@ -177,7 +177,7 @@ class GlobalMemory(Memory):
         """Yields the bytes of each span where the tensors are and here."""
         for first, end, shift in zip(self._first, self._end, self._shift, strict=True):
             raw = (ctypes.c_uint8 * int(end - first)).from_address(int(first))
-            yield np.frombuffer(raw, np.uint8), self._data[first - shift : end - shift]
+            yield np.ctypeslib.as_array(raw), self._data[first - shift : end - shift]
 
     def _locate(self, programs: Programs, active: Active, addresses: Array, nbytes: int) -> Array:
         if not len(self._first):

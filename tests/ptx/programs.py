@@ -111,9 +111,9 @@ class Programs:
                 register = self._new_register(operand.name)
             values = register[active.index]
         elif type(operand) is Literal:
-            values = self._special.get(operand.text)
-            if values is None:
+            if operand.text not in self._special:
                 return self._constant(operand.text, kind)
+            values = self._special[operand.text]
             if values.ndim:
                 values = values[active.index]
         elif type(operand) is Negated:
