@@ -265,6 +265,21 @@ def test_a_loop_without_end_is_a_fault(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("setp.lt.s32 %p60, %r0, 32; @%p60 bra $L; bar.sync 0; $L:", "others have ended"),
+        (
+            "setp.lt.s32 %p60, %r0, 32; @%p60 bra $L; bar.sync 0; bra $M; $L: bar.sync 0; $M:",
+            "different barriers",
+        ),
+    ],
+)
+def test_barriers_that_some_threads_never_reach(text, found):
+    with pytest.raises(Fault, match=found):
+        run(text, {"a": ("b32", WORDS)}, {"d": "b32"})
+
+
+@pytest.mark.parametrize(
     "text",
     ["tex.1d.v4.f32.s32 {d}, {a};", "add.rz.f32 {d}, {a}, {a};", "bar.sync 1, 64;",
      "fma.rn.f16x2 {d}, {a}, {a}, {a};", "ld.b32 {d}, [%rd0];"],
