@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from stream_rpn.kernels import nms_triton as nms_module
 from stream_rpn.kernels import trial
 from stream_rpn.kernels.nms_reference import nms_reference
 from stream_rpn.kernels.nms_triton import nms_triton
@@ -123,6 +124,12 @@ def test_heads_of_the_trial(num_anchors):
 def test_suppression(sizes, top, thresh, options):
     torch.manual_seed(0)
     check_nms(candidates(sizes, batch=2, **options), sizes, thresh, top)
+
+
+def test_suppression_chunk_after_chunk(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(nms_module, "CHUNK", 256)
+    check_nms(candidates([600, 300], span=300.0), [600, 300], 0.5, 150)
 
 
 def test_a_chain_of_suppressions_of_full_length():

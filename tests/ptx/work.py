@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 
 from bench import aot
-from stream_rpn.kernels.nms_triton import nms_triton
+from stream_rpn.kernels import nms_triton as nms_module
 from stream_rpn.kernels.preprocess_triton import preprocess_triton
 from stream_rpn.kernels.proposals import ProposalSpec
 from stream_rpn.kernels.propose_triton import select_candidates_triton
@@ -67,9 +68,10 @@ def _propose(dtype: torch.dtype, channels_last: bool) -> None:
     select_candidates_triton(heads, ProposalSpec(pre_nms_top_n=max(CANDIDATES)))
 
 
-def _suppress() -> None:
-    given = candidates(CANDIDATES, span=700.0, rejected=0.0)
-    nms_triton(given, CANDIDATES, ProposalSpec(post_nms_top_n=TOP, nms_thresh=0.7))
+def _suppress(sizes: tuple[int, ...], chunk: int) -> None:
+    given = candidates(sizes, span=700.0, rejected=0.0)
+    with mock.patch.object(nms_module, "CHUNK", chunk):
+        nms_module.nms_triton(given, sizes, ProposalSpec(post_nms_top_n=TOP, nms_thresh=0.7))
 
 
 def _preprocess(picture: Picture, antialias: bool) -> None:
@@ -81,7 +83,10 @@ def _preprocess(picture: Picture, antialias: bool) -> None:
 WORKS: dict[str, Callable[[], None]] = {
     "propose/fp32 nchw": lambda: _propose(torch.float32, False),
     "propose/bf16 nhwc": lambda: _propose(torch.bfloat16, True),
-    "nms": _suppress,
+    "nms": lambda: _suppress(CANDIDATES, nms_module.CHUNK),
+    # One kernel is launched from the second chunk on, and a chunk as shipped holds them all.
+    # Other sizes, as the tables of a launch are kept by these.
+    "nms/chunks of 256": lambda: _suppress((641, 319), 256),
     "preprocess/nv12": lambda: _preprocess(Picture(135, 480, PIXELS, interleaved=True), False),
     "preprocess/turned 420": lambda: _preprocess(Picture(480, 135, PIXELS, 90), False),
     "preprocess/nv12 antialias": lambda: _preprocess(
