@@ -36,7 +36,7 @@ def races(history):
     )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.one_of(ACCESS, ACCESS, BARRIER), max_size=8))
 def test_races_are_found_and_nothing_else(events):
     shadow, epochs, history = Shadow(PLACES), [0, 0], []
