@@ -4,7 +4,8 @@
     python -m bench.aot --update    the same, and write the table
 
 A kernel fails when it does not compile, when it spills registers to memory, or when it takes more
-registers, shared memory or code than the committed table allows for this version of Triton.
+registers, shared memory or code than the committed table allows for this version of Triton, or so
+much more that fewer programs fit on a multiprocessor. `python -m tests.ptx` counts what they do.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -33,6 +35,8 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+# What a multiprocessor of an H100 has; the other GPUs here have no more.
+SM_REGISTERS, SM_WARPS, SM_PROGRAMS, SM_SHARED_BYTES = 65_536, 64, 32, 228 * 1024
 # Resources may exceed the table so much: a compiler's patch release moves them a little.
 TOLERANCE = 1.1
 
@@ -100,8 +104,31 @@ def _weigh_amdgcn(compiled) -> Resources:
     )
 
 
-def problems(resources: Resources, committed: dict[str, int] | None) -> list[str]:
-    """Returns the problems with a kernel's resources, one sentence each."""
+def programs_per_sm(registers: int, shared_bytes: int, num_warps: int) -> int:
+    """Returns how many programs of a kernel fit on a multiprocessor of an H100 at once.
+
+    Registers are given to warps in steps of 256, and each program costs 1 KiB of shared memory more
+    than it asks for.
+    """
+    registers_per_warp = -(-32 * registers // 256) * 256
+    return min(
+        SM_PROGRAMS,
+        SM_WARPS // num_warps,
+        SM_REGISTERS // registers_per_warp // num_warps,
+        SM_SHARED_BYTES // (shared_bytes + 1024),
+    )
+
+
+def problems(
+    resources: Resources, committed: dict[str, int] | None, num_warps: int | None = None
+) -> list[str]:
+    """Returns the problems with a kernel's resources, one sentence each.
+
+    Args:
+        resources: what it takes.
+        committed: what the table says.
+        num_warps: of a program, for a GPU whose multiprocessors are as `programs_per_sm` says.
+    """
     found = []
     if resources.spilled_bytes:
         found.append(f"spills {resources.spilled_bytes} bytes")
@@ -112,11 +139,27 @@ def problems(resources: Resources, committed: dict[str, int] | None) -> list[str
             found.append(
                 f"takes {value} {name.replace('_', ' ')}, the table says {committed[name]}"
             )
+    if num_warps is not None:
+        fit, fitted = (
+            programs_per_sm(row["registers"], row["shared_bytes"], num_warps)
+            for row in (asdict(resources), committed)
+        )
+        if fit < fitted:
+            found.append(f"fits on a multiprocessor {fit} times, by the table {fitted} times")
     return found
 
 
-def read_table() -> Table:
+def read_file() -> dict[str, Any]:
+    """Returns resources.json: a part for each version of Triton, and "work", of `tests.ptx`."""
     return json.loads(TABLE.read_text()) if TABLE.exists() else {}
+
+
+def write_file(parts: dict[str, Any]) -> None:
+    TABLE.write_text(json.dumps(parts, indent=1, sort_keys=True) + "\n")
+
+
+def read_table() -> Table:
+    return {version: part for version, part in read_file().items() if version != "work"}
 
 
 def main() -> int:
@@ -133,7 +176,11 @@ def main() -> int:
             resources = weigh(compile_for(config, target), target)
             measured.setdefault(target_name, {})[config.name] = asdict(resources)
             committed = table.get(TRITON, {}).get(target_name, {}).get(config.name)
-            wrong = problems(resources, asdict(resources) if args.update else committed)
+            wrong = problems(
+                resources,
+                asdict(resources) if args.update else committed,
+                config.num_warps if target_name == "sm_90" else None,
+            )
             failed += bool(wrong)
             print(
                 f"{config.name:28} {target_name:8} {resources.registers:9} "
@@ -141,8 +188,7 @@ def main() -> int:
                 f"{resources.code_bytes:8} {'; '.join(wrong)}"
             )
     if args.update:
-        table[TRITON] = measured
-        TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+        write_file({**read_file(), TRITON: measured})
     return 1 if failed else 0
 
 

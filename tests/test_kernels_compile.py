@@ -30,10 +30,25 @@ def test_every_kernel_compiles_without_spilling_or_growing(target):
         resources = aot.weigh(aot.compile_for(config, aot.TARGETS[target]), aot.TARGETS[target])
         # What a version of Triton without a table compiles must not spill, either.
         committed = asdict(resources) if table is None else table[target].get(name)
-        found = aot.problems(resources, committed)
+        found = aot.problems(resources, committed, config.num_warps if target == "sm_90" else None)
         if found:
             wrong[name] = found
     assert not wrong
+
+
+def test_programs_that_fit_on_a_multiprocessor():
+    # As CUDA's occupancy calculator has them for compute capability 9.0.
+    assert aot.programs_per_sm(32, 0, 4) == 16
+    assert aot.programs_per_sm(72, 0, 4) == 7
+    assert aot.programs_per_sm(144, 1024, 8) == 1
+    assert aot.programs_per_sm(16, 0, 1) == 32
+    assert aot.programs_per_sm(16, 100 * 1024, 1) == 2
+    resources = aot.Resources(registers=136, spilled_bytes=0, shared_bytes=0, code_bytes=1)
+    committed = {**asdict(resources), "registers": 128}
+    assert aot.problems(resources, committed) == []
+    assert aot.problems(resources, committed, 8) == [
+        "fits on a multiprocessor 1 times, by the table 2 times"
+    ]
 
 
 @pytest.mark.parametrize(
