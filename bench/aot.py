@@ -3,9 +3,10 @@
     python -m bench.aot             compile, print the table, compare with kernels/resources.json
     python -m bench.aot --update    the same, and write the table
 
-A kernel fails when it does not compile, when it spills registers to memory, or when it takes more
-registers, shared memory or code than the committed table allows for this version of Triton, or so
-much more that fewer programs fit on a multiprocessor. `python -m tests.ptx` counts what they do.
+A kernel fails when it does not compile, when it spills more than a few registers to memory, or when
+it takes more registers, shared memory or code than the committed table allows for this version of
+Triton, or so much more that fewer programs fit on a multiprocessor. `python -m tests.ptx` counts
+what they do.
 """
 
 import argparse
@@ -119,6 +120,11 @@ def programs_per_sm(registers: int, shared_bytes: int, num_warps: int) -> int:
     )
 
 
+# Bytes a thread: one vector. ptxas spills so much of two of the antialiased forms on one target each:
+# they keep 32 lines of samples in registers; with 16 they took half as long again on an H100.
+MOST_SPILLED = 16
+
+
 def problems(
     resources: Resources, committed: dict[str, int] | None, num_warps: int | None = None
 ) -> list[str]:
@@ -130,7 +136,7 @@ def problems(
         num_warps: of a program, for a GPU whose multiprocessors are as `programs_per_sm` says.
     """
     found = []
-    if resources.spilled_bytes:
+    if resources.spilled_bytes > MOST_SPILLED:
         found.append(f"spills {resources.spilled_bytes} bytes")
     if committed is None:
         return [*found, "is not in kernels/resources.json: run python -m bench.aot --update"]
