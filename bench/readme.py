@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import gate_table
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
@@ -298,6 +300,11 @@ def _live() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _gate() -> str:
+    report = _load("gate.json")
+    return "" if report is None else gate_table.tables(report, _on(report))
+
+
 def _clip(report: Report) -> str:
     codec = {"h264": "H.264", "hevc": "HEVC"}.get(report["codec"], report["codec"])
     return f"{report['width']}×{report['height']} {codec}"
@@ -391,6 +398,7 @@ def _load(name: str) -> Report | None:
 BLOCKS: dict[str, Callable[[], str]] = {
     "speed": _speed,
     "live": _live,
+    "gate": _gate,
     "recall": _recall,
     "numbers": _numbers,
 }
