@@ -28,7 +28,7 @@ UNANNOTATED = {
     "Intel car-detection": "intel-car-detection.mp4",
 }
 # Frames of a clip at most, frames that a paused one shows each picture for, and how many pictures.
-MOST_FRAMES, PAUSE, PAUSED = 160, 6, 24
+MOST_FRAMES, PAUSE, PAUSED = 100, 6, 20
 RATE = 25
 
 Boxes = dict[int, np.ndarray]
@@ -171,12 +171,12 @@ def _paste(picture: np.ndarray, other: np.ndarray, box: np.ndarray, height: int)
 
 
 def _made_up() -> tuple[Pictures, Boxes]:
-    """Returns a scene of 12 seconds that is still but for two objects, for two seconds each."""
+    """Returns a scene that is still but for two objects that come for a while, twice."""
     still, passing = (SyntheticVideo(1280, 720, Fraction(RATE), num_objects=n) for n in (0, 2))
     pictures, truth = [], {}
     nothing = still.image(0)
-    for index in range(160):
-        there = index % 80 >= 55
+    for index in range(MOST_FRAMES):
+        there = index % 50 >= 35
         image = passing.image(index) if there else nothing
         rgb = av.VideoFrame.from_ndarray(image[..., :3].copy(), format="rgb24")
         pictures.append(rgb.reformat(format="yuv420p"))
