@@ -11,8 +11,10 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import stream_rpn
 from stream_rpn import sinks
@@ -23,7 +25,9 @@ from stream_rpn.input_spec import InputSpec
 from stream_rpn.multiplex import Lane, Multiplexer
 from stream_rpn.network.eager import batches
 from stream_rpn.network.gated import ROOM, ROOM_FOR_IMAGES, GatedNetwork
+from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.network.network import Network
+from stream_rpn.pipeline import Pipeline
 from stream_rpn.queues import Queues, map_in_order, prefetch
 from stream_rpn.timing import StageTimes
 from tests.test_sinks import INFO, make_proposals
@@ -505,12 +509,12 @@ class TestLive:
         def frames():
             for look in (True, *[False] * held, True):
                 yield camera.frame(look)
-                time.sleep(0.03)
+                time.sleep(0.01)
             over.wait(60)
 
         lanes = Multiplexer(
             [(Lane(), frames())], size=4, batch=batch, shape=lambda frame: (16, 16),
-            max_age=30.0, batch_wait=0.02, stopped=lambda: False,
+            max_age=30.0, batch_wait=0.2, stopped=lambda: False,
         )  # fmt: skip
         try:
             with gated(Looking(batch), lanes) as results:
@@ -559,6 +563,32 @@ OPTIONS = {"size": 96, "top": 20, "device": "cpu"}
 
 
 class TestWhole:
+    def test_batches_of_a_gpu_are_gated_as_well(self, tmp_path):
+        path = clip(tmp_path / "clip.mp4", seconds=2.0)
+        rpn = stream_rpn.load("tiny", "random", size=96, top=5)
+        pipeline = Pipeline(rpn, engine="torch", device="cpu", dtype="float32", batch=4)
+        cpu = torch.device("cpu")
+        gpu = GPUNetwork(pipeline.model, cpu, torch.float32, 4, features=False, images=False)
+        pipeline.network = GatedNetwork(gpu, GateSpec(), 4, images=False)
+        with pipeline.open(path) as stream:
+            results = list(stream)
+        assert [p.frame for p in results] == list(range(50))
+        by_frame = {p.frame: p for p in results}
+        held = [p for p in results if p.held is not None]
+        assert 10 <= len(held) == stream.num_held <= 25
+        assert all(p.boxes is by_frame[p.held].boxes for p in held)
+
+    def test_a_summary_says_why_nothing_was_held(self, tmp_path, capsys):
+        folder = tmp_path / "pictures"
+        folder.mkdir()
+        for name in ("a.png", "b.png"):
+            Image.fromarray(whole(scene(96, 64))).save(folder / name)
+        command = [str(folder), "--gate", "auto", "--size", "96", "--device", "cpu", "-o", "null"]
+        assert main(command) == 0
+        said = capsys.readouterr().err
+        assert "2 frames, 0 held" in said
+        assert "(not gated: frames have no times)" in said
+
     @pytest.mark.parametrize("engine", ["openvino", "torch"])
     def test_held_results_are_those_of_the_frame_that_was_looked_at(self, tmp_path, engine):
         path = clip(tmp_path / "clip.mp4")
