@@ -38,7 +38,8 @@ def _recall(rows: list[Row]) -> str:
     lines = [
         "Share of frames held by `--gate auto`, and what is kept of the recall without it, at the "
         "worst of IoU 0.5 and the mean over IoU 0.5–0.95, 100 and 300 boxes (`python -m "
-        "bench.gate`; people are annotated, in Intel's clips what the network is sure of counts):",
+        "bench.gate`). People are annotated, in Intel's clips what the network is sure of counts; "
+        "paused shows each picture six times, and in one walker the others are not there:",
         "",
         f"| | {' | '.join(cameras)} |",
         "|---" * (len(cameras) + 1) + "|",
@@ -58,7 +59,7 @@ def _levels(rows: dict[str, list[Row]]) -> str:
     lines = [
         "What a level costs: frames held (mean of the above), recall kept (worst of all), and the "
         "least contrast, in grey levels, of an object of 1 % of a 1080p picture's width that is "
-        "looked at in its first frame:",
+        "looked at in its first frame. `auto` is the highest of these that keeps 0.99 everywhere:",
         "",
         "| `--gate` | held | kept | contrast, no noise | with noise of σ 3 | σ 6 |",
         "|---|---|---|---|---|---|",
@@ -110,3 +111,27 @@ def _fps(rows: list[Row], on: str) -> str:
             "cores. Take these as rough; the shares held do not depend on it.",
         ]
     return "\n".join([*lines, ""])
+
+
+def live(rows: list[Row], on: str) -> str:
+    """Returns a table of the live cameras of which all but one are still, from `bench.live`."""
+    lines = [
+        f"Eight cameras of 360p at 10 frames/s, seven of them still, {on}; ages of results in "
+        "milliseconds, of the still ones the oldest:",
+        "",
+        "| | frames in | results | held | dropped | p50 | p95 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for scenario in dict.fromkeys(row["scenario"] for row in rows):
+        moving, *still = (row for row in rows if row["scenario"] == scenario)
+        gate = scenario.rpartition(" ")[2]
+        lines.append(_line(f"`--gate {gate}`, the one that moves", [moving]))
+        lines.append(_line(f"`--gate {gate}`, the still ones", still))
+    return "\n".join([*lines, ""])
+
+
+def _line(name: str, rows: list[Row]) -> str:
+    keys = ("frames_in", "frames", "held", "dropped")
+    counts = (f"{sum(row[key] for row in rows):,}" for key in keys)
+    ages = (f"{max(row[key] for row in rows):.0f}" for key in ("p50", "p95"))
+    return f"| {' | '.join([name, *counts, *ages])} |"

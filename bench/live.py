@@ -75,7 +75,7 @@ class Scenario:
 
 
 def scenarios() -> list[Scenario]:
-    ports = iter([free_port() for _ in range(32)])
+    ports = iter([free_port() for _ in range(64)])
 
     def cameras(*specs: str) -> tuple[list[str], list[tuple[str, ...]]]:
         chosen = [next(ports) for _ in specs]

@@ -302,7 +302,11 @@ def _live() -> str:
 
 def _gate() -> str:
     report = _load("gate.json")
-    return "" if report is None else gate_table.tables(report, _on(report))
+    if report is None:
+        return ""
+    live = _load("live_gate_cpu.json")
+    tables = gate_table.tables(report, _on(report))
+    return tables if live is None else f"{tables}\n{gate_table.live(live['rows'], _on(live))}"
 
 
 def _clip(report: Report) -> str:
