@@ -123,7 +123,8 @@ def live(rows: list[Row], on: str) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for scenario in dict.fromkeys(row["scenario"] for row in rows):
-        moving, *still = (row for row in rows if row["scenario"] == scenario)
+        of_it = [row for row in rows if row["scenario"] == scenario]
+        moving, *still = sorted(of_it, key=lambda row: row["camera"])
         gate = scenario.rpartition(" ")[2]
         lines.append(_line(f"`--gate {gate}`, the one that moves", [moving]))
         lines.append(_line(f"`--gate {gate}`, the still ones", still))

@@ -159,6 +159,7 @@ def run(scenario: Scenario, seconds: float) -> Iterator[dict[str, Any]]:
             yield {
                 "scenario": scenario.name,
                 "source": source["source"],
+                "camera": scenario.uris.index(source["source"]),
                 "seconds": seconds,
                 "frames_in": source["frames_in"],
                 "frames": source["frames"],
