@@ -117,7 +117,7 @@ def live(rows: list[Row], on: str) -> str:
     """Returns a table of the live cameras of which all but one are still, from `bench.live`."""
     lines = [
         f"Eight cameras of 360p at 10 frames/s, seven of them still, {on}; ages of results in "
-        "milliseconds, of the still ones the oldest:",
+        "milliseconds, of the still ones the oldest (the machine was not quiet):",
         "",
         "| | frames in | results | held | dropped | p50 | p95 |",
         "|---|---|---|---|---|---|---|",
