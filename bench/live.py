@@ -43,7 +43,7 @@ SECONDS = 360.0
 # Seconds a frame, so that a fifth of 30 frames a second get through, as cores share frames out.
 SLOW_MODEL_SECONDS = 5 / 30 * min(torch.get_num_threads(), eager.MAX_WORKERS)
 COLUMNS = (
-    "scenario", "source", "frames_in", "frames", "dropped", "adds_up", "reconnects",
+    "scenario", "source", "frames_in", "frames", "held", "dropped", "adds_up", "reconnects",
     "p50", "p95", "p99", "p95_first_third", "p95_last_third",
     "peak_mib", "growth_percent", "threads_left", "exit",
 )  # fmt: skip
@@ -75,7 +75,7 @@ class Scenario:
 
 
 def scenarios() -> list[Scenario]:
-    ports = iter([free_port() for _ in range(32)])
+    ports = iter([free_port() for _ in range(64)])
 
     def cameras(*specs: str) -> tuple[list[str], list[tuple[str, ...]]]:
         chosen = [next(ports) for _ in specs]
@@ -94,6 +94,15 @@ def scenarios() -> list[Scenario]:
         Scenario("model 5x too slow", 0.2, *cameras("1280x720@30"), slow=True),
         Scenario("four 360p 15", 0.1, *cameras(*["640x360@15"] * 4)),
         Scenario("eight 180p 5", 0.1, *cameras(*["320x180@5"] * 8)),
+        *(
+            Scenario(
+                f"eight 360p 10, seven still, gate {gate}",
+                0.05,
+                *cameras("640x360@10", *["640x360@10 --still"] * 7),
+                ["--gate", gate],
+            )
+            for gate in ("off", "auto")
+        ),
         Scenario(
             "http mjpeg 360p 15",
             0.05,
@@ -150,9 +159,11 @@ def run(scenario: Scenario, seconds: float) -> Iterator[dict[str, Any]]:
             yield {
                 "scenario": scenario.name,
                 "source": source["source"],
+                "camera": scenario.uris.index(source["source"]),
                 "seconds": seconds,
                 "frames_in": source["frames_in"],
                 "frames": source["frames"],
+                "held": source["held"],
                 "drops": source["drops"],
                 "dropped": sum(dropped.values()),
                 "adds_up": source["frames_in"] == source["frames"] + sum(dropped.values()),

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import gate_table
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
@@ -313,6 +315,15 @@ def _live() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _gate() -> str:
+    report = _load("gate.json")
+    if report is None:
+        return ""
+    live = _load("live_gate_cpu.json")
+    tables = gate_table.tables(report, _on(report))
+    return tables if live is None else f"{tables}\n{gate_table.live(live['rows'], _on(live))}"
+
+
 def _clip(report: Report) -> str:
     codec = {"h264": "H.264", "hevc": "HEVC"}.get(report["codec"], report["codec"])
     return f"{report['width']}×{report['height']} {codec}"
@@ -406,6 +417,7 @@ def _load(name: str) -> Report | None:
 BLOCKS: dict[str, Callable[[], str]] = {
     "speed": _speed,
     "live": _live,
+    "gate": _gate,
     "recall": _recall,
     "numbers": _numbers,
 }

@@ -1,11 +1,12 @@
 """Cameras for tests and for `bench.live`: real senders on the loopback, each a process of its own.
 
-    python -m bench.senders udp PORT SPEC [--stall-after S] [--then SPEC]
+    python -m bench.senders udp PORT SPEC [--stall-after S] [--then SPEC] [--still]
     python -m bench.senders mjpeg PORT SPEC
     python -m bench.senders relay FROM TO --loss SHARE
 
 SPEC is as in `synthetic:`, WxH@FPS. Two seconds of a clip are encoded once and then sent over and
-over at their own pace, with times that go on: so a sender takes next to no computing time.
+over at their own pace, with times that go on: so a sender takes next to no computing time. With
+`--still` nothing moves in them, and each frame has noise of its own.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 
 from stream_rpn.sources.synthetic import SyntheticVideo
 
@@ -51,7 +53,7 @@ def free_port(kind: int = socket.SOCK_DGRAM) -> int:
         return port
 
 
-def encoded(spec: str, codec: str) -> tuple[list[tuple[float, bytes]], Any]:
+def encoded(spec: str, codec: str, *, still: bool = False) -> tuple[list[tuple[float, bytes]], Any]:
     """Returns the packets of a clip as (seconds, data), and their encoder."""
     video = SyntheticVideo.parse(f"synthetic:{spec}")
     count = round(_SECONDS * video.fps)
@@ -65,7 +67,11 @@ def encoded(spec: str, codec: str) -> tuple[list[tuple[float, bytes]], Any]:
     encoder.options = options if codec == "libx264" else {"qmin": "4", "qmax": "4"}
     packets = []
     for index in range(count):
-        picture = av.VideoFrame.from_ndarray(video.image(index)[..., :3].copy(), format="rgb24")
+        rgb = video.image(0 if still else index)[..., :3].copy()
+        if still:
+            noise = np.random.default_rng(index).normal(0, 3, rgb.shape)
+            rgb = (rgb + noise).round().clip(0, 255).astype(np.uint8)
+        picture = av.VideoFrame.from_ndarray(rgb, format="rgb24")
         frame = picture.reformat(format=pixels)
         frame.pts, frame.time_base = index, encoder.time_base
         packets += encoder.encode(frame)
@@ -83,10 +89,12 @@ def endless(packets: list[tuple[float, bytes]]) -> Iterator[tuple[float, bytes, 
             yield seconds, data, index == 0
 
 
-def send_udp(port: int, specs: Sequence[str], stall_after: float | None) -> None:
+def send_udp(
+    port: int, specs: Sequence[str], stall_after: float | None, *, still: bool = False
+) -> None:
     """Sends MPEG-TS by UDP: the clips in turn, five seconds each, the last one for ever."""
     codec = "libx264" if "libx264" in av.codec.codecs_available else "mpeg4"
-    clips = [encoded(spec, codec) for spec in specs]
+    clips = [encoded(spec, codec, still=still) for spec in specs]
     plug = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     started = time.monotonic()
     offset = 0.0
@@ -166,6 +174,7 @@ def main() -> None:
     udp.add_argument("spec")
     udp.add_argument("--stall-after", type=float)
     udp.add_argument("--then")
+    udp.add_argument("--still", action="store_true")
     mjpeg = kinds.add_parser("mjpeg")
     mjpeg.add_argument("port", type=int)
     mjpeg.add_argument("spec")
@@ -176,7 +185,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.kind == "udp":
         specs = [arguments.spec, arguments.then] if arguments.then else [arguments.spec]
-        send_udp(arguments.port, specs, arguments.stall_after)
+        send_udp(arguments.port, specs, arguments.stall_after, still=arguments.still)
     elif arguments.kind == "mjpeg":
         serve_mjpeg(arguments.port, arguments.spec)
     else:

@@ -13,6 +13,7 @@ import numpy as np
 from stream_rpn import models, multistream, sources
 from stream_rpn.engines import choose_engine
 from stream_rpn.frame import Proposals, StreamRPNError
+from stream_rpn.gate import HOLD_SECONDS, GateSpec
 from stream_rpn.model import Model
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.sources.select import Selection
@@ -115,6 +116,8 @@ def open_pipeline(
     features: bool = False,
     images: bool = False,
     threads: int | None = None,
+    gate: str | float = "off",
+    gate_hold: float = HOLD_SECONDS,
     **load_options: Any,
 ) -> Pipeline:
     """Returns a pipeline of a model; for OpenVINO without torch, where its graph is there already.
@@ -128,11 +131,14 @@ def open_pipeline(
         features: attach the feature maps.
         images: keep the decoded frames.
         threads: cores to compute on.
+        gate: see `stream`.
+        gate_hold: see `stream`.
         **load_options: see `load`.
 
     Raises:
         StreamRPNError: what was asked for does not exist or does not fit, in one sentence.
     """
+    gate_spec = GateSpec.parse(gate, gate_hold)
     chosen = choose_engine(engine, device=device, dtype=dtype, features=features)
     if chosen == "openvino" and not isinstance(model, Model):
         ready = _ready(str(model), **load_options)
@@ -150,6 +156,7 @@ def open_pipeline(
         features=features,
         images=images,
         threads=threads,
+        gate=gate_spec,
     )
 
 
@@ -187,6 +194,8 @@ def stream(
     features: bool = False,
     images: bool = False,
     threads: int | None = None,
+    gate: str | float = "off",
+    gate_hold: float = HOLD_SECONDS,
     start: float | None = None,
     end: float | None = None,
     stride: int = 1,
@@ -214,6 +223,10 @@ def stream(
         features: attach the feature maps, for RoIAlign.
         images: attach the decoded frame.
         threads: cores to compute on, on a CPU; by default all that this process may use.
+        gate: "auto" gives a frame whose picture has not changed the proposals of the last one that
+            the network looked at, which `held` of the result names; "off" looks at all. A number is
+            how much must change, in multiples of what "auto" asks for.
+        gate_hold: the longest time without a look, in seconds.
         start: seconds from the first timestamp.
         end: seconds from the first timestamp, exclusive.
         stride: use every stride-th frame.
@@ -237,6 +250,8 @@ def stream(
         features=features,
         images=images,
         threads=threads,
+        gate=gate,
+        gate_hold=gate_hold,
         **load_options,
     )
     selection = Selection(start, end, stride, fps, max_frames, video_stream, decoder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -246,6 +246,8 @@ class Proposals:
         arrived: `time.monotonic()` at which a live frame's last packet came; None for files.
         source_index: which of the sources that run together, from 0.
         unix_seconds: the same moment as `arrived`, by the machine's calendar.
+        held: the frame whose proposals these are, where the picture has not changed since and the
+            network did not look at this one; None where it did.
     """
 
     frame: int
@@ -271,6 +273,7 @@ class Proposals:
     arrived: float | None = None
     source_index: int = 0
     unix_seconds: float | None = None
+    held: int | None = None
 
     @classmethod
     def of(
@@ -313,6 +316,26 @@ class Proposals:
             color=frame.color,
             arrived=frame.arrived,
             source_index=frame.source_index,
+        )
+
+    def held_for(self, frame: Frame, keep_image: bool) -> Proposals:
+        """Returns the same proposals for a later frame, whose picture has not changed.
+
+        Arrays and maps are shared. `keep_image` keeps its picture.
+        """
+        looked = self.frame if self.held is None else self.held
+        return replace(
+            self,
+            frame=frame.index,
+            pts=frame.pts,
+            pts_seconds=frame.pts_seconds,
+            drops=frame.drops,
+            image=frame.image if keep_image else None,
+            image_id=frame.image_id,
+            name=frame.name,
+            arrived=frame.arrived,
+            unix_seconds=None,
+            held=looked,
         )
 
     @property

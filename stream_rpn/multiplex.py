@@ -65,6 +65,7 @@ class Multiplexer(Queue):
         self._turn = 0
         self._begun = 0.0  # when the batch that is being given was begun
         self._given = 0  # frames of it
+        self._closed = True  # whether the network knows that nobody else comes in time
         self._batch_shape: tuple[int, int] | None = None
         self._threads = [
             threading.Thread(target=self._work, args=(index, frames), name="decode", daemon=True)
@@ -139,10 +140,11 @@ class Multiplexer(Queue):
                 if self._stopped() or all(lane.ended for lane in self.lanes):
                     break
                 patience = POLL_SECONDS
-                if self._given:
+                # After a full batch as well: of its frames the network need not have seen all.
+                if not self._closed:
                     patience = self._begun + self._batch_wait - time.monotonic()
                     if patience <= 0:
-                        self._given = 0
+                        self._given, self._closed = 0, True
                         return None
                 self._changed.wait(min(patience, POLL_SECONDS))
             self._over = True
@@ -174,6 +176,7 @@ class Multiplexer(Queue):
         if not self._given or shape != self._batch_shape:
             self._begun, self._given, self._batch_shape = now, 0, shape
         self._given = (self._given + 1) % self._batch
+        self._closed = False
         return frame
 
     def end(self, index: int) -> None:

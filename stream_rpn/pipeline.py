@@ -16,7 +16,9 @@ from stream_rpn import sources
 from stream_rpn.cores import available_cores
 from stream_rpn.engines import choose_batch, choose_engine, native_bfloat16
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
+from stream_rpn.gate import GateSpec
 from stream_rpn.model import Model
+from stream_rpn.network.gated import GatedNetwork
 from stream_rpn.network.network import Network
 from stream_rpn.queues import Closing, prefetch
 from stream_rpn.sources.select import Selection
@@ -44,6 +46,7 @@ class Pipeline:
         features: attach the feature maps to the results.
         images: keep the decoded frame in the results.
         threads: cores to compute on, on a CPU; by default all that this process may use.
+        gate: how much a picture must change to be looked at; None looks at all.
 
     Attributes:
         model: as it is computed.
@@ -51,6 +54,7 @@ class Pipeline:
         device: what computes: "cpu", "cuda:N" or "mps".
         dtype: the number format's name.
         batch: frames per call.
+        gate: how much a picture must change to be looked at, or None.
         network: what computes it.
     """
 
@@ -65,6 +69,7 @@ class Pipeline:
         features: bool = False,
         images: bool = False,
         threads: int | None = None,
+        gate: GateSpec | None = None,
     ) -> None:
         self.engine = choose_engine(engine, device=device, dtype=dtype, features=features)
         self.features = features
@@ -88,6 +93,9 @@ class Pipeline:
             )
         else:
             self._compute_with_torch(cast("RPN", model), device, dtype, str(batch), threads)
+        self.gate = gate
+        if gate is not None:
+            self.network = GatedNetwork(self.network, gate, self.batch, images=images)
 
     def _compute_with_torch(
         self, rpn: RPN, device_name: str, dtype_name: str, batch: str, threads: int | None
@@ -140,7 +148,8 @@ class Pipeline:
     def facts(self) -> dict[str, Any]:
         """Returns what computes, as summaries tell it: engine, device, dtype, batch and model.
 
-        On a GPU, where no CUDA graph could be captured, also "without_cuda_graph": why.
+        On a GPU, where no CUDA graph could be captured, also "without_cuda_graph": why. With a gate
+        "gate", its numbers, and where it could not tell "without_gate": why.
         """
         return {
             "engine": self.engine,
@@ -238,13 +247,14 @@ def _converted(model: Model, *, required: bool) -> tuple[Model, str]:
         return model, "torch"
 
 
-def parameters(model: Model, selection: Selection) -> dict[str, Any]:
+def parameters(model: Model, selection: Selection, gate: GateSpec | None = None) -> dict[str, Any]:
     """Returns every number that shaped the results, for a result file's header."""
     return {
         "trained": model.trained,
         "input": asdict(model.input_spec),
         "proposals": asdict(model.proposal_spec),
         "selection": asdict(selection),
+        **({} if gate is None else {"gate": asdict(gate)}),
     }
 
 

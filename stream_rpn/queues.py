@@ -144,7 +144,7 @@ class prefetch(Queue, Generic[T]):
         self._items.clear()
 
 
-class Queues(Closing, Generic[T]):
+class Queues(Queue, Generic[T]):
     """The queues of a flow as one: iterates over what leaves the last, and ends all of them.
 
     Args:
@@ -171,23 +171,32 @@ class Queues(Closing, Generic[T]):
         """Returns how many items wait in the first queue."""
         return len(self._all[0])
 
+    def stop(self) -> None:  # noqa: D102
+        for queue in self._all:
+            queue.stop()
+
     def close(self) -> None:
         """Stops all threads and waits for them."""
         # Stop them all first: a thread that waits for its neighbour would never see the end.
-        for queue in self._all:
-            queue.stop()
+        self.stop()
         for queue in reversed(self._all):
             queue.close()
 
 
 def map_in_order(
-    function: Callable[[T], R], items: Iterable[T], workers: int, *, share_cores: bool = False
+    function: Callable[[T], R],
+    items: Iterable[T],
+    workers: int,
+    *,
+    behind: Iterable[Any] = (),
+    share_cores: bool = False,
 ) -> Iterator[R]:
     """Yields function(item) of each item, in order, computed for `workers` items at a time.
 
     An item is taken from `items`, in a thread of its own, once a worker is free for it. With
     `share_cores` operations of torch run on torch.get_num_threads() // workers cores. An exception
-    of `items` or of `function` is raised after the results before it.
+    of `items` or of `function` is raised after the results before it; where what is `behind` the
+    items is a queue it is stopped then, as the thread may be waiting there for long.
     """
     iterator, free = iter(items), threading.Semaphore(workers)
 
@@ -209,8 +218,13 @@ def map_in_order(
         if share_cores:
             _share_cores(pool, workers)
         with prefetch(submitted(), workers, name="begin") as futures:
-            for future in futures:
-                yield future.result()
+            try:
+                for future in futures:
+                    yield future.result()
+            except BaseException:
+                if isinstance(behind, Queue):
+                    behind.stop()
+                raise
     finally:
         pool.shutdown()
 

@@ -20,6 +20,7 @@ class StreamStatistics:
         ages: of live frames in milliseconds, from the arrival of the last packet until the result
             was written.
         num_results: results so far.
+        num_held: those of them that are of an earlier frame, as the picture had not changed.
         elapsed_seconds: from the start of decoding to the last result.
         stopped: why it ended before its end: "interrupted" by a signal or "failed"; "" otherwise.
     """
@@ -30,6 +31,7 @@ class StreamStatistics:
         self.times = StageTimes()
         self.ages = Histogram()
         self.num_results = 0
+        self.num_held = 0
         self.elapsed_seconds = 0.0
         self.stopped = ""
         self._source: Source | None = None
@@ -44,6 +46,7 @@ class StreamStatistics:
         if proposals.age_seconds is not None:
             proposals.unix_seconds = time.time() - proposals.age_seconds
         self.num_results += 1
+        self.num_held += proposals.held is not None
         self.elapsed_seconds = time.perf_counter() - self._started
         for drop in proposals.drops:
             self._told[drop.reason] = self._told.get(drop.reason, 0) + drop.count
@@ -166,6 +169,7 @@ class StreamStatistics:
         """Returns the totals that close a result file."""
         return {
             **self.account(),
+            **({"held": self.num_held} if self.num_held else {}),
             **({"stopped": self.stopped} if self.stopped else {}),
             "elapsed_seconds": round(self.elapsed_seconds, 3),
             "damaged_packets": self.damaged_packets,

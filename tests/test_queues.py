@@ -221,6 +221,28 @@ class TestInOrder:
             seen.extend(map_in_order(work, items(), 2))
         assert seen == list(range(5))
 
+    def test_a_failure_does_not_wait_for_the_next_item(self):
+        silence = threading.Event()
+
+        def items():
+            yield from range(3)
+            silence.wait(60)
+
+        def work(item):
+            if item == 2:
+                raise StreamRPNError("the work broke")
+            return item
+
+        seen = []
+        with prefetch(items(), 2, name="t") as behind:
+            began = time.monotonic()
+            with pytest.raises(StreamRPNError, match="the work broke"):
+                seen.extend(map_in_order(work, (item for item in behind), 2, behind=behind))
+            took = time.monotonic() - began
+            silence.set()
+        assert seen == [0, 1]
+        assert took < 30
+
     def test_shares_out_the_cores_and_leaves_other_threads_theirs(self):
         before = torch.get_num_threads()
         try:

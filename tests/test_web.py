@@ -36,6 +36,7 @@ BOX = (64.0, 48.0, 256.0, 192.0)
 STATUS = {
     "source": "camera",
     "frames": 7,
+    "held": 4,
     "fps": 12.5,
     "decoder": "h264 (software)",
     "device": "cpu",
@@ -235,6 +236,7 @@ class TestAnswers:
         }
         assert values["stream_rpn_frames_total", "camera"] == 7
         assert values["stream_rpn_frames_total", "other"] == 7
+        assert values["stream_rpn_held_total", "camera"] == 4
         assert values["stream_rpn_frames_per_second", "camera"] == 12.5
         assert values["stream_rpn_drops_total", "camera", "stale"] == 3
         assert values["stream_rpn_drops_total", "camera", 'odd "reason"\n'] == 1

@@ -98,6 +98,18 @@ def rate(text: str) -> float:
     return value
 
 
+def level(text: str) -> str | float:
+    """Returns "off", "auto", or the finite number above 0 that an argument stands for."""
+    if text in ("off", "auto"):
+        return text
+    try:
+        return rate(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"must be off, auto or a number above 0, got '{text}'"
+        ) from None
+
+
 def numbers(text: str) -> list[float]:
     """Returns the numbers that an argument lists, separated by commas."""
     try:

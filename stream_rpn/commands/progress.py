@@ -90,10 +90,12 @@ class Progress:
 
 
 def _state(stream: StreamStatistics) -> str:
+    held = f"{stream.num_held:,} held, " if stream.num_held else ""
     if not stream.info.live:
-        return f"queue {stream.queued}"
+        return f"{held}queue {stream.queued}"
     age = stream.ages.percentiles()
-    return f"age {age['p50']:.0f}/{age['p95']:.0f} ms, {sum(stream.drops.values())} dropped"
+    dropped = sum(stream.drops.values())
+    return f"{held}age {age['p50']:.0f}/{age['p95']:.0f} ms, {dropped} dropped"
 
 
 def expected_results(info: StreamInfo, selection: Selection) -> int | None:

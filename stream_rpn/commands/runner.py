@@ -88,6 +88,8 @@ def _load(arguments: argparse.Namespace, *, images: bool) -> Pipeline:
         batch=arguments.batch,
         images=images,
         threads=arguments.threads,
+        gate=arguments.gate,
+        gate_hold=arguments.gate_hold,
         **load_options(arguments),
     )
     if not pipeline.model.trained:
@@ -339,7 +341,7 @@ class _Run:
         header = make_header(
             stream.info,
             model=self.pipeline.model.name,
-            parameters=parameters(self.pipeline.model, self.selection),
+            parameters=parameters(self.pipeline.model, self.selection, self.pipeline.gate),
         )
         for output in mine:
             output.begin(header, stream.info, lambda: self._status(stream, mine))

@@ -9,10 +9,12 @@ from stream_rpn.commands import COMMANDS
 from stream_rpn.commands.arguments import (
     add_model_arguments,
     add_proposal_arguments,
+    level,
     natural,
     positive,
     rate,
 )
+from stream_rpn.gate import HOLD_SECONDS
 
 EPILOG = """\
 subcommands:
@@ -104,6 +106,21 @@ def stream_parser() -> argparse.ArgumentParser:
     )
     frames.add_argument(
         "--decoder", choices=("auto", "cpu", "nvdec"), default="auto", help="what decodes"
+    )
+    frames.add_argument(
+        "--gate",
+        type=level,
+        default="off",
+        metavar="off|auto|LEVEL",
+        help="give frames whose picture has not changed the proposals of the last one looked at: "
+        "auto, or for changes of LEVEL times as much (off)",
+    )
+    frames.add_argument(
+        "--gate-hold",
+        type=rate,
+        default=HOLD_SECONDS,
+        metavar="S",
+        help=f"look again after S seconds at the latest ({HOLD_SECONDS:g})",
     )
     live = parser.add_argument_group("live sources")
     live.add_argument(

@@ -30,6 +30,7 @@ def source_summary(
     return {
         "source": stream.info.source,
         **stream.account(),
+        "held": stream.num_held,
         **({"stopped": stream.stopped, "expected_frames": expected} if stream.stopped else {}),
         "fps": round(stream.fps, 2),
         "elapsed_seconds": round(stream.elapsed_seconds, 3),
@@ -71,6 +72,7 @@ def run_summary(
     return {
         "frames": frames,
         "frames_in": sum(source["frames_in"] for source in sources),
+        "held": sum(source["held"] for source in sources),
         "fps": round(frames / seconds, 2) if seconds else 0.0,
         "elapsed_seconds": round(seconds, 3),
         **network,
@@ -113,12 +115,16 @@ def describe(summary: dict[str, Any]) -> str:
     where = f"\n  → {', '.join(summary['outputs'])}" if summary["outputs"] else ""
     why_not = summary.get("without_cuda_graph")
     launched = f" (kernel by kernel, without a CUDA graph: {why_not})" if why_not else ""
-    frames = f"{summary['frames']:,}"
+    if why_blind := summary.get("without_gate"):
+        launched += f" (not gated: {why_blind})"
+    frames, held = f"{summary['frames']:,}", ""
+    if "gate" in summary:
+        held = f", {summary['held']:,} held"
     if stopped := summary.get("stopped"):
         of = f" of {summary['expected_frames']:,}" if summary["expected_frames"] else ""
         frames = f"{'failed' if stopped == 'failed' else 'stopped'} after {frames}{of}"
     return (
-        f"{summary['source']}: {frames} frames, {summary['fps']:.1f} frames/s "
+        f"{summary['source']}: {frames} frames{held}, {summary['fps']:.1f} frames/s "
         f"({summary['elapsed_seconds']:.2f} s){lost}; {summary['model']} in {summary['dtype']} on "
         f"{summary['device']}{launched}, decoder {summary['decoder']}\n"
         f"  ms per frame: {stages}; slowest: {summary['slowest_stage']}"

@@ -38,7 +38,11 @@ class EagerNetwork(TorchNetwork):
         grouped = batches(frames, self.batch, self.rpn.input_spec)
         workers = min(torch.get_num_threads(), MAX_WORKERS) if self.device.type == "cpu" else 1
         computed = map_in_order(
-            lambda batch: self._process(batch, times), grouped, workers, share_cores=True
+            lambda batch: self._process(batch, times),
+            grouped,
+            workers,
+            behind=frames,
+            share_cores=True,
         )
         proposals = prefetch(chain.from_iterable(computed), 2 * self.batch, name="propose")
         return Queues(frames, last=proposals)

@@ -90,7 +90,9 @@ class OpenVINONetwork(Network):
         # One more than streams: while it is prepared and told, the others are computed.
         workers = 1 if latency else self._streams + 1
         tasks = self._tasks(frame for frame in frames if frame is not None)
-        computed = map_in_order(lambda task: self._process(*task, times), tasks, workers)
+        computed = map_in_order(
+            lambda task: self._process(*task, times), tasks, workers, behind=frames
+        )
         return Queues(frames, last=prefetch(computed, 2, name="propose"))
 
     def process(  # noqa: D102

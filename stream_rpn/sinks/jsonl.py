@@ -124,6 +124,8 @@ def frame_line(
         head["name"] = proposals.name
     if (proposals.width, proposals.height) != known_size:
         head["width"], head["height"] = proposals.width, proposals.height
+    if proposals.held is not None:
+        head["held"] = proposals.held
     if proposals.drops:
         head["drops"] = [drop.record() for drop in proposals.drops]
     return b'%b,"boxes":[%b],"scores":[%b],"levels":[%b]}\n' % (
@@ -323,6 +325,7 @@ def _from_record(record: dict[str, Any], header: dict[str, Any]) -> Proposals:
         width=record.get("width", header["width"]),
         height=record.get("height", header["height"]),
         image_id=record.get("image_id"),
+        held=record.get("held"),
         name=record.get("name"),
         drops=tuple(Drop(**drop) for drop in record.get("drops", ())),
         source=header["source"],

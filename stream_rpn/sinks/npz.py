@@ -47,6 +47,7 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "width": ("<i4", ()),
     "height": ("<i4", ()),
     "image_id": ("<i8", ()),
+    "held": ("<i8", ()),
     "offsets": ("<i8", ()),
     "boxes": ("<f4", (4,)),
     "scores": ("<f4", ()),
@@ -61,7 +62,8 @@ class NPZSink(Sink):
 
     The boxes of the i-th frame are `boxes[offsets[i]:offsets[i + 1]]`, and so for `scores`,
     `levels` and `anchors`; `frame`, `pts` (−2⁶³ where unknown), `pts_seconds` (NaN where unknown),
-    `width`, `height` and `image_id` (−1 where unknown) have one item per frame. `about` is a string
+    `width`, `height` and `image_id` (−1 where unknown) have one item per frame, and where some have
+    the proposals of an earlier one, so has `held`: which one (−1 where none). `about` is a string
     of JSON with `header` and `end`, and with `names` and `drops` of the frames that have any, by
     position.
     """
@@ -75,6 +77,7 @@ class NPZSink(Sink):
         self._files = {name: open(self._columns / name, "wb") for name in COLUMNS}  # noqa: SIM115
         self._num_frames = 0
         self._num_boxes = 0
+        self._any_held = False
         self._append("offsets", 0)
         self._about: dict[str, Any] = {"header": {}, "end": None, "names": {}, "drops": {}}
 
@@ -89,6 +92,8 @@ class NPZSink(Sink):
         self._append("width", proposals.width)
         self._append("height", proposals.height)
         self._append("image_id", -1 if proposals.image_id is None else proposals.image_id)
+        self._append("held", -1 if proposals.held is None else proposals.held)
+        self._any_held |= proposals.held is not None
         if proposals.name is not None:
             self._about["names"][self._num_frames] = proposals.name
         if proposals.drops:
@@ -109,6 +114,8 @@ class NPZSink(Sink):
             file.close()
         with zipfile.ZipFile(self._place.path, "w") as archive:
             for name, (dtype, item_shape) in COLUMNS.items():
+                if name == "held" and not self._any_held:
+                    continue
                 column = self._columns / name
                 count = column.stat().st_size // (
                     np.dtype(dtype).itemsize * int(np.prod(item_shape))
@@ -142,7 +149,8 @@ def read_npz(path: Path, contents: Contents) -> Iterator[Proposals]:
             check_unpacked(sum(member.file_size for member in file.infolist()), path)
         with np.load(path) as archive:
             about = json.loads(str(archive["about"]))
-            columns = {name: archive[name] for name in COLUMNS}
+            columns = {n: archive[n] for n in COLUMNS if n != "held" or n in archive}
+        columns.setdefault("held", np.full(len(columns["frame"]), -1))
         _check(columns)
         contents.headers.append(check_header(about["header"]))
         yield from _frames(columns, about)
@@ -159,8 +167,8 @@ def _frames(columns: dict[str, np.ndarray], about: dict[str, Any]) -> Iterator[P
     offsets = columns["offsets"]
     for index, frame in enumerate(columns["frame"].tolist()):
         rows = slice(offsets[index], offsets[index + 1])
-        pts, seconds, image_id = (
-            columns[name][index].item() for name in ("pts", "pts_seconds", "image_id")
+        pts, seconds, image_id, held = (
+            columns[name][index].item() for name in ("pts", "pts_seconds", "image_id", "held")
         )
         yield saved_proposals(
             frame,
@@ -173,6 +181,7 @@ def _frames(columns: dict[str, np.ndarray], about: dict[str, Any]) -> Iterator[P
             width=int(columns["width"][index]),
             height=int(columns["height"][index]),
             image_id=None if image_id == -1 else image_id,
+            held=None if held == -1 else held,
             name=about["names"].get(str(index)),
             drops=tuple(Drop(*drop) for drop in about["drops"].get(str(index), ())),
             source=about["header"].get("source", ""),

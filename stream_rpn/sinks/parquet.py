@@ -32,8 +32,9 @@ class ParquetSink(Sink):
     A Parquet file is unreadable without its footer, which comes last; so a run that is killed
     leaves the parts before, and loses `PART_FRAMES` frames or `PART_SECONDS` at most. The columns
     are frame, pts, pts_seconds, unix_seconds (live sources), width, height, image_id, name, source,
-    drops, boxes, scores, levels and anchors. Headers and ends of the sources lie in `_header.json`
-    in the directory, with the names of the parts: before each of them is written.
+    drops, boxes, scores, levels and anchors, and with a gate held. Headers and ends of the sources
+    lie in `_header.json` in the directory, with the names of the parts: before each of them is
+    written.
     """
 
     takes_several_sources: ClassVar[bool] = True
@@ -96,6 +97,9 @@ class ParquetSink(Sink):
 
     def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
         self._about["headers"].append(header)
+        # All parts have the same columns, and a run has a gate or none.
+        if "gate" in header["parameters"] and "held" not in self._schema.names:
+            self._schema = self._schema.append(self._arrow.field("held", self._arrow.int64()))
         self._write_about()
 
     def _write(self, proposals: Proposals) -> None:
@@ -117,6 +121,7 @@ class ParquetSink(Sink):
                 "name": proposals.name,
                 "source": self._source_of(proposals),
                 "drops": [drop.record() for drop in proposals.drops],
+                **({"held": proposals.held} if "held" in self._schema.names else {}),
             }
         )
         full = len(self._rows) >= self.PART_FRAMES

@@ -111,6 +111,7 @@ def saved_proposals(
     width: int = 0,
     height: int = 0,
     image_id: int | None = None,
+    held: int | None = None,
     name: str | None = None,
     drops: tuple[Drop, ...] = (),
     source: str = "",
@@ -133,7 +134,8 @@ def saved_proposals(
         raise ValueError("scores and levels are not as many as boxes")
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise ValueError("boxes and scores must be finite")
-    for value in (frame, width, height, pts or 0, image_id or 0, *(drop.count for drop in drops)):
+    optional = (value or 0 for value in (pts, image_id, held))
+    for value in (frame, width, height, *optional, *(drop.count for drop in drops)):
         operator.index(value)
     for seconds in (pts_seconds, unix_seconds):
         if seconds is not None:
@@ -155,6 +157,7 @@ def saved_proposals(
         input_boxes=np.zeros((len(scores), 4), np.float32),
         drops=drops,
         image_id=image_id,
+        held=held,
         name=name,
         source=source,
     )

@@ -17,6 +17,7 @@ from stream_rpn.sinks.web.view import View
 
 _COUNTERS = {
     "frames": ("stream_rpn_frames", "Results written."),
+    "held": ("stream_rpn_held", "Results of an earlier frame, as the picture had not changed."),
     "damaged_packets": ("stream_rpn_damaged_packets", "Packets that could not be decoded."),
     "frames_in": ("stream_rpn_frames_in", "Frames that came: results, drops, under way."),
     "reconnects": ("stream_rpn_reconnects", "Times a lost connection was made again."),
