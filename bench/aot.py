@@ -120,7 +120,7 @@ def programs_per_sm(registers: int, shared_bytes: int, num_warps: int) -> int:
     )
 
 
-# Bytes a thread: one vector. ptxas spills so much of two of the antialiased forms on one target each:
+# Bytes a thread: one vector. ptxas spills so much of two antialiased forms, on one target each:
 # they keep 32 lines of samples in registers; with 16 they took half as long again on an H100.
 MOST_SPILLED = 16
 
