@@ -14,7 +14,6 @@ from stream_rpn.commands.arguments import (
     positive,
     rate,
 )
-from stream_rpn.gate import HOLD_SECONDS
 
 EPILOG = """\
 subcommands:
@@ -118,9 +117,9 @@ def stream_parser() -> argparse.ArgumentParser:
     frames.add_argument(
         "--gate-hold",
         type=rate,
-        default=HOLD_SECONDS,
+        default=5.0,
         metavar="S",
-        help=f"look again after S seconds at the latest ({HOLD_SECONDS:g})",
+        help="look again after S seconds at the latest (5)",
     )
     live = parser.add_argument_group("live sources")
     live.add_argument(
