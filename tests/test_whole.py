@@ -94,6 +94,8 @@ def write(
         stream = c.add_stream(encoder, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = 64, 48, pixel_format
         stream.codec_context.time_base = unit
+        # libvpx's threads spin while they wait for each other, which takes minutes on busy cores.
+        stream.thread_count = 1
         sound = c.add_stream(SOUNDS[path.suffix[1:]], rate=48000) if sound_seconds else None
         for index in range(FRAMES):
             shown = np.ascontiguousarray(pixels[:, 3 * index : 3 * index + 64])
