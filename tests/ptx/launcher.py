@@ -65,7 +65,10 @@ def simulated(rewrite: Callable[[str], str] | None = None) -> Iterator[list[Laun
     driver.set_active(_Driver(device))
     knobs.runtime.add_stages_inspection_hook = _stop_at_ptx
     try:
-        yield launches
+        with knobs.cache.scope():
+            # Of its own: Triton 3.6 would find what it has compiled for a real GPU, ptxas included.
+            knobs.cache.dir = f"{knobs.cache.dir}-simulated"
+            yield launches
     finally:
         _Utils.rewrite, _Launcher.launches = None, None
         driver._active, knobs.runtime.add_stages_inspection_hook = before
