@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import BinaryIO, cast
 
 import av
@@ -32,7 +31,7 @@ from stream_rpn.sources.address import (
     stem,
 )
 from stream_rpn.sources.packet_queue import PacketQueue
-from stream_rpn.sources.promise import Promise
+from stream_rpn.sources.promise import Promise, lacks_index
 from stream_rpn.sources.source import Source
 from stream_rpn.tally import Tally
 
@@ -304,29 +303,9 @@ def _why_not_opened(uri: str, error: av.error.FFmpegError, open_seconds: float) 
         return f"{name} cannot be read: permission denied"
     if path.is_file() and path.stat().st_size == 0:
         return f"{name} is empty"
-    if path.is_file() and _lacks_index(path):
+    if path.is_file() and lacks_index(path):
         return f"{name} is cut off: its index (moov) is missing"
     return f"{name} is not a video that PyAV can read"
-
-
-def _lacks_index(path: Path) -> bool:
-    """Walks the outer boxes: is this an MP4 or MOV without a whole `moov`?"""
-    boxes = set()
-    size = path.stat().st_size
-    position = 0
-    with path.open("rb") as file:
-        while position + 8 <= size:
-            file.seek(position)
-            header = file.read(16)
-            length = int.from_bytes(header[:4], "big")
-            if length == 1:
-                length = int.from_bytes(header[8:], "big")
-            elif length == 0:
-                length = size - position
-            position += max(length, 8)
-            if header[4:8] != b"moov" or position <= size:
-                boxes.add(header[4:8])
-    return not boxes.isdisjoint({b"ftyp", b"mdat"}) and b"moov" not in boxes
 
 
 def _choose_stream(container: InputContainer, uri: str, number: int | None) -> VideoStream:

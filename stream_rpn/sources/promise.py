@@ -291,8 +291,16 @@ def _mpegts(file: BinaryIO, size: int) -> bool | None:
     return None
 
 
+def lacks_index(path: Path) -> bool:
+    """Tells whether a file is an MP4 or MOV without a whole index (`moov`)."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        names = {name for name, end in _boxes(file, size) if name != b"moov" or end <= size}
+    return not names.isdisjoint({b"ftyp", b"mdat"}) and b"moov" not in names
+
+
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
-    """Yields name and end of the outer boxes of an MP4 or MOV."""
+    """Yields name and end of the outer boxes of an MP4 or MOV, up to what is none."""
     position = 0
     while position + 8 <= size:
         file.seek(position)
@@ -300,6 +308,8 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
         length = int.from_bytes(head[:4], "big")
         if length == 1:
             length = int.from_bytes(head[8:], "big")
+        elif length == 0:
+            length = size - position  # up to the end
         if length < 8:
             return
         position += length
