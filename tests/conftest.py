@@ -2,11 +2,14 @@
 
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.waiting import eventually
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -42,6 +45,21 @@ def _caches(tmp_path_factory):
         del os.environ["XDG_CACHE_HOME"]
     else:
         os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """A current folder that is empty and goes with the test."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def no_thread_is_left():
+    """Fails the test whose threads go on."""
+    before = set(threading.enumerate())
+    yield
+    # One that waits for an address that does not answer ends when it may wait no longer.
+    assert eventually(lambda: not [t for t in threading.enumerate() if t not in before])
 
 
 @pytest.fixture(autouse=True)

@@ -31,24 +31,12 @@ from stream_rpn.pipeline import Pipeline
 from stream_rpn.queues import Queues, map_in_order, prefetch
 from stream_rpn.timing import StageTimes
 from tests.test_sinks import INFO, make_proposals
+from tests.waiting import eventually
 
 COLOR = Color("bt709", full_range=False, tagged=True)
 RATE = 25
 
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own_and_no_thread_is_left(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    before = set(threading.enumerate())
-    yield
-    assert eventually(lambda: not [t for t in threading.enumerate() if t not in before])
-
-
-def eventually(condition, seconds: float = 60.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    return condition()
+pytestmark = pytest.mark.usefixtures("own_folder", "no_thread_is_left")
 
 
 def image_of(luma: np.ndarray, pixels: str = "yuv420p") -> av.VideoFrame:

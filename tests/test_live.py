@@ -28,25 +28,11 @@ from stream_rpn.sources import expand, is_live, masked, stem
 from stream_rpn.sources.address import device_input
 from stream_rpn.sources.live import LivePolicy, LiveSource
 from stream_rpn.sources.packet_queue import Interrupted, PacketQueue
+from tests.waiting import eventually
 
 COLOR = Color("bt601", full_range=False, tagged=False)
 
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own_and_no_thread_is_left(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    before = set(threading.enumerate())
-    yield
-    # One that waits for an address that does not answer ends when it may wait no longer.
-    assert eventually(lambda: not [t for t in threading.enumerate() if t not in before])
-
-
-def eventually(condition, seconds: float = 60.0) -> bool:
-    """Whether it comes about at all: the time is for machines that do something else as well."""
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return condition()
+pytestmark = pytest.mark.usefixtures("own_folder", "no_thread_is_left")
 
 
 def frame(index: int, *, live: bool = True, size: tuple[int, int] = (64, 48)) -> Frame:

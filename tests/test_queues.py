@@ -16,6 +16,7 @@ from stream_rpn.network.eager import batches
 from stream_rpn.network.upload import NUM_SLOTS, Download, HostEvent, HostStream, Ring, upload
 from stream_rpn.queues import map_in_order, prefetch
 from stream_rpn.timing import StageTimes
+from tests.waiting import eventually
 
 SPEC = InputSpec(min_size=64, max_size=128)
 CPU = torch.device("cpu")
@@ -27,13 +28,6 @@ def _no_thread_is_left():
     yield
     left = [t for t in threading.enumerate() if t not in before and t.is_alive()]
     assert left == []
-
-
-def eventually(condition) -> bool:
-    deadline = time.monotonic() + 60
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.001)
-    return condition()
 
 
 class TestPrefetch:

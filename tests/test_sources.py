@@ -13,6 +13,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -288,22 +289,27 @@ except StreamRPNError as error:
 """
 
 
-@pytest.mark.parametrize("readable", [True, False], ids=["video", "text"])
-def test_standard_input(video: Path, readable: bool):
-    data = video.read_bytes() if readable else b"no video " * 100
+def count_of(**standard_input: Any) -> Any:
+    """Returns what another process finds in its standard input, given as to `subprocess.run`."""
     done = subprocess.run(
         [sys.executable, "-c", COUNT],
-        input=data,
+        **standard_input,
         capture_output=True,
         check=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
-    answer = json.loads(done.stdout)
+    assert done.stderr == b""
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("readable", [True, False], ids=["video", "text"])
+def test_standard_input(video: Path, readable: bool):
+    data = video.read_bytes() if readable else b"no video " * 100
+    answer = count_of(input=data)
     if readable:
         assert answer == [12, "stdin", 64]
     else:
         assert answer.startswith("standard input is not a video that can be read from a pipe")
-    assert done.stderr == b""
 
 
 def test_a_playlist_on_standard_input_reaches_no_file(video: Path, monkeypatch):
@@ -314,14 +320,7 @@ def test_a_playlist_on_standard_input_reaches_no_file(video: Path, monkeypatch):
         assert len(list(source)) == 12
     for stdin in (playlist.open("rb"), subprocess.Popen(["cat", playlist], stdout=-1).stdout):
         with stdin:
-            done = subprocess.run(
-                [sys.executable, "-c", COUNT],
-                stdin=stdin,
-                capture_output=True,
-                check=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
-        assert "standard input" in json.loads(done.stdout)
+            assert "standard input" in count_of(stdin=stdin)
 
 
 @pytest.fixture
