@@ -136,7 +136,7 @@ def run_pipeline(proof: Proof) -> None:
             made = Pipeline(
                 load(model, "random"), engine="torch", device=str(proof.device), batch=8
             )
-            for decoder, sources in (("cpu", 1), ("nvdec", 1), ("nvdec", 4)):
+            for decoder, sources in (("cpu", 1), ("nvdec", 1), ("cpu", 4), ("nvdec", 4)):
                 if proof.dry and decoder == "nvdec":
                     continue
                 selection = Selection(decoder=decoder)
@@ -144,7 +144,7 @@ def run_pipeline(proof: Proof) -> None:
                     # The first run compiles and captures.
                     for _ in range(2):
                         started = time.perf_counter()
-                        streams = _run_side_by_side(made, clip, selection, sources)
+                        streams = run_side_by_side(made, clip, selection, sources)
                         took = time.perf_counter() - started
                 except StreamRPNError as error:
                     proof.add("pipeline", name=f"{model}, {decoder}", note=str(error))
@@ -170,7 +170,7 @@ def run_pipeline(proof: Proof) -> None:
             del made
 
 
-def _run_side_by_side(
+def run_side_by_side(
     pipeline: Pipeline, clip: Path, selection: Selection, count: int
 ) -> list[Stream]:
     """Returns `count` streams of the clip through one network, each written as JSON lines."""
