@@ -24,7 +24,7 @@ from stream_rpn.models import DEFAULT_MODEL
 from stream_rpn.pipeline import Pipeline, Selection
 
 DECODERS: tuple[Literal["cpu", "nvdec"], ...] = ("cpu", "nvdec")
-ROUNDS = 3
+ROUNDS = 2
 COLUMNS = ("clip", "size", "sources", "cores", "decoder", "fps", "fps_min", "fps_max", "cpu_ms")
 
 
@@ -85,7 +85,7 @@ def main() -> int:
     pipeline = Pipeline(load(DEFAULT_MODEL), engine="torch", device="cuda:0", batch=8)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        made_up = encoded_clip(Path(folder), (1920, 1080), 300, 2)
+        made_up = encoded_clip(Path(folder), (1920, 1080), 300, 1)
         for clip in (made_up, *arguments.clips):
             with open_source(str(clip), decoder="cpu") as source:
                 size = f"{source.info.width}x{source.info.height} {source.info.codec}"
