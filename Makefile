@@ -74,7 +74,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(OLDEST)/.installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet "torch==2.11.*" "torchvision==0.26.*" "triton==3.6.*" \
-		"numpy<2.4" "av>=18.1,<19" rich safetensors pytest pytest-xdist hypothesis
+		"numpy<2.4" "av>=18.1,<19" orjson rich safetensors pytest pytest-xdist hypothesis
 	touch $@
 
 # Others that are not installed are skipped by name: pip install opencv-python-headless torchcodec

@@ -88,7 +88,7 @@ class TestJSONLines:
             "pts": 0,
             "pts_seconds": 0.0,
             "boxes": [[1.0, 2.0, 3.46, 4.0], BOX],
-            "scores": [0.123457, 1e-07],
+            "scores": [0.1234567, 1e-07],
             "levels": [0, 1],
         }
         nothing = {"boxes": [], "scores": [], "levels": []}
@@ -103,34 +103,35 @@ class TestJSONLines:
         assert (frames[3]["image_id"], frames[3]["name"]) == (42, "a.jpg")
         assert end == {"end": {"frames": 4, "elapsed_seconds": 1.5}}
 
-    def test_a_thousand_random_boxes_keep_two_decimals_and_six_digits(self, tmp_path):
+    def test_a_thousand_random_boxes_keep_two_decimals_and_scores_all_digits(self, tmp_path):
         rng = np.random.default_rng(0)
         record = make_proposals(0, rng.random((1000, 4)) * 3840, np.sort(rng.random(1000))[::-1])
         write_all(tmp_path / "x.jsonl", [record])
         line = json.loads((tmp_path / "x.jsonl").read_text().splitlines()[1])
-        assert np.abs(np.array(line["boxes"]) - record.boxes).max() <= 0.005 + 1e-9
-        np.testing.assert_allclose(line["scores"], record.scores, rtol=5.1e-6)
+        # Half of the last place, and of what float32 tells apart at 3840.
+        assert np.abs(np.array(line["boxes"]) - record.boxes).max() <= 0.005 + 2**-12
+        assert np.array_equal(np.float32(line["scores"]), record.scores)
         assert line["levels"] == record.levels.tolist()
 
     @pytest.mark.parametrize(
         ("number", "text"),
         [
-            (0, "0.00"),
-            (0.004, "0.00"),
+            (0, "0.0"),
+            (0.004, "0.0"),
             (0.006, "0.01"),
-            (9.996, "10.00"),
+            (9.996, "10.0"),
             (99.99, "99.99"),
-            (1000, "1000.00"),
-            (65535.5, "65535.50"),
+            (1000, "1000.0"),
+            (65535.5, "65535.5"),
             (99998.99, "99998.99"),
-            (123456, "123456.00"),
-            (-1.5, "-1.50"),
+            (123456, "123456.0"),
+            (-1.5, "-1.5"),
         ],
     )
     def test_every_size_of_number(self, tmp_path, number, text):
         write_all(tmp_path / "x.jsonl", [make_proposals(0, [[0, 12.5, number, 7]] * 2)])
         line = (tmp_path / "x.jsonl").read_text().splitlines()[1]
-        assert f'"boxes":[[0.00,12.50,{text},7.00],[0.00,12.50,{text},7.00]],' in line
+        assert f'"boxes":[[0.0,12.5,{text},7.0],[0.0,12.5,{text},7.0]],' in line
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=["nan", "inf"])
     def test_refuses_what_json_cannot_say(self, tmp_path, bad):

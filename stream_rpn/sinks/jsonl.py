@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import orjson
 
 from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks.place import Place, growing_file
@@ -24,8 +25,6 @@ from stream_rpn.sinks.sink import Sink, SinkOptions
 
 LONGEST_LINE = 1 << 26
 """Bytes of a line that is still read: a frame of a million boxes."""
-
-_NUMBER = np.frombuffer(b"[00000.00],", np.uint8)
 
 
 class JSONLinesSink(Sink):
@@ -128,11 +127,11 @@ def frame_line(
         head["held"] = proposals.held
     if proposals.drops:
         head["drops"] = [drop.record() for drop in proposals.drops]
-    return b'%b,"boxes":[%b],"scores":[%b],"levels":[%b]}\n' % (
+    return b'%b,"boxes":%b,"scores":%b,"levels":%b}\n' % (
         _dumps(head)[:-1],
-        _format_boxes(proposals.boxes),
-        _format("%.6g", proposals.scores),
-        _format("%d", proposals.levels),
+        _array(np.round(proposals.boxes, 2)),
+        _array(proposals.scores),
+        _array(proposals.levels),
     )
 
 
@@ -190,36 +189,15 @@ def _dumps(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _format(item: str, values: np.ndarray) -> bytes:
-    """Formats values by one `%` on one long format string, three times as fast as `json.dumps`."""
+def _array(values: np.ndarray) -> bytes:
+    """Returns an array as JSON, each number as short as its format allows.
+
+    Whatever Python does here keeps the threads that decode and upload from running: by other means
+    than a library it was more than half of what several sources on a GPU waited for.
+    """
     if not np.isfinite(values).all():
         raise ValueError("proposals must be finite to be written as JSON, got NaN or infinity")
-    text = (item + ",") * len(values) % tuple(values.ravel().tolist())
-    return text[:-1].encode()
-
-
-def _format_boxes(boxes: np.ndarray) -> bytes:
-    """Formats [N, 4] boxes with two decimals.
-
-    All digits are computed at once as arrays of characters; each number then keeps what it needs of
-    the template. 1,000 boxes take 0.14 ms so, and 0.56 ms by `%`, which does the numbers (negative,
-    huge) that the template has no room for.
-    """
-    if not len(boxes) or not (boxes.min() >= 0 and boxes.max() < 99_999):
-        return _format("[%.2f,%.2f,%.2f,%.2f]", boxes)
-    hundredths = np.rint(np.multiply(boxes, 100, dtype=np.float64)).astype(np.int32)
-    text = np.empty((len(boxes), 4, len(_NUMBER)), np.uint8)
-    text[:] = _NUMBER
-    left = hundredths
-    for place in (8, 7, 5, 4, 3, 2, 1):
-        quotient = left // 10
-        text[..., place] += (left - 10 * quotient).astype(np.uint8)
-        left = quotient
-    kept = np.ones(text.shape, bool)
-    kept[:, 1:, 0] = kept[:, :3, 9] = False  # brackets stand around four numbers
-    for place in (1, 2, 3, 4):
-        kept[..., place] = hundredths >= 10 ** (7 - place)  # no leading zeros
-    return text[kept].tobytes()[:-1]
+    return orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def read_json_lines(path: Path, contents: Contents) -> Iterator[Proposals]:
