@@ -18,7 +18,7 @@ Sizes are (height, width) of the displayed frame unless said otherwise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from stream_rpn import yuv
 from stream_rpn.frame import Frame, StreamRPNError
 from stream_rpn.input_spec import InputSpec, padded_size, resized_size
 from stream_rpn.kernels.preprocess_reference import PlaneLayout, color_planes, preprocess_planes
-from stream_rpn.yuv import pixel_format
+from stream_rpn.yuv import PixelFormat, pixel_format
 
 
 @cache
@@ -154,57 +154,78 @@ def image_to_input(
     return result, torch.tensor(sizes, dtype=torch.int64, device=device).reshape(-1, 2)
 
 
-def packed_bytes(frames: Sequence[Frame]) -> int:
-    """Returns how many bytes `pack` needs for the planes of `frames`."""
-    return sum(sum(_plane_bytes(frame)) for frame in frames)
+def packed_bytes(frame: Frame) -> int:
+    """Returns how many bytes `pack` needs for the planes of a frame."""
+    return sum(_plane_bytes(pixel_format(frame), frame.image.height, frame.image.width))
 
 
 def pack(
-    frames: Sequence[Frame], spec: InputSpec, data: Tensor, table: Tensor, matrix: Tensor
-) -> None:
-    """Copies the planes of a batch into `data` and describes them, for `kernels.preprocess`.
+    frames: Sequence[Frame],
+    spec: InputSpec,
+    data: Tensor,
+    table: Tensor,
+    matrix: Tensor,
+    offset: int = 0,
+) -> int:
+    """Copies the planes of frames into `data` and describes them, for `kernels.preprocess`.
 
     Args:
         frames: B frames; their planes lie where `data` does, or are copied there.
         spec: what the network wants.
-        data: [at least packed_bytes(frames)] uint8, pinned memory or on a GPU.
+        data: [bytes] uint8, pinned memory or on a GPU.
         table: [B, 12] int64 on the CPU, filled with one `PlaneLayout` a row.
         matrix: [B, 3, 4] float32 on the CPU, filled with the frames' colour matrices.
+        offset: of the first byte of `data` to fill.
+
+    Returns:
+        The offset behind the last byte that was filled.
 
     Raises:
         ValueError: `data` is too small.
     """
-    needed = packed_bytes(frames)
-    if len(data) < needed:
-        raise ValueError(f"data must hold {needed} bytes for these frames, got {len(data)}")
-    offset = 0
+    needed = offset + sum(map(packed_bytes, frames))
+    if data.numel() < needed:
+        raise ValueError(f"data must hold {needed} bytes for these frames, got {data.numel()}")
+    # Through NumPy: an element costs a tenth there of what it costs as a tensor.
+    rows, matrices = table.numpy(), matrix.numpy()
     for index, frame in enumerate(frames):
-        offsets = []
-        for plane, size in zip(_stored_planes(frame), _plane_bytes(frame), strict=True):
+        format, height, width = pixel_format(frame), frame.image.height, frame.image.width
+        resized = resized_size(frame.height, frame.width, spec.min_size, spec.max_size)
+        rows[index] = _layout(format, height, width, frame.rotation, resized)
+        rows[index, :3] += offset
+        color = frame.color
+        matrices[index] = yuv.color_matrix(
+            color.matrix, color.full_range, format.bits, format.shift
+        )
+        sizes = _plane_bytes(format, height, width)
+        for plane, size in zip(_stored_planes(frame), sizes, strict=True):
             view = plane.view(torch.uint8)
             data[offset : offset + view.numel()].view(view.shape).copy_(view, non_blocking=True)
-            offsets.append(offset)
             offset += size
-        item = pixel_format(frame).sample_bytes
-        width = frame.image.width
-        uv_step = item if len(offsets) == 3 else 2 * item
-        resized = resized_size(frame.height, frame.width, spec.min_size, spec.max_size)
-        layout = PlaneLayout(
-            y_offset=offsets[0],
-            u_offset=offsets[1],
-            v_offset=offsets[2] if len(offsets) == 3 else offsets[1] + item,
-            y_pitch=width * item,
-            uv_pitch=(width + 1) // 2 * uv_step,
-            uv_step=uv_step,
-            sample_bytes=item,
-            height=frame.image.height,
-            width=width,
-            rotation=frame.rotation,
-            resized_height=resized[0],
-            resized_width=resized[1],
-        )
-        table[index] = torch.tensor(layout)
-        matrix[index] = frame_matrix(frame)
+    return offset
+
+
+@lru_cache(256)
+def _layout(
+    format: PixelFormat, height: int, width: int, rotation: int, resized: tuple[int, int]
+) -> PlaneLayout:
+    """Returns the row of a frame whose planes begin at offset 0."""
+    item, sizes = format.sample_bytes, _plane_bytes(format, height, width)
+    uv_step = 2 * item if format.interleaved else item
+    return PlaneLayout(
+        y_offset=0,
+        u_offset=sizes[0],
+        v_offset=sizes[0] + (item if format.interleaved else sizes[1]),
+        y_pitch=width * item,
+        uv_pitch=(width + 1) // 2 * uv_step,
+        uv_step=uv_step,
+        sample_bytes=item,
+        height=height,
+        width=width,
+        rotation=rotation,
+        resized_height=resized[0],
+        resized_width=resized[1],
+    )
 
 
 def _stored_planes(frame: Frame) -> list[Tensor]:
@@ -242,13 +263,12 @@ def _stored_planes(frame: Frame) -> list[Tensor]:
     ]
 
 
-def _plane_bytes(frame: Frame) -> list[int]:
-    layout = pixel_format(frame)
-    height, width = frame.image.height, frame.image.width
-    chroma = (height + 1) // 2 * ((width + 1) // 2)
-    samples = [height * width, *([2 * chroma] if layout.interleaved else [chroma, chroma])]
+@lru_cache(256)
+def _plane_bytes(format: PixelFormat, height: int, width: int) -> list[int]:
+    chroma = ((height + 1) // 2) * ((width + 1) // 2)
+    samples = [height * width, *([2 * chroma] if format.interleaved else [chroma, chroma])]
     # Aligned, so that the kernel may load samples and pairs of them at once.
-    return [-(-size * layout.sample_bytes // 16) * 16 for size in samples]
+    return [-(-size * format.sample_bytes // 16) * 16 for size in samples]
 
 
 def _allocate(

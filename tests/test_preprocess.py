@@ -177,7 +177,7 @@ class TestFrames:
     def test_packed_equals_direct(self, pixel_format, rotation):
         frames = [as_frame(noise(37, 51, pixel_format), rotation), as_frame(noise(38, 64), 90)]
         expected, sizes = preprocess.to_input(frames, SPEC)
-        data = torch.full((preprocess.packed_bytes(frames) + 5,), 255, dtype=torch.uint8)
+        data = torch.full((sum(map(preprocess.packed_bytes, frames)) + 5,), 255, dtype=torch.uint8)
         table, matrix = torch.empty(2, 12, dtype=torch.int64), torch.empty(2, 3, 4)
         preprocess.pack(frames, SPEC, data, table, matrix)
         out = torch.full_like(expected, torch.nan)
@@ -248,7 +248,7 @@ class TestFrames:
     def test_too_small_a_buffer_is_refused(self):
         frames = [as_frame(noise(37, 51))]
         table, matrix = torch.empty(1, 12, dtype=torch.int64), torch.empty(1, 3, 4)
-        data = torch.empty(preprocess.packed_bytes(frames) - 1, dtype=torch.uint8)
+        data = torch.empty(sum(map(preprocess.packed_bytes, frames)) - 1, dtype=torch.uint8)
         with pytest.raises(ValueError, match="data must hold"):
             preprocess.pack(frames, SPEC, data, table, matrix)
 

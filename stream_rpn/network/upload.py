@@ -147,7 +147,7 @@ class Slot:
             raise RuntimeError("a batch was begun in a slot whose last batch was not yet released")
         self._busy = True
         self.uploaded.synchronize()
-        size = self._batch * preprocess.packed_bytes([first])
+        size = self._batch * preprocess.packed_bytes(first)
         # Powers of two: few different sizes, as a captured graph has a copy of its own of each.
         self.capacity = max(1 << 20, 1 << (size - 1).bit_length())
         if self.capacity > len(self._host.data):
@@ -165,24 +165,21 @@ class Slot:
             len(self.frames) < self._batch
             and input_shape(frame, self._spec) == self.shape
             and _is_surface(frame) == self._surfaces
-            and self._used + preprocess.packed_bytes([frame]) <= self.capacity
+            and self._used + preprocess.packed_bytes(frame) <= self.capacity
         )
 
     def add(self, frame: Frame) -> None:
         """Copies a frame's planes: into pinned memory, or a surface within the device's memory."""
-        row, end = len(self.frames), self._used + preprocess.packed_bytes([frame])
-        target = self._device if self._surfaces else self._host
+        row = len(self.frames)
         with using_stream(self._decoding):
-            preprocess.pack(
+            self._used = preprocess.pack(
                 [frame],
                 self._spec,
-                target.data[self._used : end],
+                (self._device if self._surfaces else self._host).data,
                 self._host.table[row : row + 1],
                 self._host.matrix[row : row + 1],
+                self._used,
             )
-        # `pack` counts from the beginning of what it was given.
-        self._host.table[row, :3] += self._used
-        self._used = end
         self.frames.append(frame)
 
     @property
