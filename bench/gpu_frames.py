@@ -144,7 +144,7 @@ def run_pipeline(proof: Proof) -> None:
                     # The first run compiles and captures.
                     for _ in range(2):
                         started = time.perf_counter()
-                        streams = run_side_by_side(made, clip, selection, sources)
+                        streams, _ = run_side_by_side(made, clip, selection, sources)
                         took = time.perf_counter() - started
                 except StreamRPNError as error:
                     proof.add("pipeline", name=f"{model}, {decoder}", note=str(error))
@@ -172,10 +172,16 @@ def run_pipeline(proof: Proof) -> None:
 
 def run_side_by_side(
     pipeline: Pipeline, clip: Path, selection: Selection, count: int
-) -> list[Stream]:
-    """Returns `count` streams of the clip through one network, each written as JSON lines."""
+) -> tuple[list[Stream], float]:
+    """Streams the clip `count` times through one network at a time, each written as JSON lines.
+
+    Returns:
+        The streams, and the seconds from the first result of any to the last.
+    """
     from stream_rpn import sinks
     from stream_rpn.pipeline import parameters
+
+    marks: list[float] = []
 
     def run(index: int) -> Stream:
         out = clip.with_name(f"{index}.jsonl")
@@ -189,11 +195,13 @@ def run_side_by_side(
             for proposals in stream:
                 with stream.times.measure("sinks"):
                     sink.write(proposals)
+                marks.append(time.perf_counter())
             sink.end(stream.end())
         return stream
 
     with ThreadPoolExecutor(count) as threads:
-        return list(threads.map(run, range(count)))
+        streams = list(threads.map(run, range(count)))
+    return streams, max(marks) - min(marks)
 
 
 def encoded_clip(folder: Path, size: tuple[int, int], count: int, repeats: int) -> Path:
