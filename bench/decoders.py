@@ -1,7 +1,7 @@
 """Which decoder a GPU machine should use: python -m bench.decoders [CLIP …] [--json PATH].
 
 Frames/s of whole pipelines from file to JSON lines with the default model on a GPU, decoded by the
-CPU's cores and by NVDEC, in turns: for each clip (a made-up one in 1080p H.264 always), for one
+CPU's cores and by NVDEC, in turns: for each clip (where none is named, a made-up one), for one
 source and several at a time, on all cores and on as few as a smaller machine has. From the first
 result to the last: opening a file takes NVDEC a tenth of a second.
 """
@@ -87,7 +87,7 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         made_up = encoded_clip(Path(folder), (1920, 1080), 300, 1)
-        for clip in (made_up, *arguments.clips):
+        for clip in arguments.clips or [made_up]:
             with open_source(str(clip), decoder="cpu") as source:
                 size = f"{source.info.width}x{source.info.height} {source.info.codec}"
             try:
