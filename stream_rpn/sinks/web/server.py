@@ -82,6 +82,14 @@ _SILENT.propagate = False
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+def _aborted(connection: Any) -> bool:
+    """Ends a connection; returns False where it has no transport."""
+    transport = getattr(connection, "transport", None)
+    if transport is not None:
+        transport.abort()
+    return transport is not None
+
+
 class _Refusal(asyncio.Protocol):
     """Ends a connection at once."""
 
@@ -215,7 +223,9 @@ class Server:
         assert server is not None
 
         def admit() -> asyncio.BaseProtocol:
-            if len(server.connections) >= MAX_CONNECTIONS and not self._end_idle(-math.inf, 1):
+            # Those accepted in the same turn of the loop are not among the server's yet.
+            known = {*self._idle, *server.connections}
+            if len(known) >= MAX_CONNECTIONS and not self._end_idle(-math.inf, 1):
                 return _Refusal()
             connection = server()
             self._idle[connection] = time.monotonic()
@@ -243,9 +253,9 @@ class Server:
         ended = [each for each, since in self._idle.items() if now - since > seconds][:most]
         for connection in ended:
             del self._idle[connection]
-            transport = getattr(connection, "transport", None)
-            if transport is not None:
-                transport.abort()
+            if not _aborted(connection):
+                # It has gone, or was accepted in this turn of the loop and is made in the next.
+                self._loop.call_later(0.1, _aborted, connection)
         return len(ended)
 
     def _wake(self) -> None:
