@@ -25,8 +25,9 @@ lint: $(VENV)/.installed-dev
 SIDE_BY_SIDE := -n 2 --dist loadgroup
 test-main test-interpreted test-furthest test-processors test-oldest: export OMP_WAIT_POLICY = PASSIVE
 
+# Those that are marked numeric run below, as two processors.
 test-main: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE)
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not numeric"
 
 # Triton decides at import whether it interprets, so these run in processes of their own; torch has
 # next to nothing to do in them.

@@ -92,13 +92,19 @@ def assert_same(ours, theirs):
             np.testing.assert_array_equal(getattr(mine, name), getattr(other, name))
 
 
-@pytest.mark.parametrize("device", ["cpu", CUDA])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        ("cpu", torch.float32),
+        pytest.param("cuda", torch.float32, marks=pytest.mark.needs_cuda),
+        pytest.param("cuda", torch.bfloat16, marks=pytest.mark.needs_cuda),
+    ],
+)
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 def test_graphs_give_what_launching_kernel_by_kernel_gives(device, dtype, fused, monkeypatch):
     # Fused convolutions know nothing of this, and are not used with it.
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", not fused)
-    # Enough for the patience, two batches and a part of one; a CPU may have no bfloat16.
+    # Enough for the patience, two batches and a part of one.
     count = (PATIENCE + 2) * BATCH + 2 if device == "cuda" else (PATIENCE + 1) * BATCH + 2
     given = frames(count)
     expected, eager = run(network(device, graphs=False, dtype=dtype), given)

@@ -82,7 +82,7 @@ _SILENT.propagate = False
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def _aborted(connection: Any) -> bool:
+def _aborted(connection: asyncio.BaseProtocol) -> bool:
     """Ends a connection; returns False where it has no transport."""
     transport = getattr(connection, "transport", None)
     if transport is not None:
