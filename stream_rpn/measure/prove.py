@@ -42,7 +42,7 @@ _DECODERS: dict[Literal["nvdec", "cpu"], str] = {
 }
 
 # What one NVIDIA H100 with 16 CPU cores gave (bench/results/gpu_proof.json).
-ON_H100 = {_STAGE: 136.0, _NETWORK: 343.0, _DECODERS["cpu"]: 788.0}
+ON_H100 = {_STAGE: 136.0, _NETWORK: 367.0, _DECODERS["cpu"]: 629.0, _DECODERS["nvdec"]: 404.0}
 
 _GRIDS = ((192, 336), (96, 168), (48, 84), (24, 42), (12, 21))
 _CLIP = SyntheticVideo(width=1920, height=1080, num_frames=240)
