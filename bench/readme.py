@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import gate_table
+from bench import gate_table, gpu_table
+from bench.gpu_table import number, shape_in_words
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -130,70 +130,16 @@ def _speed_on_gpu() -> str:
 
 
 def _numbers() -> str:
-    parts = [_gpu(), _decoders(), _scripts(), _pipeline(), _kernels(), _growth()]
+    proof, decoders = _load("gpu_proof.json"), _load("decoders.json")
+    parts = [
+        proof and gpu_table.tables(proof),
+        decoders and gpu_table.decoders(decoders),
+        _scripts(),
+        _pipeline(),
+        _kernels(),
+        _growth(),
+    ]
     return "\n".join(part for part in parts if part)
-
-
-def _gpu() -> str:
-    report = _load("gpu_proof.json")
-    if report is None:
-        return ""
-    machine = report["machine"]
-    rows = {section: [] for section in report["sections"]}
-    for row in report["rows"]:
-        rows.setdefault(row["section"], []).append(row)
-    lines = [
-        f"On one {machine['gpu']} ({machine['cores']} CPU cores, torch {machine['torch']}, "
-        f"commit `{machine['commit']}`; `python -m bench.gpu_proof`), 1920×1080 H.264 to JSON "
-        "lines:",
-        "",
-        "| | frames/s |",
-        "|---|---|",
-    ]
-    for row in rows["pipeline"]:
-        if row.get("frames_per_second"):
-            ours = row["name"].startswith("stream-rpn")
-            name = f"**{row['name']}**" if ours else row["name"]
-            lines.append(f"| {name} | {_number(row['frames_per_second'])} |")
-    lines += [
-        "",
-        "The proposal stage there, microseconds a batch as a CUDA graph; the others launch kernel "
-        "by kernel, as they wait for the host in between:",
-        "",
-        "| | stream-rpn | torchvision | detectron2-style |",
-        "|---|---|---|---|",
-    ]
-    stage = {(row["name"], row["what"]): row.get("us") for row in rows["proposal stage"]}
-    for name in dict.fromkeys(name for name, _ in stage):
-        whos = ("stage", "torchvision eager", "detectron2-style")
-        found = (stage.get((name, who)) for who in whos)
-        values = " | ".join("" if value is None else f"{value:,.0f}" for value in found)
-        lines.append(f"| {_shape(name)} | {values} |")
-    return "\n".join([*lines, ""])
-
-
-def _decoders() -> str:
-    report = _load("decoders.json")
-    if report is None:
-        return ""
-    table: dict[tuple[str, int, int], dict[str, Any]] = {}
-    for row in report["rows"]:
-        decoder = "nvdec" if "nvdec" in row["decoder"] else "cpu"
-        table.setdefault((row["size"], row["cores"], row["sources"]), {})[decoder] = row
-    lines = [
-        f"Who decodes there, filmed people in 1080p, the default model, commit "
-        f"`{report['machine']['commit']}` (`python -m bench.decoders CLIP`; from the first result to "
-        "the last, CPU time of the whole process). `--decoder auto` is NVDEC from 720p on:",
-        "",
-        "| | CPU decodes, frames/s | CPU ms a frame | NVDEC decodes, frames/s | CPU ms a frame |",
-        "|---|---|---|---|---|",
-    ]
-    for (_, cores, sources), found in table.items():
-        values = " | ".join(
-            f"{_number(found[who]['fps'])} | {found[who]['cpu_ms']:.1f}" for who in ("cpu", "nvdec")
-        )
-        lines.append(f"| {sources} at a time, {cores} cores | {values} |")
-    return "\n".join([*lines, ""])
 
 
 def _scripts() -> str:
@@ -213,8 +159,8 @@ def _scripts() -> str:
         name = f"**{row['what']}**" if ours else row["what"]
         spread = f"{row['ratio_min']:.2f}–{row['ratio_max']:.2f}"
         lines.append(
-            f"| {name} | {_number(row['fps_median'])} | {row['ratio']:.2f} ({spread}) "
-            f"| {_number(row['cpu_ms_a_frame'])} |"
+            f"| {name} | {number(row['fps_median'])} | {row['ratio']:.2f} ({spread}) "
+            f"| {number(row['cpu_ms_a_frame'])} |"
         )
     where = "The scripts stand in `stream_rpn/measure/openvino_scripts.py`."
     lines += ["", f"{where} {_noise(report)}".rstrip()]
@@ -248,7 +194,7 @@ def _pipeline() -> str:
 def _fps(row: Report | None) -> str:
     if row is None:
         return ""
-    fps = _number(row["fps_median"])
+    fps = number(row["fps_median"])
     return f"{fps} ({row['ratio']:.1f} ×)" if "ratio" in row else fps
 
 
@@ -269,16 +215,9 @@ def _kernels() -> str:
     ]
     for shape in shapes:
         found = (ms.get((shape, who)) for who in whos)
-        values = " | ".join("" if value is None else _number(value) for value in found)
-        lines.append(f"| {_shape(shape)} | {values} |")
+        values = " | ".join("" if value is None else number(value) for value in found)
+        lines.append(f"| {shape_in_words(shape)} | {values} |")
     return "\n".join([*lines, ""])
-
-
-def _shape(shape: str) -> str:
-    network, k, batch = re.fullmatch(r"(\D+)(\d+) b(\d+)", shape).groups()
-    kind = {"fpn": "ResNet-50-FPN, 800×1333", "vgg": "VGG16, 600×1000"}[network]
-    images = "" if batch == "1" else f", {batch} images"
-    return f"{kind}, k = {k}{images}"
 
 
 def _growth() -> str:
@@ -292,7 +231,7 @@ def _growth() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in report["growth"]:
-        ms = f"{_number(row['ms_from'])} → {_number(row['ms_to'])} ms"
+        ms = f"{number(row['ms_from'])} → {number(row['ms_to'])} ms"
         time = f"{ms} ({row['time_of']})"
         growth = f"x^{row['time_exponent']:.2f} (r² {row['r2']:.2f})"
         lines.append(
@@ -423,11 +362,6 @@ def _short(number: float) -> str:
         if number >= 0.999 * size:
             return f"{number / size:.3g}{unit}"
     return f"{number:g}"
-
-
-def _number(value: float) -> str:
-    """Returns three digits of a small number, and whole thousands of a large one."""
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _exist(names: tuple[str, ...]) -> bool:
