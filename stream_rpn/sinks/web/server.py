@@ -82,12 +82,9 @@ _SILENT.propagate = False
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def _aborted(connection: asyncio.BaseProtocol) -> bool:
-    """Ends a connection; returns False where it has no transport."""
-    transport = getattr(connection, "transport", None)
-    if transport is not None:
+def _abort(connection: asyncio.BaseProtocol) -> None:
+    if (transport := getattr(connection, "transport", None)) is not None:
         transport.abort()
-    return transport is not None
 
 
 class _Refusal(asyncio.Protocol):
@@ -253,9 +250,9 @@ class Server:
         ended = [each for each, since in self._idle.items() if now - since > seconds][:most]
         for connection in ended:
             del self._idle[connection]
-            if not _aborted(connection):
-                # It has gone, or was accepted in this turn of the loop and is made in the next.
-                self._loop.call_later(0.1, _aborted, connection)
+            _abort(connection)
+            # One that was accepted in this turn of the loop gets its transport in the next.
+            self._loop.call_later(0.1, _abort, connection)
         return len(ended)
 
     def _wake(self) -> None:
