@@ -221,8 +221,8 @@ class Server:
 
         def admit() -> asyncio.BaseProtocol:
             # Those accepted in the same turn of the loop are not among the server's yet.
-            known = {*self._idle, *server.connections}
-            if len(known) >= MAX_CONNECTIONS and not self._end_idle(-math.inf, 1):
+            count = len({*self._idle, *server.connections})
+            if count >= MAX_CONNECTIONS and not self._end_idle(-math.inf, 1):
                 return _Refusal()
             connection = server()
             self._idle[connection] = time.monotonic()
@@ -235,8 +235,7 @@ class Server:
         finally:
             sweeping.cancel()
             listener.close()
-            for client in self._clients:
-                client.changed.set()
+            self._wake()
             await runner.cleanup()
 
     async def _sweep(self) -> None:
@@ -246,12 +245,12 @@ class Server:
 
     def _end_idle(self, seconds: float, most: int = MAX_CONNECTIONS) -> int:
         """Ends connections that have had no request for so long, and returns how many."""
-        now = time.monotonic()
-        ended = [each for each, since in self._idle.items() if now - since > seconds][:most]
+        before = time.monotonic() - seconds
+        ended = [each for each, since in self._idle.items() if since < before][:most]
         for connection in ended:
             del self._idle[connection]
-            _abort(connection)
             # One that was accepted in this turn of the loop gets its transport in the next.
+            _abort(connection)
             self._loop.call_later(0.1, _abort, connection)
         return len(ended)
 
