@@ -34,11 +34,11 @@ test-main: $(VENV)/.installed-dev
 INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1
 
 test-interpreted: $(VENV)/.installed-dev
-	$(INTERPRETED) $(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m interpreter
+	$(INTERPRETED) $(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m "interpreter and not slow"
 
 # Processors round differently, as they have other instructions and sum up in another order. oneDNN and
 # torch use none that are above what is named here, and none that are not there.
-NUMERIC := $(VENV)/bin/python -m pytest -m numeric
+NUMERIC := $(VENV)/bin/python -m pytest -m "numeric and not slow"
 AS_PLAIN := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 
 # The two that differ most.

@@ -36,7 +36,7 @@ pytestmark = [
 ]
 LIMITS = ProposalSpec(20, 12, score_thresh=0.1, min_size=1.0)
 SETTINGS = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
