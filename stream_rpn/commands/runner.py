@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import threading
 import types
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from stream_rpn import api
+from stream_rpn.commands import signals
 from stream_rpn.commands.arguments import load_options
 from stream_rpn.commands.outputs import Output, OutputInUse, check_file, resolve_outputs
 from stream_rpn.commands.progress import Progress, complain, expected_results, say
@@ -162,8 +161,9 @@ class _Run:
             for output in self.outputs if self.together else self._outputs_of(0):
                 if not output.opens_at_once:
                     output.claim()
-            self.pipeline = _load(self.arguments, images=self.images)
-            with self._stopped_by_signals():
+            with signals.handled_by(self._leave):
+                self.pipeline = _load(self.arguments, images=self.images)
+            with signals.handled_by(self._stop):
                 self._open_at_once()
                 if self.together:
                     self._run_together()
@@ -183,27 +183,16 @@ class _Run:
             return PARTLY if self._produced(self.outputs) else NOTHING
         return WHOLE
 
-    @contextmanager
-    def _stopped_by_signals(self) -> Iterator[None]:
-        """Lets the first signal end the run in good order, the second one at once."""
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        # Ignored is what `nohup` makes it.
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            numbers.append(signal.SIGHUP)
-        before = {
-            number: signal.signal(number, self._on_signal)
-            for number in numbers
-            if threading.current_thread() is threading.main_thread()
-        }
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _leave(self, number: int, frame: types.FrameType | None) -> None:
+        """Ends a run that has nothing yet."""
+        for output in self.outputs:
+            output.abort()
+        signals.unwind(number, frame)
 
-    def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
+    def _stop(self, number: int, frame: types.FrameType | None) -> None:
+        """Lets the first signal end the run in good order, the second one at once."""
         if self.signal is not None:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+            signals.unwind(number, frame)
         self.signal = number
         self.stop.set()
 
