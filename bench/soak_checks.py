@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,8 @@ class Found:
 
 def judge(after: After) -> list[str]:
     """Returns a sentence for whatever is not as it is promised."""
+    if _was_starting(after):
+        return []
     problems = [f"{word!r} on standard error" for word in _NO_SENTENCES if word in after.told]
     if after.hung:
         problems.append(f"it did not end within {HUNG_SECONDS:g} s")
@@ -148,6 +151,12 @@ def account(folder: Path) -> dict[str, int]:
     }
 
 
+def _was_starting(after: After) -> bool:
+    """Tells whether Ctrl-C met Python's own start, before anything of ours is even looked for."""
+    ours = f"stream_rpn{os.sep}" in after.told
+    return signal.SIGINT in after.signals and "Traceback" in after.told and not ours
+
+
 def _exit_code(after: After) -> list[str]:
     """README: 0 whole, 2 nothing, 3 not all, 128 and the number of a signal."""
     allowed = {3 if after.source.damaged else 0} | {128 + number for number in after.signals}
@@ -203,15 +212,13 @@ def _read(path: Path, name: str, was_killed: bool = False) -> Found:
         ValueError: its sums do not add up.
         OSError: it cannot be read, either.
     """
+    if was_killed and _is_empty(path):
+        return Found(0, None)
     if name.endswith((".mp4", ".mkv")):
-        if was_killed and not path.stat().st_size:
-            return Found(0, None)
         with av.open(str(path)) as container:
             return Found(sum(1 for _ in container.decode(video=0)), None)
     if name.endswith("/"):
         return _crops(path, was_killed)
-    if was_killed and path.is_file() and not path.stat().st_size:
-        return Found(0, False)
     results = stream_rpn.read(path)
     frames: Counter[str] = Counter()
     told: Counter[str] = Counter()
@@ -236,6 +243,12 @@ def _read(path: Path, name: str, was_killed: bool = False) -> Found:
                 raise ValueError(f"results tell of {count} × {reason}, the end of {total[reason]}")
     complete = results.complete if name.endswith(_TELLS_ITS_END) else None
     return Found(frames.total(), complete, total)
+
+
+def _is_empty(path: Path) -> bool:
+    if path.is_file():
+        return not path.stat().st_size
+    return all(file.name.startswith(".") for file in path.iterdir())
 
 
 def _crops(folder: Path, was_killed: bool) -> Found:
