@@ -25,10 +25,10 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from bench import report, soak_checks
 from bench.soak_checks import FORMATS, After
@@ -125,52 +125,52 @@ class Soak:
                 source.uris, [*names, *(["-"] if printing else [])], folder, extra, source.stdin
             )
             source.begin(process)
-            run = _Run(process)
-            wait = trial.moment * self._usual[trial.source]
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(wait)
-            fault, injected_at = "none", time.monotonic()
-            if process.poll() is None:
-                fault = trial.fault
-                if fault == "second run":
-                    run.second = self._command([str(self.sources.other)], names, folder, extra)
-                elif fault == "reader of stdout dies":
-                    run.printed.leave()
-                elif fault == "reader of stderr dies":
-                    run.told.leave()
-                elif fault == "folder removed":
-                    shutil.rmtree(folder, ignore_errors=True)
-                elif fault == "disk fills":
-                    _fill(disk, process)
-                elif fault == "source dies":
-                    source.die()
-                elif fault == "source falls silent":
-                    source.fall_silent()
-                elif fault != "none":
-                    run.signal(fault)
-            run.wait(source.seconds_left)
-            ended = time.monotonic()
-            after = After(
-                folder=folder,
-                names=names,
-                old=self._old if trial.overwrite else None,
-                source=source,
-                fault=fault,
-                fault_seconds=ended - injected_at,
-                signals=run.signals,
-                exit=process.returncode,
-                told=run.told.text(),
-                printed="" if printing else run.printed.text(),
-                group=process.pid,
-                hung=run.hung,
-                second=run.second_exit(),
-            )
-            problems = soak_checks.judge(after)
-            account = soak_checks.account(folder)
-            if fault == "none":
-                self._usual[trial.source] += 0.3 * (ended - started - self._usual[trial.source])
-            if fault == "SIGKILL":
-                problems += self._recover(folder, names)
+            with _Run(process) as run:
+                wait = trial.moment * self._usual[trial.source]
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(wait)
+                fault, injected_at = "none", time.monotonic()
+                if process.poll() is None:
+                    fault = trial.fault
+                    if fault == "second run":
+                        run.second = self._command([str(self.sources.other)], names, folder, extra)
+                    elif fault == "reader of stdout dies":
+                        run.printed.leave()
+                    elif fault == "reader of stderr dies":
+                        run.told.leave()
+                    elif fault == "folder removed":
+                        shutil.rmtree(folder, ignore_errors=True)
+                    elif fault == "disk fills":
+                        _fill(disk, process)
+                    elif fault == "source dies":
+                        source.die()
+                    elif fault == "source falls silent":
+                        source.fall_silent()
+                    elif fault != "none":
+                        run.signal(fault)
+                run.wait(source.seconds_left)
+                ended = time.monotonic()
+                after = After(
+                    folder=folder,
+                    names=names,
+                    old=self._old if trial.overwrite else None,
+                    source=source,
+                    fault=fault,
+                    fault_seconds=ended - injected_at,
+                    signals=run.signals,
+                    exit=process.returncode,
+                    told=run.told.text(),
+                    printed="" if printing else run.printed.text(),
+                    group=process.pid,
+                    hung=run.hung,
+                    second=run.second_exit(),
+                )
+                problems = soak_checks.judge(after)
+                account = soak_checks.account(folder)
+                if fault == "none":
+                    self._usual[trial.source] += 0.3 * (ended - started - self._usual[trial.source])
+                if fault == "SIGKILL":
+                    problems += self._recover(folder, names)
         return {
             "source": trial.source,
             "outputs": list(trial.formats),
@@ -241,6 +241,14 @@ class _Run:
         self.signals: list[int] = []
         self.hung = False
         self.second: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in (self.process, self.second):
+            if process is not None and process.poll() is None:  # the soak itself is stopped
+                process.kill()
 
     def signal(self, fault: str) -> None:
         """Sends what a fault is called by, once or "twice"."""
@@ -352,14 +360,13 @@ def rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def soak(
-    seconds: float, seed: int, runs: int | None, say: Callable[[str], None] = print
-) -> list[dict[str, Any]]:
+def soak(seconds: float, seed: int, runs: int | None) -> list[dict[str, Any]]:
     """Runs trials for so long, or so many; returns what came of each."""
     # What a shell starts in the background ignores Ctrl-C, what nohup starts a hang-up, and so
     # would the commands.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(128 + number))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     results: list[dict[str, Any]] = []
     end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="soak-") as name, contextlib.ExitStack() as stack:
@@ -371,7 +378,7 @@ def soak(
             result = {"run": number, **run_in.run(trial)}
             results.append(result)
             if result["problems"]:
-                say(f"{result}")
+                print(result, flush=True)
     return results
 
 
