@@ -215,8 +215,13 @@ def _read(path: Path, name: str, was_killed: bool = False) -> Found:
     if was_killed and _is_empty(path):
         return Found(0, None)
     if name.endswith((".mp4", ".mkv")):
-        with av.open(str(path)) as container:
-            return Found(sum(1 for _ in container.decode(video=0)), None)
+        try:
+            with av.open(str(path)) as container:
+                return Found(sum(1 for _ in container.decode(video=0)), None)
+        except av.error.FFmpegError as error:
+            if was_killed and name.endswith(".mkv"):  # before the first packet was written
+                return Found(0, None)
+            raise ValueError(str(error)) from error
     if name.endswith("/"):
         return _crops(path, was_killed)
     results = stream_rpn.read(path)
