@@ -14,7 +14,7 @@ import pytest
 
 import stream_rpn
 from stream_rpn.frame import StreamRPNError
-from stream_rpn.sinks import make_header, open_sink
+from stream_rpn.sinks import make_header, open_sink, sink_class_of
 from stream_rpn.sinks.place import partial_name, write_whole
 from tests.test_cli import clip, lines, start, wait_for_lines
 from tests.test_cli import stream_rpn as run
@@ -245,18 +245,34 @@ def test_stopped_results_say_so_and_are_not_complete(name):
     assert not results.complete
 
 
-@pytest.mark.parametrize("name", ["x.mp4", "x.npz", "x.mot.txt", "x.coco.json", "x.parquet"])
-def test_what_has_its_name_is_on_the_disk(monkeypatch, name):
-    synced = []
+@pytest.mark.parametrize("several", [False, True], ids=["one source", "several"])
+@pytest.mark.parametrize("replaced", [False, True], ids=["new", "replaced"])
+@pytest.mark.parametrize("name", ALL_NAMES)
+def test_what_is_finished_is_on_the_disk(monkeypatch, name, replaced, several):
+    sizes = {}  # when it was synced, by inode: files get their names later
 
     def sync(descriptor):
-        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        status = os.fstat(descriptor)
+        sizes[status.st_ino] = status.st_size
 
+    if replaced:
+        write_all(name, [make_proposals(1)])
     monkeypatch.setattr(os, "fsync", sync)
-    write_all(name, [make_proposals(0)])
-    directory = str(Path(name).resolve() if name == "x.parquet" else Path.cwd())
-    assert directory in synced
-    assert len(set(synced) - {directory}) == 1
+    takes = sink_class_of(name).takes_several_sources
+    write_all(name, [make_proposals(0)], overwrite=replaced, multiple_sources=several and takes)
+    files = [Path(file) for file in contents(name)]
+    assert files
+    for file in files:
+        assert sizes[file.stat().st_ino] == file.stat().st_size
+        assert file.resolve().parent.stat().st_ino in sizes
+
+
+def test_a_crop_that_somebody_removed_is_no_failure():
+    sink = begun("x/")
+    next(Path("x").glob("*.jpg")).unlink()
+    sink.end({"frames": 3})
+    sink.close()
+    assert sink.kept == "x/"
 
 
 def test_a_summary_file_stays_where_the_new_one_cannot_be_written(monkeypatch):
