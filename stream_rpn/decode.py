@@ -140,17 +140,22 @@ class Decoder:
                 continue
             for image in images:
                 yield self._frame(image)
+        hidden = 0  # packets of which at least one is damaged
         try:
             images = self._decode(self._stream, None)
         except av.error.FFmpegError:
             images = []
-            if self._reopen is None:
-                self._tally.lose(DropReason.DAMAGED_PACKET)
+            hidden = 1 if self._reopen is None else len(self._in_flight)
         for image in images:
             yield self._frame(image)
+        accounted = self._accounted
         yield from self._tail()
-        for missing in self._promise.broken() if self._promise is not None else ():
-            self._tally.lack(missing)
+        if hidden and self._accounted == accounted:
+            # It could not look again, as in raw streams.
+            missing = self._packets_read - accounted
+            self._tally.lose(DropReason.DAMAGED_PACKET, min(max(missing, 1), hidden))
+        for broken in self._promise.broken() if self._promise is not None else ():
+            self._tally.lack(broken)
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
         packets = self._given or self._container.demux(self._stream)
@@ -215,8 +220,7 @@ class Decoder:
         threads that loses up to a frame per thread, so the last of them are decoded once more,
         where timestamps tell which are new.
         """
-        tally = self._tally
-        complete = tally.frames_decoded + tally.damaged_packets >= self._packets_read
+        complete = self._accounted >= self._packets_read
         last_pts = self._last_pts
         if complete or self._reopen is None or last_pts is None or self._went_back:
             return
@@ -240,6 +244,11 @@ class Decoder:
                 for image in images:
                     if image.pts is not None and image.pts > last_pts:
                         yield self._frame(image)
+
+    @property
+    def _accounted(self) -> int:
+        """Packets that gave a frame, or were found damaged."""
+        return self._tally.frames_decoded + self._tally.damaged_packets
 
     def _frame(self, image: av.VideoFrame) -> Frame:
         tally = self._tally
