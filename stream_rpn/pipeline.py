@@ -142,6 +142,7 @@ class Pipeline:
                 decoder=selection.decoder,
                 video_stream=selection.video_stream,
                 device=self.device,
+                max_pixels=selection.max_pixels,
             )
         return Stream(self, source, selection, stop or threading.Event())
 

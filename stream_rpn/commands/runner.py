@@ -74,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_frames=arguments.max_frames,
         video_stream=arguments.video_stream,
         decoder=arguments.decoder,
+        max_pixels=arguments.max_pixels,
     )
     return _Run(arguments, selection, policy, uris, outputs, together).run()
 

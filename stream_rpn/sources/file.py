@@ -19,6 +19,7 @@ from stream_rpn.clock import clock_of, rate_of, time_keeping, trust_no_guess
 from stream_rpn.cores import available_cores
 from stream_rpn.decode import Decoder
 from stream_rpn.frame import Frame, StreamInfo, StreamRPNError
+from stream_rpn.limits import MAX_PIXELS, check_pixels
 from stream_rpn.sources.address import (
     device_input,
     is_device,
@@ -92,6 +93,7 @@ class FileSource(Source):
         device: the device that the frames are meant for, e.g. "cuda:1"; None for any.
         num_frames: the number of frames, where the container cannot know it.
         reception: how packets are read from a live source.
+        max_pixels: larger frames are refused.
 
     Raises:
         StreamRPNError: it cannot be opened, holds no video that can be decoded, or not by the
@@ -109,15 +111,17 @@ class FileSource(Source):
         device: str | None = None,
         num_frames: int | None = None,
         reception: Reception | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
+        self._max_pixels = max_pixels
         self.tally = reception.tally if reception else Tally()
         reopenable = file is None and uri != "-"
         timeout = reception.timeout if reception else (_OPEN_SECONDS, _READ_SECONDS)
-        container = _open_container(uri, file, timeout=timeout)
+        container = _open_container(uri, file, timeout=timeout, max_pixels=max_pixels)
         self._container = container
         self._packets: PacketQueue | None = None
         try:
-            stream = _choose_stream(container, uri, video_stream)
+            stream = _choose_stream(container, uri, video_stream, max_pixels)
             packets = self._packets = reception.packets(container, stream) if reception else None
             note = ""
             first = None
@@ -134,7 +138,7 @@ class FileSource(Source):
                 stream.thread_type = "AUTO" if packets is None else "SLICE"
                 reopen = None
                 if reopenable and packets is None and stream.thread_count > 1:
-                    reopen = partial(_open_single_threaded, uri, stream.index)
+                    reopen = partial(_open_single_threaded, uri, stream.index, max_pixels)
                 promise = None
                 if packets is None:
                     promise = Promise(container, stream, local_file(uri) if file is None else None)
@@ -143,6 +147,8 @@ class FileSource(Source):
                 first = next(self._frames, None)
             if first is None:
                 hint = f" ({_PIPE_HINT})" if uri == "-" else ""
+                if not stream.width * stream.height:
+                    hint = f" (--max-pixels allows frames of {max_pixels:,} pixels)"
                 if is_url(uri):
                     hint = " (an MP4 whose index stands at its end needs a server that can seek)"
                 raise StreamRPNError(f"{_name(uri)} holds no frame that can be decoded{hint}")
@@ -187,7 +193,7 @@ class FileSource(Source):
                     is_hw_owned=True,
                 )
                 container = _open_container(uri, hwaccel=hwaccel)
-            stream = _only_stream(container, stream_index)
+            stream = _only_stream(container, stream_index, self._max_pixels)
             # Each thread would hold surfaces of NVDEC's small pool, and gain nothing.
             stream.thread_count = 1
             promise = Promise(container, stream, local_file(uri))
@@ -240,6 +246,7 @@ def _open_container(
     file: BinaryIO | None = None,
     hwaccel: HWAccel | None = None,
     timeout: tuple[float, float] = (_OPEN_SECONDS, _READ_SECONDS),
+    max_pixels: int = MAX_PIXELS,
 ) -> InputContainer:
     """Opens for reading; whatever goes wrong becomes a sentence."""
     target: str | BinaryIO
@@ -269,6 +276,8 @@ def _open_container(
             "r",
             format=format_name,
             container_options=options,
+            # Looking what is in a file decodes some of it.
+            options=_codec_options(max_pixels),
             # Titles in another encoding than UTF-8 are no reason not to open.
             metadata_errors="replace",
             timeout=timeout if is_url(uri) or is_device(uri) else None,
@@ -308,7 +317,9 @@ def _why_not_opened(uri: str, error: av.error.FFmpegError, open_seconds: float) 
     return f"{name} is not a video that PyAV can read"
 
 
-def _choose_stream(container: InputContainer, uri: str, number: int | None) -> VideoStream:
+def _choose_stream(
+    container: InputContainer, uri: str, number: int | None, max_pixels: int
+) -> VideoStream:
     if container.format.name in _TEXT_FORMATS:
         raise StreamRPNError(f"{_name(uri)} is not a video that PyAV can read")
     # Cover art of a music file is a video stream to FFmpeg.
@@ -326,7 +337,11 @@ def _choose_stream(container: InputContainer, uri: str, number: int | None) -> V
         raise StreamRPNError(f"{_name(uri)} has no video stream {number}; it has {sizes}")
     if stream.codec_context is None:
         raise StreamRPNError(f"{_name(uri)}: FFmpeg here has no decoder for its video")
-    return _only_stream(container, stream.index)
+    try:
+        check_pixels(stream.width, stream.height, max_pixels)
+    except StreamRPNError as error:
+        raise StreamRPNError(f"{_name(uri)} {error}") from None
+    return _only_stream(container, stream.index, max_pixels)
 
 
 def _why_not_nvdec(stream: VideoStream, device: str | None, asked: bool, rereadable: bool) -> str:
@@ -344,6 +359,10 @@ def _why_not_nvdec(stream: VideoStream, device: str | None, asked: bool, rereada
     return ""
 
 
+def _codec_options(max_pixels: int) -> dict[str, str]:
+    return {"max_pixels": str(max_pixels)}
+
+
 def _default_threads() -> int:
     """Returns the number of decoding threads where nobody asked for one.
 
@@ -353,17 +372,20 @@ def _default_threads() -> int:
     return min(max(available_cores() // 2, 1), 8)
 
 
-def _open_single_threaded(uri: str, stream_index: int) -> tuple[InputContainer, VideoStream]:
-    container = _open_container(uri)
-    stream = _only_stream(container, stream_index)
+def _open_single_threaded(
+    uri: str, stream_index: int, max_pixels: int
+) -> tuple[InputContainer, VideoStream]:
+    container = _open_container(uri, max_pixels=max_pixels)
+    stream = _only_stream(container, stream_index, max_pixels)
     stream.thread_count = 1
     return container, stream
 
 
-def _only_stream(container: InputContainer, index: int) -> VideoStream:
+def _only_stream(container: InputContainer, index: int, max_pixels: int) -> VideoStream:
     """Returns the stream and has the demuxer skip all others."""
     stream = cast(VideoStream, container.streams[index])
     trust_no_guess(container, stream)
+    stream.codec_context.options = _codec_options(max_pixels)
     for other in container.streams:
         if other is not stream:
             other.discard = Discard.all

@@ -21,6 +21,7 @@ from av.video.stream import VideoStream
 
 from stream_rpn.clock import LONGEST_STEP, Clock
 from stream_rpn.frame import Drop, DropReason, Frame, StreamRPNError
+from stream_rpn.limits import MAX_PIXELS
 from stream_rpn.queues import POLL_SECONDS
 from stream_rpn.sources.address import is_device, is_pipe, is_streaming, is_url, local_path, masked
 from stream_rpn.sources.file import FileSource, Reception
@@ -72,6 +73,7 @@ class LiveSource(Source):
         uri: as the user named it.
         policy: time limits.
         video_stream: number of the video stream, from 0; None for the best one.
+        max_pixels: larger frames are refused.
         stopped: tells that no more is wanted; what waits then ends soon.
         notice: told in a sentence when the connection is lost and when it is back.
         times: gets how long decoding took per frame.
@@ -87,6 +89,7 @@ class LiveSource(Source):
         policy: LivePolicy,
         *,
         video_stream: int | None = None,
+        max_pixels: int = MAX_PIXELS,
         stopped: Callable[[], bool] = lambda: False,
         notice: Callable[[str], None] = lambda sentence: None,
         times: StageTimes | None = None,
@@ -97,6 +100,7 @@ class LiveSource(Source):
         self._name = masked(uri)
         self._policy = policy
         self._video_stream = video_stream
+        self._max_pixels = max_pixels
         self._stopped = stopped
         self._notice = notice
         self._times = times or StageTimes()
@@ -178,6 +182,7 @@ class LiveSource(Source):
                 video_stream=self._video_stream,
                 num_frames=num_frames,
                 reception=reception,
+                max_pixels=self._max_pixels,
             )
         except StreamRPNError as error:
             if self._packets is not None and isinstance(self._packets.error, TimeoutError):
