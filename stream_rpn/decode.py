@@ -89,6 +89,7 @@ class Decoder:
         packets: decode these instead of those read from the container; `opaque` of each is when it
             arrived.
         promise: what the container says of its length, to be compared with what comes.
+        stopped: tells that it ends because nobody wants any more.
 
     Attributes:
         reordered: whether times come from the order of decoding; known with the first frame.
@@ -102,6 +103,7 @@ class Decoder:
         reopen: Callable[[], tuple[InputContainer, VideoStream]] | None = None,
         packets: Iterator[Packet[VideoStream]] | None = None,
         promise: Promise | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._container = container
         self._stream = stream
@@ -109,6 +111,7 @@ class Decoder:
         self._reopen = reopen
         self._given = packets
         self._promise = promise
+        self._stopped = stopped
         # FFmpeg hands what stands in a packet's `opaque` over to the frame.
         stream.codec_context.copy_opaque = packets is not None
         self._time_base = stream.time_base.as_integer_ratio() if stream.time_base else None
@@ -154,8 +157,9 @@ class Decoder:
             # It could not look again, as in raw streams.
             missing = self._packets_read - accounted
             self._tally.lose(DropReason.DAMAGED_PACKET, min(max(missing, 1), hidden))
-        for broken in self._promise.broken() if self._promise is not None else ():
-            self._tally.lack(broken)
+        if self._promise is not None and not self._stopped():
+            for broken in self._promise.broken():
+                self._tally.lack(broken)
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
         packets = self._given or self._container.demux(self._stream)

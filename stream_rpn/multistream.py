@@ -100,6 +100,8 @@ class LiveStream(StreamStatistics):
                 decoder="cpu",
                 video_stream=selection.video_stream,
                 max_pixels=selection.max_pixels,
+                open_timeout=self._policy.open_timeout,
+                stopped=self._stopped,
             )
         return LiveSource(
             self._uri,

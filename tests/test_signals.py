@@ -2,14 +2,17 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from stream_rpn import read
 from stream_rpn.commands import signals
-from tests.test_cli import start
+from tests.test_cli import clip, start, wait_for_lines
 from tests.test_cli import stream_rpn as run
 from tests.test_sinks import leftovers
 from tests.waiting import eventually
@@ -109,3 +112,47 @@ def iter_then(last, *first):
     """Returns a function that gives these, one a call, and then what `last` does."""
     left = list(first)
     return lambda: left.pop(0) if left else last()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.6], ids=["nothing", "half a header", "frames"])
+def test_a_pipe_on_standard_input_that_falls_silent_can_be_left(share: float):
+    data = clip("synthetic:64x64@10,200")
+    process = start("-", "-o", "x.jsonl", "-o", "x.npz", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(data[: int(len(data) * share)])
+    process.stdin.flush()
+    if share == 0.6:
+        wait_for_lines("x.jsonl", 20)
+    else:
+        assert eventually(lambda: Path(".x.npz.part").exists())
+        time.sleep(2)  # until it reads, or else it is stopped while it loads
+    process.send_signal(signal.SIGTERM)
+    told = process.stderr.read().decode()
+    assert process.wait(timeout=60) == 143, told
+    assert "Traceback" not in told
+    assert "damaged" not in told
+    assert leftovers(".") == []
+    assert Path("x.jsonl").exists() == Path("x.npz").exists() == (share == 0.6)
+    if share == 0.6:
+        for name in ("x.jsonl", "x.npz"):
+            results = read(name)
+            assert len(list(results)) >= 19
+            assert results.ends[0]["stopped"] == "interrupted"
+            assert results.ends[0]["drops"].keys() <= {"not wanted"}
+
+
+def test_nobody_waits_for_a_silent_pipe_on_standard_input_beyond_the_timeout():
+    process = start("-", "-o", "null", "--open-timeout", "0.2", stdin=subprocess.PIPE)
+    told = process.stderr.read().decode()
+    assert process.wait(timeout=60) == 2
+    assert "standard input is a pipe that nobody wrote to for 0.2 s" in told
+
+
+@pytest.mark.parametrize("protocol", ["http", "tcp", "rtsp", "rtmp"])
+def test_nobody_waits_for_a_silent_server_beyond_the_timeout(protocol: str, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        uri = f"{protocol}://127.0.0.1:{server.getsockname()[1]}/video.mp4"
+        began = time.monotonic()
+        assert run(uri, "-o", "null", "--open-timeout", "0.5", "--reconnect", "0") == 2
+    assert time.monotonic() - began < 12  # not FFmpeg's own fifteen, nor ours of thirty
+    assert "video.mp4" in capsys.readouterr().err or protocol == "rtmp"

@@ -25,6 +25,7 @@ from stream_rpn.sinks import make_header
 from stream_rpn.sinks.place import write_whole
 from stream_rpn.sinks.web.sink import WebSink
 from stream_rpn.sources import expand, is_live, left_out, masked, stem
+from stream_rpn.sources.packet_queue import Interrupted
 from stream_rpn.sources.select import Selection, parse_time
 from stream_rpn.statistics import StreamStatistics
 
@@ -229,10 +230,15 @@ class _Run:
     def _run_source(self, uri: str, mine: list[OutputInUse]) -> None:
         """Streams one source into its outputs."""
         try:
-            stream = self.pipeline.open(uri, self.selection, stop=self.stop)
-        except StreamRPNError as error:
-            self._fail(str(error))
-            self._end_without_results(masked(uri), mine, "failed")
+            stream = self.pipeline.open(
+                uri, self.selection, stop=self.stop, open_timeout=self.policy.open_timeout
+            )
+        except (Interrupted, StreamRPNError) as error:
+            # A pipe that ends because of a signal holds half a header.
+            why = "interrupted" if self.stop.is_set() else "failed"
+            if why == "failed":
+                self._fail(str(error))
+            self._end_without_results(masked(uri), mine, why)
             return
         progress = Progress(self.selection, self.pipeline.device, quiet=self.quiet)
         with stream, progress:

@@ -9,7 +9,7 @@ import glob
 import itertools
 import os
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -100,6 +100,8 @@ def open_source(
     threads: int = 0,
     device: str | None = None,
     max_pixels: int = MAX_PIXELS,
+    open_timeout: float = 30.0,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Source:
     """Opens one source, as `expand` names them, and decodes its first frame.
 
@@ -111,6 +113,8 @@ def open_source(
         threads: decoding threads; 0 for half the cores, at most 8.
         device: the device that the frames are meant for, e.g. "cuda:0" or "cpu"; None for any.
         max_pixels: larger frames and images are refused.
+        open_timeout: seconds for a URL or a pipe on standard input to open.
+        stopped: tells that no more is wanted of a pipe on standard input, which then ends.
 
     Raises:
         StreamRPNError: it cannot be opened, holds no video, or not by the decoder asked for.
@@ -128,6 +132,8 @@ def open_source(
         threads=threads,
         device=device,
         max_pixels=max_pixels,
+        open_timeout=open_timeout,
+        stopped=stopped,
     )
     return source
 

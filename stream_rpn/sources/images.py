@@ -126,6 +126,8 @@ def open_images(
     threads: int = 0,
     device: str | None = None,
     max_pixels: int = MAX_PIXELS,
+    open_timeout: float = 30.0,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Source:
     """Opens an image, or the images of a directory or pattern; see `sources.open_source`."""
     if decoder == "nvdec":

@@ -6,14 +6,12 @@ comes back by itself when its connection is lost.
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import select
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import av.error
 from av.container import InputContainer
@@ -26,6 +24,7 @@ from stream_rpn.queues import POLL_SECONDS
 from stream_rpn.sources.address import is_device, is_pipe, is_streaming, is_url, local_path, masked
 from stream_rpn.sources.file import FileSource, Reception
 from stream_rpn.sources.packet_queue import Interrupted, PacketQueue
+from stream_rpn.sources.pipe import opened_pipe
 from stream_rpn.sources.source import Source
 from stream_rpn.sources.synthetic import SyntheticVideo
 from stream_rpn.tally import Tally
@@ -303,46 +302,10 @@ def _is_finished_file(container: InputContainer) -> bool:
     return "hls" not in container.format.name and container.size > 0
 
 
-class _NamedPipe(io.RawIOBase):
-    """A named pipe that can be waited for without being stuck in it."""
-
-    def __init__(self, number: int, stopped: Callable[[], bool]) -> None:
-        self._number = number
-        self._stopped = stopped
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self.wait(POLL_SECONDS):
-            if self._stopped():
-                return 0
-        data = os.read(self._number, len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def wait(self, seconds: float) -> bool:
-        """Tells whether there is something to read, or the end, within `seconds`."""
-        return bool(select.select([self._number], [], [], seconds)[0])
-
-    def close(self) -> None:
-        if not self.closed:
-            os.close(self._number)
-        super().close()
-
-
 def _opened_pipe(uri: str, timeout: float, stopped: Callable[[], bool]) -> BinaryIO:
     """Opens a named pipe and waits until somebody writes to it."""
     try:
         number = os.open(local_path(uri), os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise StreamRPNError(f"{uri} cannot be read: {error.strerror}") from error
-    pipe = _NamedPipe(number, stopped)
-    end = time.monotonic() + timeout
-    while not pipe.wait(POLL_SECONDS):
-        if stopped() or time.monotonic() > end:
-            pipe.close()
-            if stopped():
-                raise Interrupted
-            raise StreamRPNError(f"{uri} is a named pipe that nobody wrote to for {timeout:g} s")
-    return cast(BinaryIO, io.BufferedReader(pipe))
+    return opened_pipe(number, f"{uri} is a named pipe", timeout, stopped)

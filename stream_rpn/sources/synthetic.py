@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -238,6 +239,8 @@ def open_synthetic(
     threads: int = 0,
     device: str | None = None,
     max_pixels: int = MAX_PIXELS,
+    open_timeout: float = 30.0,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Source:
     """Opens a clip that is made as it is read; see `sources.open_source`."""
     video = SyntheticVideo.parse(uri)
