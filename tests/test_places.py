@@ -1,6 +1,7 @@
 """No result is lost, destroyed, or called whole when it is not, whatever happens to a run."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -265,6 +266,24 @@ def test_what_is_finished_is_on_the_disk(monkeypatch, name, replaced, several):
     for file in files:
         assert sizes[file.stat().st_ino] == file.stat().st_size
         assert file.resolve().parent.stat().st_ino in sizes
+
+
+@pytest.mark.parametrize("call", ["mkdir", "flock", "unlink", "rmdir"])
+def test_a_second_ctrl_c_at_any_moment_leaves_no_temporary_file(monkeypatch, call):
+    owner = fcntl if call == "flock" else Path
+    original = getattr(owner, call)
+    waits = [KeyboardInterrupt]
+
+    def interrupted(*arguments, **options):
+        result = None if call in ("unlink", "rmdir") and waits else original(*arguments, **options)
+        if waits:
+            raise waits.pop()
+        return result
+
+    monkeypatch.setattr(owner, call, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole("s.json", b"{}")
+    assert leftovers(".") == []
 
 
 def test_a_crop_that_somebody_removed_is_no_failure():
