@@ -181,7 +181,7 @@ class Soak:
             "exit": after.code,
             **account,
             "problems": problems,
-            "told": after.told[-2000:],
+            "told": after.told[-2000:].replace(f"{self._folder}/", ""),
         }
 
     def _command(
