@@ -5,15 +5,19 @@
 ...     print(proposals.frame, proposals.pts_seconds, proposals.boxes[:3])
 """
 
+from __future__ import annotations
+
 import sys
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 # Importing openvino would tell its makers so over the network, as would converting a model. Without
 # this package, which is installed along with it, it does neither.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
+# Those of `typing` would take longer than all else that is imported until Ctrl-C is answered for.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from stream_rpn.api import load, propose, stream
     from stream_rpn.frame import (
         Drop,
@@ -73,6 +77,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
+        from importlib import import_module
+
         return getattr(import_module(f"stream_rpn.{_EXPORTS[name]}"), name)
     raise AttributeError(f"module 'stream_rpn' has no attribute '{name}'")
 

@@ -1,7 +1,17 @@
-"""`python -m stream_rpn`."""
+"""`stream-rpn`, and `python -m stream_rpn`: where the process begins."""
 
+import signal
 import sys
+
+# Python's own answer to Ctrl-C is an exception, which among imports is a traceback, or gets lost.
+# As long as there is nothing to put in order, the process just ends. What a shell starts in the
+# background ignores it, and so it stays.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from stream_rpn.cli import main
 
-sys.exit(main())
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

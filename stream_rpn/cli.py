@@ -11,13 +11,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from stream_rpn.commands import COMMANDS
 from stream_rpn.commands.progress import complain, let_messages_fail
+from stream_rpn.commands.signals import unwind_on_signals
 from stream_rpn.commands.stream import stream_parser
 
 
@@ -26,7 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     _fill_closed_streams()
     let_messages_fail()
-    _unwind_on_signals()
     try:
         if argv and argv[0] in COMMANDS:
             return _subcommand(argv[0], argv[1:])
@@ -51,16 +49,6 @@ def _fill_closed_streams() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
 
 
-def _unwind_on_signals() -> None:
-    """Makes signals end the process by an exception, so that nothing half-written stays behind."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        # Ignored is what `nohup` makes it.
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            with suppress(ValueError):  # in another thread than the main one
-                signal.signal(number, lambda number, _: sys.exit(128 + number))
-
-
 def _subcommand(name: str, argv: Sequence[str]) -> int:
     module_name, summary = COMMANDS[name]
     module = importlib.import_module(module_name)
@@ -68,7 +56,8 @@ def _subcommand(name: str, argv: Sequence[str]) -> int:
         prog=f"stream-rpn {name}", description=summary + ".", allow_abbrev=False
     )
     module.add_arguments(parser)
-    return _reporting(lambda: module.run(parser.parse_args(argv)))
+    arguments = parser.parse_args(argv)
+    return _reporting(lambda: module.run(arguments))
 
 
 def _stream(argv: Sequence[str]) -> int:
@@ -86,11 +75,26 @@ def _reporting(command: Callable[[], int]) -> int:
     """Runs a command; what is the user's to mend becomes one sentence and exit code 2."""
     from stream_rpn.frame import StreamRPNError
 
+    # Not before: an exception that comes out of nowhere is not always what leaves argparse.
+    unwind_on_signals()
     try:
+        os.getcwd()
         return command()
     except StreamRPNError as error:
         complain(str(error))
         return 2
+    except FileNotFoundError:
+        if _folder_is_there():
+            raise
+        complain("the current folder has been removed; change to one that is there")
+        return 2
+
+
+def _folder_is_there() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 if __name__ == "__main__":

@@ -89,6 +89,7 @@ class Decoder:
         packets: decode these instead of those read from the container; `opaque` of each is when it
             arrived.
         promise: what the container says of its length, to be compared with what comes.
+        stopped: tells that it ends because nobody wants any more.
 
     Attributes:
         reordered: whether times come from the order of decoding; known with the first frame.
@@ -102,6 +103,7 @@ class Decoder:
         reopen: Callable[[], tuple[InputContainer, VideoStream]] | None = None,
         packets: Iterator[Packet[VideoStream]] | None = None,
         promise: Promise | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._container = container
         self._stream = stream
@@ -109,6 +111,7 @@ class Decoder:
         self._reopen = reopen
         self._given = packets
         self._promise = promise
+        self._stopped = stopped
         # FFmpeg hands what stands in a packet's `opaque` over to the frame.
         stream.codec_context.copy_opaque = packets is not None
         self._time_base = stream.time_base.as_integer_ratio() if stream.time_base else None
@@ -140,17 +143,23 @@ class Decoder:
                 continue
             for image in images:
                 yield self._frame(image)
+        hidden = 0  # packets of which at least one is damaged
         try:
             images = self._decode(self._stream, None)
         except av.error.FFmpegError:
             images = []
-            if self._reopen is None:
-                self._tally.lose(DropReason.DAMAGED_PACKET)
+            hidden = 1 if self._reopen is None else len(self._in_flight)
         for image in images:
             yield self._frame(image)
+        accounted = self._accounted
         yield from self._tail()
-        for missing in self._promise.broken() if self._promise is not None else ():
-            self._tally.lack(missing)
+        if hidden and self._accounted == accounted:
+            # It could not look again, as in raw streams.
+            missing = self._packets_read - accounted
+            self._tally.lose(DropReason.DAMAGED_PACKET, min(max(missing, 1), hidden))
+        if self._promise is not None and not self._stopped():
+            for broken in self._promise.broken():
+                self._tally.lack(broken)
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
         packets = self._given or self._container.demux(self._stream)
@@ -215,8 +224,7 @@ class Decoder:
         threads that loses up to a frame per thread, so the last of them are decoded once more,
         where timestamps tell which are new.
         """
-        tally = self._tally
-        complete = tally.frames_decoded + tally.damaged_packets >= self._packets_read
+        complete = self._accounted >= self._packets_read
         last_pts = self._last_pts
         if complete or self._reopen is None or last_pts is None or self._went_back:
             return
@@ -240,6 +248,11 @@ class Decoder:
                 for image in images:
                     if image.pts is not None and image.pts > last_pts:
                         yield self._frame(image)
+
+    @property
+    def _accounted(self) -> int:
+        """Packets that gave a frame, or were found damaged."""
+        return self._tally.frames_decoded + self._tally.damaged_packets
 
     def _frame(self, image: av.VideoFrame) -> Frame:
         tally = self._tally

@@ -86,8 +86,8 @@ class LiveStream(StreamStatistics):
             source.close()
 
     def _open(self) -> Source:
-        video_stream = self._selection.video_stream
-        if self._selection.decoder == "nvdec":
+        selection = self._selection
+        if selection.decoder == "nvdec":
             # Frames of several sources wait together, and its surfaces are few.
             raise StreamRPNError(
                 f"{self.name} cannot be decoded by NVDEC: live sources, and what runs beside them, "
@@ -95,11 +95,19 @@ class LiveStream(StreamStatistics):
             )
         live = self._policy.realtime or sources.is_live(self._uri)
         if not live or sources.holds_images(self._uri):
-            return sources.open_source(self._uri, decoder="cpu", video_stream=video_stream)
+            return sources.open_source(
+                self._uri,
+                decoder="cpu",
+                video_stream=selection.video_stream,
+                max_pixels=selection.max_pixels,
+                open_timeout=self._policy.open_timeout,
+                stopped=self._stopped,
+            )
         return LiveSource(
             self._uri,
             self._policy,
-            video_stream=video_stream,
+            video_stream=selection.video_stream,
+            max_pixels=selection.max_pixels,
             stopped=self._stopped,
             notice=self._notice,
             times=self.times,

@@ -124,6 +124,7 @@ class Pipeline:
         selection: Selection | None = None,
         *,
         stop: threading.Event | None = None,
+        open_timeout: float = 30.0,
     ) -> Stream:
         """Opens a source and starts decoding it.
 
@@ -131,19 +132,23 @@ class Pipeline:
             source: as `stream_rpn.sources.open_source` takes it, or what it returned.
             selection: which frames to use, all by default.
             stop: when set, no further frame is decoded and the stream ends with those under way.
+            open_timeout: seconds for a URL or a pipe on standard input to open.
 
         Raises:
             StreamRPNError: the source cannot be opened.
         """
-        selection = selection or Selection()
+        selection, stop = selection or Selection(), stop or threading.Event()
         if isinstance(source, str):
             source = sources.open_source(
                 source,
                 decoder=selection.decoder,
                 video_stream=selection.video_stream,
                 device=self.device,
+                max_pixels=selection.max_pixels,
+                open_timeout=open_timeout,
+                stopped=stop.is_set,
             )
-        return Stream(self, source, selection, stop or threading.Event())
+        return Stream(self, source, selection, stop)
 
     def facts(self) -> dict[str, Any]:
         """Returns what computes, as summaries tell it: engine, device, dtype, batch and model.

@@ -1,6 +1,7 @@
 """No result is lost, destroyed, or called whole when it is not, whatever happens to a run."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 import stream_rpn
 from stream_rpn.frame import StreamRPNError
-from stream_rpn.sinks import make_header, open_sink
+from stream_rpn.sinks import make_header, open_sink, sink_class_of
 from stream_rpn.sinks.place import partial_name, write_whole
 from tests.test_cli import clip, lines, start, wait_for_lines
 from tests.test_cli import stream_rpn as run
@@ -245,18 +246,52 @@ def test_stopped_results_say_so_and_are_not_complete(name):
     assert not results.complete
 
 
-@pytest.mark.parametrize("name", ["x.mp4", "x.npz", "x.mot.txt", "x.coco.json", "x.parquet"])
-def test_what_has_its_name_is_on_the_disk(monkeypatch, name):
-    synced = []
+@pytest.mark.parametrize("several", [False, True], ids=["one source", "several"])
+@pytest.mark.parametrize("replaced", [False, True], ids=["new", "replaced"])
+@pytest.mark.parametrize("name", ALL_NAMES)
+def test_what_is_finished_is_on_the_disk(monkeypatch, name, replaced, several):
+    sizes = {}  # when it was synced, by inode: files get their names later
 
     def sync(descriptor):
-        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        status = os.fstat(descriptor)
+        sizes[status.st_ino] = status.st_size
 
+    if replaced:
+        write_all(name, [make_proposals(1)])
     monkeypatch.setattr(os, "fsync", sync)
-    write_all(name, [make_proposals(0)])
-    directory = str(Path(name).resolve() if name == "x.parquet" else Path.cwd())
-    assert directory in synced
-    assert len(set(synced) - {directory}) == 1
+    takes = sink_class_of(name).takes_several_sources
+    write_all(name, [make_proposals(0)], overwrite=replaced, multiple_sources=several and takes)
+    files = [Path(file) for file in contents(name)]
+    assert files
+    for file in files:
+        assert sizes[file.stat().st_ino] == file.stat().st_size
+        assert file.resolve().parent.stat().st_ino in sizes
+
+
+@pytest.mark.parametrize("call", ["mkdir", "flock", "unlink", "rmdir"])
+def test_a_second_ctrl_c_at_any_moment_leaves_no_temporary_file(monkeypatch, call):
+    owner = fcntl if call == "flock" else Path
+    original = getattr(owner, call)
+    waits = [KeyboardInterrupt]
+
+    def interrupted(*arguments, **options):
+        result = None if call in ("unlink", "rmdir") and waits else original(*arguments, **options)
+        if waits:
+            raise waits.pop()
+        return result
+
+    monkeypatch.setattr(owner, call, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole("s.json", b"{}")
+    assert leftovers(".") == []
+
+
+def test_a_crop_that_somebody_removed_is_no_failure():
+    sink = begun("x/")
+    next(Path("x").glob("*.jpg")).unlink()
+    sink.end({"frames": 3})
+    sink.close()
+    assert sink.kept == "x/"
 
 
 def test_a_summary_file_stays_where_the_new_one_cannot_be_written(monkeypatch):

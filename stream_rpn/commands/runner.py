@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import threading
 import types
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from stream_rpn import api
+from stream_rpn.commands import signals
 from stream_rpn.commands.arguments import load_options
 from stream_rpn.commands.outputs import Output, OutputInUse, check_file, resolve_outputs
 from stream_rpn.commands.progress import Progress, complain, expected_results, say
@@ -26,6 +25,7 @@ from stream_rpn.sinks import make_header
 from stream_rpn.sinks.place import write_whole
 from stream_rpn.sinks.web.sink import WebSink
 from stream_rpn.sources import expand, is_live, left_out, masked, stem
+from stream_rpn.sources.packet_queue import Interrupted
 from stream_rpn.sources.select import Selection, parse_time
 from stream_rpn.statistics import StreamStatistics
 
@@ -75,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_frames=arguments.max_frames,
         video_stream=arguments.video_stream,
         decoder=arguments.decoder,
+        max_pixels=arguments.max_pixels,
     )
     return _Run(arguments, selection, policy, uris, outputs, together).run()
 
@@ -162,8 +163,9 @@ class _Run:
             for output in self.outputs if self.together else self._outputs_of(0):
                 if not output.opens_at_once:
                     output.claim()
-            self.pipeline = _load(self.arguments, images=self.images)
-            with self._stopped_by_signals():
+            with signals.handled_by(self._leave):
+                self.pipeline = _load(self.arguments, images=self.images)
+            with signals.handled_by(self._stop):
                 self._open_at_once()
                 if self.together:
                     self._run_together()
@@ -183,27 +185,16 @@ class _Run:
             return PARTLY if self._produced(self.outputs) else NOTHING
         return WHOLE
 
-    @contextmanager
-    def _stopped_by_signals(self) -> Iterator[None]:
-        """Lets the first signal end the run in good order, the second one at once."""
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        # Ignored is what `nohup` makes it.
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            numbers.append(signal.SIGHUP)
-        before = {
-            number: signal.signal(number, self._on_signal)
-            for number in numbers
-            if threading.current_thread() is threading.main_thread()
-        }
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _leave(self, number: int, frame: types.FrameType | None) -> None:
+        """Ends a run that has nothing yet."""
+        for output in self.outputs:
+            output.abort()
+        signals.unwind(number, frame)
 
-    def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
+    def _stop(self, number: int, frame: types.FrameType | None) -> None:
+        """Lets the first signal end the run in good order, the second one at once."""
         if self.signal is not None:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+            signals.unwind(number, frame)
         self.signal = number
         self.stop.set()
 
@@ -239,10 +230,15 @@ class _Run:
     def _run_source(self, uri: str, mine: list[OutputInUse]) -> None:
         """Streams one source into its outputs."""
         try:
-            stream = self.pipeline.open(uri, self.selection, stop=self.stop)
-        except StreamRPNError as error:
-            self._fail(str(error))
-            self._end_without_results(masked(uri), mine, "failed")
+            stream = self.pipeline.open(
+                uri, self.selection, stop=self.stop, open_timeout=self.policy.open_timeout
+            )
+        except (Interrupted, StreamRPNError) as error:
+            # A pipe that ends because of a signal holds half a header.
+            why = "interrupted" if self.stop.is_set() else "failed"
+            if why == "failed":
+                self._fail(str(error))
+            self._end_without_results(masked(uri), mine, why)
             return
         progress = Progress(self.selection, self.pipeline.device, quiet=self.quiet)
         with stream, progress:

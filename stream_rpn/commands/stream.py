@@ -14,6 +14,7 @@ from stream_rpn.commands.arguments import (
     positive,
     rate,
 )
+from stream_rpn.limits import MAX_PIXELS
 
 EPILOG = """\
 subcommands:
@@ -105,6 +106,13 @@ def stream_parser() -> argparse.ArgumentParser:
     )
     frames.add_argument(
         "--decoder", choices=("auto", "cpu", "nvdec"), default="auto", help="what decodes"
+    )
+    frames.add_argument(
+        "--max-pixels",
+        type=positive,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="refuse frames and pictures of more than N pixels (200,000,000)",
     )
     frames.add_argument(
         "--gate",

@@ -13,6 +13,7 @@ import argparse
 import pickle
 import re
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from importlib import resources
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from stream_rpn import models
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.limits import check_unpacked
 from stream_rpn.rpn import RPN, fold_batch_norms
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -147,8 +149,13 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
                 metadata = file.metadata() or {}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    check_unpacked(sum(item.file_size for item in archive.infolist()), path)
             with torch.serialization.safe_globals(_HARMLESS):
                 state = torch.load(path, map_location="cpu", weights_only=True)
+    except StreamRPNError:
+        raise
     except pickle.UnpicklingError as error:
         raise StreamRPNError(
             f"the checkpoint '{path}' holds more than tensors (or is damaged); only files that "

@@ -39,32 +39,48 @@ class Claim:
         )
         if foreign:
             raise StreamRPNError(f"cannot write {name!r}: {str(folder)!r} is in the way; move it")
-        while True:
-            folder.mkdir(exist_ok=True)
+        self._held = False
+        self._lock = -1
+        try:
+            self._take(name)
+            self._clear()
+        except BaseException:  # a second Ctrl-C, among others
+            self._held |= self._lock >= 0 and _locked(self._lock)
+            self.release()
+            with suppress(OSError):  # it is another's
+                folder.rmdir()
+            raise
+
+    def _take(self, name: str) -> None:
+        while not self._held:
+            self.folder.mkdir(exist_ok=True)
             try:
-                self._lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+                self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
             except FileNotFoundError:
                 continue  # whoever held it has just removed it
             if not _locked(self._lock):
-                os.close(self._lock)
+                self._close_lock()
                 raise StreamRPNError(f"cannot write {name!r}: another run is writing it")
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(folder / _LOCK), os.fstat(self._lock)):
-                    break
-            os.close(self._lock)
-        self._held = True
-        self._clear()
+                ours = os.fstat(self._lock)
+                self._held = os.path.samestat(os.stat(self.folder / _LOCK), ours)
+            if not self._held:
+                self._close_lock()
+
+    def _close_lock(self) -> None:
+        lock, self._lock = self._lock, -1
+        os.close(lock)
 
     def release(self) -> None:
-        """Removes the folder with all that is in it; may be called again."""
+        """Removes the folder with all that is in it; may be called again, if interrupted, too."""
         if not self._held:
             return
-        self._held = False
         with suppress(OSError):
             self._clear()
             # Last, as a folder without it is nobody's; one that somebody claims now stays.
-            (self.folder / _LOCK).unlink()
+            (self.folder / _LOCK).unlink(missing_ok=True)
             self.folder.rmdir()
+        self._held = False
         if sys.platform != "win32":
             with suppress(OSError):
                 fcntl.flock(self._lock, fcntl.LOCK_UN)

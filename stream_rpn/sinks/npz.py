@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.limits import check_unpacked
 from stream_rpn.sinks.place import Place, WholeFile
 from stream_rpn.sinks.record import (
     DAMAGE,
     Contents,
     check_end,
     check_header,
-    check_unpacked,
     saved_proposals,
 )
 from stream_rpn.sinks.sink import Sink

@@ -12,13 +12,13 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.limits import check_unpacked
 from stream_rpn.sinks.place import Folder
 from stream_rpn.sinks.record import (
     DAMAGE,
     Contents,
     check_end,
     check_header,
-    check_unpacked,
     saved_proposals,
 )
 from stream_rpn.sinks.sink import Sink, SinkOptions

@@ -156,6 +156,8 @@ class GrowingFile(_File):
         """Lets the file stand, or puts it in the place of the old one."""
         self.check()
         if self.path == self._final:
+            _sync(self.path)
+            _sync(self.path.parent)
             self.kept = self.name
             self._claim.release()
         else:
@@ -235,7 +237,8 @@ class Folder(Place):
         Args:
             member: its name there.
             write: writes it to a path.
-            sync: whether it outlives a power cut; that takes milliseconds.
+            sync: whether it outlives a power cut from now on, which takes milliseconds, or when all
+                is whole.
         """
         temporary = self._claim.folder / "file"
         try:
@@ -262,7 +265,11 @@ class Folder(Place):
     def commit(self, *, stopped: bool = False) -> None:
         """Lets the directory stand, or puts its files in the place of the old ones."""
         self.check()
-        _sync(self.path)
+        members = self._recorded(self.path)
+        for member in members:  # most of which are on the disk by then
+            with suppress(FileNotFoundError):  # somebody removed it
+                _sync(self.path / member)
+        _sync_folders(self.path, members)
         aside = stopped and bool(self._old)
         if self.path != self._final and not aside:
             self._take_over()
@@ -286,7 +293,7 @@ class Folder(Place):
         self._remove_empty(self.path, new)
         with suppress(OSError):  # somebody put something there
             self.path.rmdir()
-        _sync(self._final)
+        _sync_folders(self._final, new)
 
     def abandon(self) -> None:
         """Leaves what was written, if that is anything."""
@@ -338,6 +345,12 @@ class Folder(Place):
         return StreamRPNError(
             f"cannot write {self.name!r}: {member!r} in it is not of an earlier run; move it{where}"
         )
+
+
+def _sync_folders(directory: Path, members: list[str]) -> None:
+    """Waits until the names of the files of a directory are on the disk."""
+    for folder in {directory, *((directory / member).parent for member in members)}:
+        _sync(folder)
 
 
 def _is_plain(directory: Path, member: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.frame import Drop, Proposals, StreamInfo
 
 FORMAT_VERSION = 1
 
@@ -29,10 +29,6 @@ DAMAGE: tuple[type[Exception], ...] = (
     RuntimeError,
 )
 """What goes wrong in reading a file that is damaged, or no result file at all."""
-
-MOST_UNPACKED = 1 << 28
-MOST_RATIO = 100
-"""A file may unpack to so many bytes, or else to so many times its own size."""
 
 
 @dataclass
@@ -190,16 +186,3 @@ def check_end(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError("not an object")
     return value
-
-
-def check_unpacked(num_bytes: int, path: Path) -> None:
-    """Refuses a small file that unpacks to very much, before it does.
-
-    Raises:
-        StreamRPNError: it is one.
-    """
-    if num_bytes > max(MOST_UNPACKED, MOST_RATIO * path.stat().st_size):
-        raise StreamRPNError(
-            f"{str(path)!r} would unpack to {num_bytes / 1e9:,.1f} GB, over {MOST_RATIO} times "
-            "its size: it is damaged, or made to fill the memory"
-        )

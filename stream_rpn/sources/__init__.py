@@ -9,12 +9,13 @@ import glob
 import itertools
 import os
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.limits import MAX_PIXELS
 from stream_rpn.sources import address
 from stream_rpn.sources.address import (
     is_device,
@@ -98,6 +99,9 @@ def open_source(
     video_stream: int | None = None,
     threads: int = 0,
     device: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    open_timeout: float = 30.0,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Source:
     """Opens one source, as `expand` names them, and decodes its first frame.
 
@@ -108,6 +112,9 @@ def open_source(
         video_stream: number of the video stream within a file, from 0; None for the best one.
         threads: decoding threads; 0 for half the cores, at most 8.
         device: the device that the frames are meant for, e.g. "cuda:0" or "cpu"; None for any.
+        max_pixels: larger frames and images are refused.
+        open_timeout: seconds for a URL or a pipe on standard input to open.
+        stopped: tells that no more is wanted of a pipe on standard input, which then ends.
 
     Raises:
         StreamRPNError: it cannot be opened, holds no video, or not by the decoder asked for.
@@ -119,7 +126,14 @@ def open_source(
             raise StreamRPNError(f"{uri} holds several videos; open them one by one")
     module, _, function = opener.partition(":")
     source: Source = getattr(import_module(f"stream_rpn.sources.{module}"), function)(
-        uri, decoder=decoder, video_stream=video_stream, threads=threads, device=device
+        uri,
+        decoder=decoder,
+        video_stream=video_stream,
+        threads=threads,
+        device=device,
+        max_pixels=max_pixels,
+        open_timeout=open_timeout,
+        stopped=stopped,
     )
     return source
 

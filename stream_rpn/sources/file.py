@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,41 +20,27 @@ from stream_rpn.clock import clock_of, rate_of, time_keeping, trust_no_guess
 from stream_rpn.cores import available_cores
 from stream_rpn.decode import Decoder
 from stream_rpn.frame import Frame, StreamInfo, StreamRPNError
+from stream_rpn.limits import MAX_PIXELS, check_pixels
 from stream_rpn.sources.address import (
-    device_input,
-    is_device,
-    is_streaming,
     is_url,
     local_file,
-    local_path,
     masked,
-    scheme,
     stem,
 )
+from stream_rpn.sources.container import (
+    OPEN_SECONDS,
+    PIPE_HINT,
+    READ_SECONDS,
+    codec_options,
+    is_waitable,
+    name_of,
+    open_container,
+)
 from stream_rpn.sources.packet_queue import PacketQueue
-from stream_rpn.sources.promise import Promise, lacks_index
+from stream_rpn.sources.pipe import opened_pipe
+from stream_rpn.sources.promise import Promise
 from stream_rpn.sources.source import Source
 from stream_rpn.tally import Tally
-
-# A playlist from the network must not reach files of this machine: `file` is not among these.
-_NETWORK_PROTOCOLS = (
-    "http,https,httpproxy,tls,tcp,udp,udplite,rtp,srtp,rtsp,rtmp,rtmps,rtmpt,rtmpte,rtmpts,"
-    "mmsh,mmst,ftp,sftp,srt,rist,gopher,gophers,hls,crypto,data"
-)
-
-_PIPE_HINT = "an MP4 whose index stands at its end has to be given as a file"
-
-_OPEN_SECONDS, _READ_SECONDS = 15.0, 30.0
-
-# TCP where the server can: lost packets of UDP smear the picture until the next key frame. Two
-# seconds are enough to learn what is in a stream; FFmpeg's own five would all be waited for.
-_STREAMING_OPTIONS = {
-    "analyzeduration": "2000000",
-    "max_delay": "200000",
-    "rtsp_flags": "prefer_tcp",
-    "buffer_size": "1048576",
-    "overrun_nonfatal": "1",
-}
 
 # FFmpeg shows plain text and ANSI art as video; nobody means that.
 _TEXT_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
@@ -92,10 +79,14 @@ class FileSource(Source):
         device: the device that the frames are meant for, e.g. "cuda:1"; None for any.
         num_frames: the number of frames, where the container cannot know it.
         reception: how packets are read from a live source.
+        max_pixels: larger frames are refused.
+        open_timeout: seconds for what is no file here to open.
+        stopped: tells that no more is wanted of a pipe, which then ends.
 
     Raises:
         StreamRPNError: it cannot be opened, holds no video that can be decoded, or not by the
             decoder asked for.
+        Interrupted: it was not wanted any more before its first frame.
     """
 
     def __init__(
@@ -109,15 +100,22 @@ class FileSource(Source):
         device: str | None = None,
         num_frames: int | None = None,
         reception: Reception | None = None,
+        max_pixels: int = MAX_PIXELS,
+        open_timeout: float = OPEN_SECONDS,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._max_pixels = max_pixels
         self.tally = reception.tally if reception else Tally()
         reopenable = file is None and uri != "-"
-        timeout = reception.timeout if reception else (_OPEN_SECONDS, _READ_SECONDS)
-        container = _open_container(uri, file, timeout=timeout)
+        timeout = reception.timeout if reception else (open_timeout, READ_SECONDS)
+        if uri == "-" and is_waitable(sys.stdin):
+            what = "standard input is a pipe"
+            file = opened_pipe(os.dup(sys.stdin.fileno()), what, open_timeout, stopped)
+        container = open_container(uri, file, timeout=timeout, max_pixels=max_pixels)
         self._container = container
         self._packets: PacketQueue | None = None
         try:
-            stream = _choose_stream(container, uri, video_stream)
+            stream = _choose_stream(container, uri, video_stream, max_pixels)
             packets = self._packets = reception.packets(container, stream) if reception else None
             note = ""
             first = None
@@ -127,25 +125,27 @@ class FileSource(Source):
                 if not note:
                     first, note = self._start_on_gpu(uri, stream.index, device)
                 if note and decoder == "nvdec":
-                    raise StreamRPNError(f"{_name(uri)} cannot be decoded by NVDEC: {note}")
+                    raise StreamRPNError(f"{name_of(uri)} cannot be decoded by NVDEC: {note}")
             if first is None:
                 stream.thread_count = threads or _default_threads()
                 # Frame threads would keep a frame each back.
                 stream.thread_type = "AUTO" if packets is None else "SLICE"
                 reopen = None
                 if reopenable and packets is None and stream.thread_count > 1:
-                    reopen = partial(_open_single_threaded, uri, stream.index)
+                    reopen = partial(_open_single_threaded, uri, stream.index, max_pixels)
                 promise = None
                 if packets is None:
                     promise = Promise(container, stream, local_file(uri) if file is None else None)
-                decoding = Decoder(container, stream, self.tally, reopen, packets, promise)
+                decoding = Decoder(container, stream, self.tally, reopen, packets, promise, stopped)
                 self._decoder, self._frames = decoding, iter(decoding)
                 first = next(self._frames, None)
             if first is None:
-                hint = f" ({_PIPE_HINT})" if uri == "-" else ""
+                hint = f" ({PIPE_HINT})" if uri == "-" else ""
+                if not stream.width * stream.height:
+                    hint = f" (--max-pixels allows frames of {max_pixels:,} pixels)"
                 if is_url(uri):
                     hint = " (an MP4 whose index stands at its end needs a server that can seek)"
-                raise StreamRPNError(f"{_name(uri)} holds no frame that can be decoded{hint}")
+                raise StreamRPNError(f"{name_of(uri)} holds no frame that can be decoded{hint}")
             live = packets is not None
             self.clock = clock_of(container, stream)
             self._unit = float(stream.time_base or 0)
@@ -186,8 +186,8 @@ class FileSource(Source):
                     options={"primary_ctx": "0", "current_ctx": "1"},
                     is_hw_owned=True,
                 )
-                container = _open_container(uri, hwaccel=hwaccel)
-            stream = _only_stream(container, stream_index)
+                container = open_container(uri, hwaccel=hwaccel)
+            stream = _only_stream(container, stream_index, self._max_pixels)
             # Each thread would hold surfaces of NVDEC's small pool, and gain nothing.
             stream.thread_count = 1
             promise = Promise(container, stream, local_file(uri))
@@ -235,87 +235,16 @@ class FileSource(Source):
             self._container.close()
 
 
-def _open_container(
-    uri: str,
-    file: BinaryIO | None = None,
-    hwaccel: HWAccel | None = None,
-    timeout: tuple[float, float] = (_OPEN_SECONDS, _READ_SECONDS),
-) -> InputContainer:
-    """Opens for reading; whatever goes wrong becomes a sentence."""
-    target: str | BinaryIO
-    format_name: str | None = None
-    options: dict[str, str] = {}
-    if file is not None:
-        target = file
-    elif is_url(uri):
-        target = uri
-        options = {"protocol_whitelist": _NETWORK_PROTOCOLS}
-        if is_streaming(uri):
-            options |= _STREAMING_OPTIONS
-    elif is_device(uri):
-        target, format_name, options = device_input(uri)
-    elif uri == "-":
-        # A file that was redirected to it can be read in any order, unlike a pipe.
-        seekable = sys.stdin is not None and sys.stdin.seekable()
-        target = sys.stdin.buffer if seekable else "pipe:0"
-        # Nor may a playlist that somebody sends.
-        options = {"protocol_whitelist": "pipe"}
-    else:
-        # With its protocol in front, a name such as "12:30.mp4" is not taken for a protocol.
-        target = f"file:{local_path(uri)}"
-    try:
-        return av.open(
-            target,
-            "r",
-            format=format_name,
-            container_options=options,
-            # Titles in another encoding than UTF-8 are no reason not to open.
-            metadata_errors="replace",
-            timeout=timeout if is_url(uri) or is_device(uri) else None,
-            hwaccel=hwaccel,
-        )
-    except av.error.FFmpegError as error:
-        raise StreamRPNError(_why_not_opened(uri, error, timeout[0])) from error
-
-
-def _why_not_opened(uri: str, error: av.error.FFmpegError, open_seconds: float) -> str:
-    name = _name(uri)
-    if is_url(uri):
-        if isinstance(error, av.error.ExitError):
-            return f"{name} did not answer within {open_seconds:g} seconds"
-        if isinstance(error, av.error.ProtocolNotFoundError):
-            return (
-                f"{name} cannot be opened: the FFmpeg inside PyAV does not speak {scheme(uri)}; "
-                "have another ffmpeg pass it on as udp:// or through a pipe"
-            )
-        return f"{name} cannot be opened: {error.strerror}"
-    if is_device(uri):
-        hint = "" if uri.startswith("lavfi:") else "; `stream-rpn devices` lists the cameras"
-        return f"{name} cannot be opened: {error.strerror}{hint}"
-    if uri == "-":
-        return f"{name} is not a video that can be read from a pipe ({_PIPE_HINT})"
-    path = local_path(uri)
-    if not path.exists():
-        return f"{name}: no such file"
-    if path.is_dir():
-        return f"{name} is a directory, not a video"
-    if isinstance(error, av.error.PermissionError):
-        return f"{name} cannot be read: permission denied"
-    if path.is_file() and path.stat().st_size == 0:
-        return f"{name} is empty"
-    if path.is_file() and lacks_index(path):
-        return f"{name} is cut off: its index (moov) is missing"
-    return f"{name} is not a video that PyAV can read"
-
-
-def _choose_stream(container: InputContainer, uri: str, number: int | None) -> VideoStream:
+def _choose_stream(
+    container: InputContainer, uri: str, number: int | None, max_pixels: int
+) -> VideoStream:
     if container.format.name in _TEXT_FORMATS:
-        raise StreamRPNError(f"{_name(uri)} is not a video that PyAV can read")
+        raise StreamRPNError(f"{name_of(uri)} is not a video that PyAV can read")
     # Cover art of a music file is a video stream to FFmpeg.
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         only = " (audio only)" if container.streams.audio else ""
-        raise StreamRPNError(f"{_name(uri)} has no video stream{only}")
+        raise StreamRPNError(f"{name_of(uri)} has no video stream{only}")
     if number is None:
         best = container.streams.best("video")
         stream = next((s for s in streams if s is best), streams[0])
@@ -323,10 +252,14 @@ def _choose_stream(container: InputContainer, uri: str, number: int | None) -> V
         stream = streams[number]
     else:
         sizes = ", ".join(f"{i} ({s.width}x{s.height})" for i, s in enumerate(streams))
-        raise StreamRPNError(f"{_name(uri)} has no video stream {number}; it has {sizes}")
+        raise StreamRPNError(f"{name_of(uri)} has no video stream {number}; it has {sizes}")
     if stream.codec_context is None:
-        raise StreamRPNError(f"{_name(uri)}: FFmpeg here has no decoder for its video")
-    return _only_stream(container, stream.index)
+        raise StreamRPNError(f"{name_of(uri)}: FFmpeg here has no decoder for its video")
+    try:
+        check_pixels(stream.width, stream.height, max_pixels)
+    except StreamRPNError as error:
+        raise StreamRPNError(f"{name_of(uri)} {error}") from None
+    return _only_stream(container, stream.index, max_pixels)
 
 
 def _why_not_nvdec(stream: VideoStream, device: str | None, asked: bool, rereadable: bool) -> str:
@@ -353,17 +286,20 @@ def _default_threads() -> int:
     return min(max(available_cores() // 2, 1), 8)
 
 
-def _open_single_threaded(uri: str, stream_index: int) -> tuple[InputContainer, VideoStream]:
-    container = _open_container(uri)
-    stream = _only_stream(container, stream_index)
+def _open_single_threaded(
+    uri: str, stream_index: int, max_pixels: int
+) -> tuple[InputContainer, VideoStream]:
+    container = open_container(uri, max_pixels=max_pixels)
+    stream = _only_stream(container, stream_index, max_pixels)
     stream.thread_count = 1
     return container, stream
 
 
-def _only_stream(container: InputContainer, index: int) -> VideoStream:
+def _only_stream(container: InputContainer, index: int, max_pixels: int) -> VideoStream:
     """Returns the stream and has the demuxer skip all others."""
     stream = cast(VideoStream, container.streams[index])
     trust_no_guess(container, stream)
+    stream.codec_context.options = codec_options(max_pixels)
     for other in container.streams:
         if other is not stream:
             other.discard = Discard.all
@@ -414,7 +350,3 @@ def _describe(
 
 def _codec(stream: VideoStream) -> str:
     return stream.codec_context.codec.canonical_name
-
-
-def _name(uri: str) -> str:
-    return "standard input" if uri == "-" else masked(uri)

@@ -12,6 +12,7 @@ from pathlib import Path
 from stream_rpn.clock import Clock
 from stream_rpn.decode import PlaneConverter
 from stream_rpn.frame import DropReason, Frame, StreamInfo, StreamRPNError
+from stream_rpn.limits import MAX_PIXELS
 from stream_rpn.sources import members_of, picture, stem
 from stream_rpn.sources.address import local_path
 from stream_rpn.sources.source import Source
@@ -32,6 +33,7 @@ class ImagesSource(Source):
         stem: short name for output files.
         num_frames: how many images there are, if known.
         name_of: what results call a file.
+        max_pixels: larger images are refused.
 
     Raises:
         StreamRPNError: not one of them can be decoded.
@@ -45,7 +47,9 @@ class ImagesSource(Source):
         stem: str,
         num_frames: int | None = None,
         name_of: Callable[[Path], str] = lambda file: file.name,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
+        self._max_pixels = max_pixels
         self.tally = Tally()
         self.clock = Clock()
         self._name_of = name_of
@@ -101,7 +105,8 @@ class ImagesSource(Source):
 
     def _decode(self, name: str, data: Path | bytes) -> picture.Picture | None:
         try:
-            return picture.decode(data.read_bytes() if isinstance(data, Path) else data)
+            encoded = data.read_bytes() if isinstance(data, Path) else data
+            return picture.decode(encoded, max_pixels=self._max_pixels)
         except OSError as error:
             self._problem = name, f"cannot be read ({error.strerror})"
         except StreamRPNError as error:
@@ -120,6 +125,9 @@ def open_images(
     video_stream: int | None = None,
     threads: int = 0,
     device: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    open_timeout: float = 30.0,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Source:
     """Opens an image, or the images of a directory or pattern; see `sources.open_source`."""
     if decoder == "nvdec":
@@ -135,6 +143,7 @@ def open_images(
         stem=stem(uri),
         num_frames=len(files),
         name_of=lambda file: file.relative_to(folder).as_posix(),
+        max_pixels=max_pixels,
     )
 
 

@@ -6,14 +6,12 @@ comes back by itself when its connection is lost.
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import select
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import av.error
 from av.container import InputContainer
@@ -21,10 +19,12 @@ from av.video.stream import VideoStream
 
 from stream_rpn.clock import LONGEST_STEP, Clock
 from stream_rpn.frame import Drop, DropReason, Frame, StreamRPNError
+from stream_rpn.limits import MAX_PIXELS
 from stream_rpn.queues import POLL_SECONDS
 from stream_rpn.sources.address import is_device, is_pipe, is_streaming, is_url, local_path, masked
 from stream_rpn.sources.file import FileSource, Reception
 from stream_rpn.sources.packet_queue import Interrupted, PacketQueue
+from stream_rpn.sources.pipe import opened_pipe
 from stream_rpn.sources.source import Source
 from stream_rpn.sources.synthetic import SyntheticVideo
 from stream_rpn.tally import Tally
@@ -72,6 +72,7 @@ class LiveSource(Source):
         uri: as the user named it.
         policy: time limits.
         video_stream: number of the video stream, from 0; None for the best one.
+        max_pixels: larger frames are refused.
         stopped: tells that no more is wanted; what waits then ends soon.
         notice: told in a sentence when the connection is lost and when it is back.
         times: gets how long decoding took per frame.
@@ -87,6 +88,7 @@ class LiveSource(Source):
         policy: LivePolicy,
         *,
         video_stream: int | None = None,
+        max_pixels: int = MAX_PIXELS,
         stopped: Callable[[], bool] = lambda: False,
         notice: Callable[[str], None] = lambda sentence: None,
         times: StageTimes | None = None,
@@ -97,6 +99,7 @@ class LiveSource(Source):
         self._name = masked(uri)
         self._policy = policy
         self._video_stream = video_stream
+        self._max_pixels = max_pixels
         self._stopped = stopped
         self._notice = notice
         self._times = times or StageTimes()
@@ -178,6 +181,7 @@ class LiveSource(Source):
                 video_stream=self._video_stream,
                 num_frames=num_frames,
                 reception=reception,
+                max_pixels=self._max_pixels,
             )
         except StreamRPNError as error:
             if self._packets is not None and isinstance(self._packets.error, TimeoutError):
@@ -298,46 +302,10 @@ def _is_finished_file(container: InputContainer) -> bool:
     return "hls" not in container.format.name and container.size > 0
 
 
-class _NamedPipe(io.RawIOBase):
-    """A named pipe that can be waited for without being stuck in it."""
-
-    def __init__(self, number: int, stopped: Callable[[], bool]) -> None:
-        self._number = number
-        self._stopped = stopped
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self.wait(POLL_SECONDS):
-            if self._stopped():
-                return 0
-        data = os.read(self._number, len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def wait(self, seconds: float) -> bool:
-        """Tells whether there is something to read, or the end, within `seconds`."""
-        return bool(select.select([self._number], [], [], seconds)[0])
-
-    def close(self) -> None:
-        if not self.closed:
-            os.close(self._number)
-        super().close()
-
-
 def _opened_pipe(uri: str, timeout: float, stopped: Callable[[], bool]) -> BinaryIO:
     """Opens a named pipe and waits until somebody writes to it."""
     try:
         number = os.open(local_path(uri), os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise StreamRPNError(f"{uri} cannot be read: {error.strerror}") from error
-    pipe = _NamedPipe(number, stopped)
-    end = time.monotonic() + timeout
-    while not pipe.wait(POLL_SECONDS):
-        if stopped() or time.monotonic() > end:
-            pipe.close()
-            if stopped():
-                raise Interrupted
-            raise StreamRPNError(f"{uri} is a named pipe that nobody wrote to for {timeout:g} s")
-    return cast(BinaryIO, io.BufferedReader(pipe))
+    return opened_pipe(number, f"{uri} is a named pipe", timeout, stopped)

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stream_rpn.decode import SWSCALE_MATRICES, color_of, orientation
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.limits import MAX_PIXELS, check_pixels
 
 # Of Pillow's formats those that are pictures of pixels, without those that run other programs.
 # TGA has no signature and comes last.
@@ -48,8 +49,8 @@ class Picture(NamedTuple):
     codec: str
 
 
-def decode(data: bytes) -> Picture:
-    """Returns a picture as it is coded.
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Returns a picture as it is coded, one of at most so many pixels.
 
     Raises:
         StreamRPNError: it cannot be read, or is cut off; the sentence goes on from its name.
@@ -59,24 +60,24 @@ def decode(data: bytes) -> Picture:
         raise StreamRPNError("is cut off: the end of the JPEG data is missing")
     if not data.startswith(_FOR_PILLOW):
         try:
-            return _decode_by_ffmpeg(data)
+            return _decode_by_ffmpeg(data, max_pixels)
         except (av.error.FFmpegError, IndexError):
             pass
-    pixels, name = _decode_by_pillow(data)
+    pixels, name = _decode_by_pillow(data, max_pixels)
     return Picture(av.VideoFrame.from_ndarray(pixels, format="rgb24"), name)
 
 
-def decode_rgb(data: bytes) -> np.ndarray:
-    """Returns a picture as [H, W, 3] uint8 RGB, upright.
+def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Returns a picture of at most so many pixels as [H, W, 3] uint8 RGB, upright.
 
     Raises:
         StreamRPNError: it cannot be read, or is cut off; the sentence goes on from its name.
     """
     try:
-        return _decode_by_pillow(data)[0]
+        return _decode_by_pillow(data, max_pixels)[0]
     except _UnknownToPillowError as unknown:
         try:
-            image = _decode_by_ffmpeg(data).image
+            image = _decode_by_ffmpeg(data, max_pixels).image
         except (av.error.FFmpegError, IndexError):
             raise unknown from None
     color = color_of(image, image.format)
@@ -93,9 +94,10 @@ class _UnknownToPillowError(StreamRPNError):
     """It may still be a format of FFmpeg."""
 
 
-def _decode_by_ffmpeg(data: bytes) -> Picture:
+def _decode_by_ffmpeg(data: bytes, max_pixels: int) -> Picture:
     # Not by name: FFmpeg takes a "%" in the name of an image for a numbered sequence.
-    with av.open(io.BytesIO(data), "r", metadata_errors="replace") as container:
+    options = {"max_pixels": str(max_pixels)}
+    with av.open(io.BytesIO(data), "r", metadata_errors="replace", options=options) as container:
         streams = container.streams.video
         whole = [stream for stream in streams if not stream.disposition & Disposition.dependent]
         if streams and not whole:
@@ -104,6 +106,7 @@ def _decode_by_ffmpeg(data: bytes) -> Picture:
                 "together here; convert it to JPEG"
             )
         stream = whole[0]
+        stream.codec_context.options = options
         stream.thread_count = 1
         for packet in container.demux(stream):
             for image in packet.decode():
@@ -111,16 +114,24 @@ def _decode_by_ffmpeg(data: bytes) -> Picture:
     raise IndexError("no picture in it")
 
 
-def _decode_by_pillow(data: bytes) -> tuple[np.ndarray, str]:
+def _decode_by_pillow(data: bytes, max_pixels: int) -> tuple[np.ndarray, str]:
     """Returns [H, W, 3] uint8 RGB, upright, and the name of the format."""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             name = str(image.format).lower()
+            check_pixels(*image.size, max_pixels)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return rgb_of(image), name
     except UnidentifiedImageError:
         raise _UnknownToPillowError("is not an image that can be read") from None
+    except Image.DecompressionBombError:
+        # Pillow's limit, which is of its own; FFmpeg may read it.
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise _UnknownToPillowError(
+            f"has over {most:,} pixels; scale it down, or allow more by --max-pixels, which only "
+            "helps with formats that FFmpeg reads"
+        ) from None
     except StreamRPNError:
         raise
     except Exception as error:  # a plugin for a damaged file raises anything

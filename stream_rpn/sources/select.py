@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stream_rpn.frame import Drop, Frame, StreamRPNError
+from stream_rpn.limits import MAX_PIXELS
 
 _CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)")
 
@@ -109,6 +110,7 @@ class Selection:
         max_frames: stop after so many results.
         video_stream: index of the video stream in a file of several.
         decoder: "auto", "cpu" or "nvdec".
+        max_pixels: larger frames are refused.
     """
 
     start: float | None = None
@@ -118,6 +120,7 @@ class Selection:
     max_frames: int | None = None
     video_stream: int | None = None
     decoder: Literal["auto", "cpu", "nvdec"] = "auto"
+    max_pixels: int = MAX_PIXELS
 
     def frames(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         """Yields the chosen ones of the frames, whose number is not limited here."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -18,6 +19,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.limits import MAX_PIXELS
 from stream_rpn.sources.file import FileSource
 from stream_rpn.sources.source import Source
 
@@ -236,6 +238,9 @@ def open_synthetic(
     video_stream: int | None = None,
     threads: int = 0,
     device: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    open_timeout: float = 30.0,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Source:
     """Opens a clip that is made as it is read; see `sources.open_source`."""
     video = SyntheticVideo.parse(uri)
@@ -246,4 +251,5 @@ def open_synthetic(
         threads=threads,
         device=device,
         num_frames=video.num_frames,
+        max_pixels=max_pixels,
     )

@@ -1,0 +1,137 @@
+"""Opening what PyAV reads: files, URLs, cameras and pipes; whatever goes wrong is a sentence."""
+
+from __future__ import annotations
+
+import sys
+from typing import BinaryIO, TextIO
+
+import av
+import av.error
+from av.codec.hwaccel import HWAccel
+from av.container import InputContainer
+
+from stream_rpn.frame import StreamRPNError
+from stream_rpn.limits import MAX_PIXELS
+from stream_rpn.sources.address import (
+    device_input,
+    is_device,
+    is_streaming,
+    is_url,
+    local_path,
+    masked,
+    scheme,
+)
+from stream_rpn.sources.promise import lacks_index
+
+# A playlist from the network must not reach files of this machine: `file` is not among these.
+_NETWORK_PROTOCOLS = (
+    "http,https,httpproxy,tls,tcp,udp,udplite,rtp,srtp,rtsp,rtmp,rtmps,rtmpt,rtmpte,rtmpts,"
+    "mmsh,mmst,ftp,sftp,srt,rist,gopher,gophers,hls,crypto,data"
+)
+
+PIPE_HINT = "an MP4 whose index stands at its end has to be given as a file"
+
+OPEN_SECONDS, READ_SECONDS = 30.0, 30.0
+
+# TCP where the server can: lost packets of UDP smear the picture until the next key frame. Two
+# seconds are enough to learn what is in a stream; FFmpeg's own five would all be waited for.
+_STREAMING_OPTIONS = {
+    "analyzeduration": "2000000",
+    "max_delay": "200000",
+    "rtsp_flags": "prefer_tcp",
+    "buffer_size": "1048576",
+    "overrun_nonfatal": "1",
+}
+
+
+def open_container(
+    uri: str,
+    file: BinaryIO | None = None,
+    hwaccel: HWAccel | None = None,
+    timeout: tuple[float, float] = (OPEN_SECONDS, READ_SECONDS),
+    max_pixels: int = MAX_PIXELS,
+) -> InputContainer:
+    """Opens for reading; whatever goes wrong becomes a sentence."""
+    target: str | BinaryIO
+    format_name: str | None = None
+    options: dict[str, str] = {}
+    if file is not None:
+        target = file
+        if uri == "-":
+            # A playlist that somebody sends may name nothing.
+            options = {"protocol_whitelist": "pipe"}
+    elif is_url(uri):
+        target = uri
+        options = {"protocol_whitelist": _NETWORK_PROTOCOLS}
+        if is_streaming(uri):
+            options |= _STREAMING_OPTIONS
+    elif is_device(uri):
+        target, format_name, options = device_input(uri)
+    elif uri == "-":
+        # A file that was redirected to it can be read in any order, unlike a pipe.
+        seekable = sys.stdin is not None and sys.stdin.seekable()
+        target = sys.stdin.buffer if seekable else "pipe:0"
+        options = {"protocol_whitelist": "pipe"}
+    else:
+        # With its protocol in front, a name such as "12:30.mp4" is not taken for a protocol.
+        target = f"file:{local_path(uri)}"
+    try:
+        return av.open(
+            target,
+            "r",
+            format=format_name,
+            container_options=options,
+            # Looking what is in a file decodes some of it.
+            options=codec_options(max_pixels),
+            # Titles in another encoding than UTF-8 are no reason not to open.
+            metadata_errors="replace",
+            timeout=timeout if is_url(uri) or is_device(uri) else None,
+            hwaccel=hwaccel,
+        )
+    except av.error.FFmpegError as error:
+        raise StreamRPNError(_why_not_opened(uri, error, timeout[0])) from error
+
+
+def is_waitable(stdin: TextIO | None) -> bool:
+    """Tells whether it can be waited for; Windows cannot wait for pipes."""
+    return stdin is not None and not stdin.seekable() and sys.platform != "win32"
+
+
+def _why_not_opened(uri: str, error: av.error.FFmpegError, open_seconds: float) -> str:
+    name = name_of(uri)
+    if is_url(uri):
+        if isinstance(error, av.error.ExitError):
+            return f"{name} did not answer within {open_seconds:g} seconds"
+        if isinstance(error, av.error.ProtocolNotFoundError):
+            return (
+                f"{name} cannot be opened: the FFmpeg inside PyAV does not speak {scheme(uri)}; "
+                "have another ffmpeg pass it on as udp:// or through a pipe"
+            )
+        return f"{name} cannot be opened: {error.strerror}"
+    if is_device(uri):
+        hint = "" if uri.startswith("lavfi:") else "; `stream-rpn devices` lists the cameras"
+        return f"{name} cannot be opened: {error.strerror}{hint}"
+    if uri == "-":
+        return f"{name} is not a video that can be read from a pipe ({PIPE_HINT})"
+    path = local_path(uri)
+    if not path.exists():
+        return f"{name}: no such file"
+    if path.is_dir():
+        return f"{name} is a directory, not a video"
+    if isinstance(error, av.error.PermissionError):
+        return f"{name} cannot be read: permission denied"
+    if path.is_file() and path.stat().st_size == 0:
+        return f"{name} is empty"
+    if path.is_file() and lacks_index(path):
+        return f"{name} is cut off: its index (moov) is missing"
+    return f"{name} is not a video that PyAV can read"
+
+
+def codec_options(max_pixels: int) -> dict[str, str]:
+    """Returns what has FFmpeg refuse larger frames."""
+    return {"max_pixels": str(max_pixels)}
+
+
+def name_of(uri: str) -> str:
+    """Returns what sentences call a source."""
+    return "standard input" if uri == "-" else masked(uri)
