@@ -80,12 +80,13 @@ def scene(index):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--count", type=int, default=60, help="pictures (default: 60)")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first (default: 0)")
     arguments = parser.parse_args()
 
     arguments.folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
-    for index in range(arguments.count):
+    for index in range(arguments.first, arguments.first + arguments.count):
         image, boxes = scene(index)
         name = f"{index:03}.png"
         image.save(arguments.folder / name)

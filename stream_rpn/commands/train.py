@@ -338,6 +338,8 @@ class _Display:
     def __call__(self, row: dict[str, Any]) -> None:
         if "initialised" in row:
             self._print(self._start(row))
+        elif "stopping" in row:
+            self._print("stopping: what there is is measured and written; again leaves at once")
         elif "of" in row:
             what = "checking images" if "checked" in row else "measuring recall"
             done = row.get("checked", row.get("measured"))
@@ -363,6 +365,8 @@ class _Display:
 
     def _start(self, row: dict[str, Any]) -> str:
         images = f"{row['train_images']} images to train on"
+        if not row["val_images"]:
+            images += ", none to measure recall on"
         if row["val_images"]:
             held = "" if self.config.val_annotations else " held out"
             images += f", {row['val_images']}{held} to measure recall on"

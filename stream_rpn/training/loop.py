@@ -73,8 +73,8 @@ def train(
         resume: go on from the last checkpoint; step for step, the losses are those of a run that
             was never interrupted (unless `minutes` ties the schedule to the clock, or the run was
             made longer).
-        progress: called with every row that goes to metrics.jsonl, and with how far checking and
-            measuring are: "checked" or "measured", and "of".
+        progress: called with every row that goes to metrics.jsonl; with how far checking and
+            measuring are, "checked" or "measured" and "of"; and where `stop` is heeded, "stopping".
         stop: asked after every step whether to end here, in good order.
 
     Raises:
@@ -212,6 +212,7 @@ class _Run:
                 if self.stop():
                     if not self.step:
                         raise KeyboardInterrupt
+                    self.report({"stopping": self.step})
                     return "stopped"
                 if config.patience and self.measurements_since_best >= config.patience:
                     return "patience"
