@@ -673,7 +673,9 @@ class TestLoop:
     @pytest.mark.parametrize("crossing", [False, True], ids=["all", "inside only"])
     def test_anchors_that_cross_the_border_are_left_out_on_request(self, config, crossing):
         run = loop._Run(
-            replace(config, assignment="classic", ignore_crossing=crossing), lambda row: None
+            replace(config, assignment="classic", ignore_crossing=crossing),
+            lambda row: None,
+            lambda: False,
         )
         images, samples = run.batches.make(0, run._progress)
         maps = list(run.model.features(images).values())
