@@ -25,8 +25,9 @@ from stream_rpn.frame import StreamRPNError
 from stream_rpn.kernels import boxes as box_ops
 from stream_rpn.models.checkpoint import load_model, save_weights
 from stream_rpn.training import loop
-from stream_rpn.training.augment import Augmentation, augment
-from stream_rpn.training.config import ASSIGNMENTS, TrainConfig
+from stream_rpn.training.augment import augment
+from stream_rpn.training.config import ASSIGNMENTS, Augmentation, TrainConfig
+from stream_rpn.training.initialise import load_init
 from stream_rpn.training.loop import train
 from stream_rpn.training.losses import classic_losses, flatten_head, quality_losses
 from stream_rpn.training.targets import (
@@ -518,12 +519,15 @@ def config(tmp_path):
         annotations=str(annotations),
         images=(str(images),),
         output=str(tmp_path / "model.safetensors"),
+        model="tiny",
+        init="random",
+        hold_out=0,
         epochs=6,
         batch_size=4,
         warmup_steps=2,
         augmentation=Augmentation(size=64),
         checkpoint_every=1,
-        mixed_precision=False,
+        float32=True,
     )
 
 
@@ -557,6 +561,9 @@ class TestLoop:
                 annotations=str(annotations),
                 images=(str(images),),
                 output=str(tmp_path / "model.safetensors"),
+                model="tiny",
+                init="random",
+                hold_out=0,
                 epochs=80,
                 batch_size=8,
                 learning_rate=3e-3,
@@ -565,9 +572,9 @@ class TestLoop:
                 augmentation=Augmentation(
                     size=size, scale=(1, 1), mosaic=0, photometric=0, flip=0, aliased=0
                 ),
-                mixed_precision=False,
+                float32=True,
             ),
-        )
+        ).model
         model.input_spec = replace(model.input_spec, min_size=size, max_size=size)
         dataset = CocoDataset(annotations, [images])
         recall = Recall(by_image(propose_dataset(model, dataset)), dataset.ground_truth())
@@ -592,7 +599,7 @@ class TestLoop:
         config = replace(config, output=str(tmp_path / "killed.safetensors"), checkpoint_every=2)
 
         def kill(row):
-            if row["step"] == 5:
+            if row.get("step") == 5:
                 raise Killed
 
         with pytest.raises(Killed):
@@ -646,7 +653,7 @@ class TestLoop:
         frozen = ("backbone.stages.0.",)
         torch.manual_seed(config.seed)
         initial = models.MODELS["tiny"].build().state_dict()
-        after = train(replace(config, epochs=1, frozen=frozen)).state_dict()
+        after = train(replace(config, epochs=1, freeze=frozen)).model.state_dict()
         changed = {name for name in initial if not torch.equal(initial[name], after[name])}
         assert not any(name.startswith(frozen) for name in changed)
         assert any(name.startswith("head.") for name in changed)
@@ -666,12 +673,14 @@ class TestLoop:
     @pytest.mark.parametrize("crossing", [False, True], ids=["all", "inside only"])
     def test_anchors_that_cross_the_border_are_left_out_on_request(self, config, crossing):
         run = loop._Run(
-            replace(config, assignment="classic", ignore_crossing=crossing), lambda row: None
+            replace(config, assignment="classic", ignore_crossing=crossing),
+            lambda row: None,
+            lambda: False,
         )
-        images, samples = run._make_batch(0)
+        images, samples = run.batches.make(0, run._progress)
         maps = list(run.model.features(images).values())
-        levels = run._level_anchors(images, maps)
-        match = run._match(levels, torch.from_numpy(samples[0].boxes), images)
+        levels = run.objective.level_anchors(images, maps)
+        match = run.objective.match(levels, torch.from_numpy(samples[0].boxes), images)
         outside = ~inside(torch.cat(levels), (64, 64))
         assert outside.any()
         assert (match[outside] == IGNORED).all() == crossing
@@ -684,6 +693,7 @@ class TestCommand:
         return [
             *("train", "--annotations", str(annotations), "--images", str(images)),
             *("-o", str(tmp_path / "model.safetensors"), "--epochs", "1", "--size", "64"),
+            *("--model", "tiny"),
         ]
 
     def test_trains_reports_and_writes_a_model_that_loads(self, command, tmp_path, capsys):
@@ -698,12 +708,13 @@ class TestCommand:
             assert file.get_tensor("head.conv.0.0.weight").dtype == torch.float16
         folder = tmp_path / "model.training"
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert [row["step"] for row in rows] == [1, 2, 2]
+        assert [row["step"] for row in rows] == [0, 0, 1, 2, 2, rows[-1]["step"]]
+        assert [row["images"] for row in rows if "images" in row] == [8, 2, 8]
         assert rows[-1]["images"] == 8
         assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
         stored = json.loads(torch.load(folder / "last.pt", weights_only=True)["config"])
         assert stored["augmentation"]["size"] == 64
-        assert stored["frozen"] == ["backbone.stages.0.0."]
+        assert stored["freeze"] == ["backbone.stages.0.0."]
 
         assert main(command) == 2
         assert "--overwrite" in capsys.readouterr().err
@@ -731,14 +742,14 @@ class TestCommand:
 class TestInit:
     def test_a_classifier_sets_the_backbone_and_nothing_else(self, tmp_path, shared_data):
         model = models.MODELS["tiny"].build()
-        changed = loop.load_init(model, str(shared_data / "weights" / "mobilenet_v2_imagenet.npz"))
+        changed = load_init(model, str(shared_data / "weights" / "mobilenet_v2_imagenet.npz"))
         assert changed
         assert all(name.startswith("backbone.stages.") for name in changed)
 
     def test_a_model_of_ours_sets_everything(self, config):
-        trained = train(replace(config, epochs=1))
+        trained = train(replace(config, epochs=1)).model
         model = models.MODELS["tiny"].build()
-        loop.load_init(model, config.output)
+        load_init(model, config.output)
         for name, tensor in trained.state_dict().items():
             assert torch.equal(model.state_dict()[name], tensor)
 
@@ -747,7 +758,7 @@ class TestInit:
         tiny = models.MODELS["tiny"].build()
         save_weights(tiny, path, model="tiny")
         small = models.MODELS["small"].build()
-        changed = loop.load_init(small, path)
+        changed = load_init(small, path)
         assert "backbone.stages.3.15.conv.0.0.weight" in changed
         assert "head.conv.0.0.weight" not in changed
         assert "backbone.lateral.0.weight" not in changed
@@ -759,10 +770,10 @@ class TestInit:
         path = tmp_path / "weights.npz"
         np.savez(path, something=np.zeros(3))
         with pytest.raises(StreamRPNError, match="do not fit"):
-            loop.load_init(models.MODELS["tiny"].build(), str(path))
+            load_init(models.MODELS["tiny"].build(), str(path))
         path.write_bytes(b"nonsense")
         with pytest.raises(StreamRPNError, match="cannot be read"):
-            loop.load_init(models.MODELS["tiny"].build(), str(path))
+            load_init(models.MODELS["tiny"].build(), str(path))
 
 
 @pytest.mark.parametrize(

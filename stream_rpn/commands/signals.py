@@ -7,7 +7,8 @@ import signal
 import threading
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Self
 
 
 def numbers() -> list[signal.Signals]:
@@ -47,3 +48,36 @@ def unwind_on_signals() -> None:
     with suppress(ValueError):  # in another thread than the main one
         for number in numbers():
             signal.signal(number, unwind)
+
+
+class Signals:
+    """Takes note of the first signal, for work that asks between two steps; the second one unwinds.
+
+    Attributes:
+        number: the signal that came, None so far.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._handled = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._handled.enter_context(handled_by(self._note))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._handled.close()
+
+    def came(self) -> bool:
+        """Tells whether one came."""
+        return self.number is not None
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a process that one ended; 0 where none came."""
+        return 0 if self.number is None else 128 + self.number
+
+    def _note(self, number: int, frame: types.FrameType | None) -> None:
+        if self.number is not None:
+            unwind(number, frame)
+        self.number = number

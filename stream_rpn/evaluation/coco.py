@@ -6,7 +6,9 @@ import math
 import re
 import tarfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,18 +44,18 @@ class ImageStore:
     """Finds images by file name in folders and uncompressed or compressed tar files.
 
     Args:
-        roots: folders and tar files; the first that has a name wins. In tar files names match as in
-            `NameIndex`.
+        roots: folders and tar files; the first that has a name wins. Names match as in `NameIndex`:
+            annotation tools put folders in front, or leave them out.
     """
 
     def __init__(self, roots: Iterable[str | Path]) -> None:
-        self._folders: list[Path] = []
+        self._folders: dict[Path, NameIndex[Path] | None] = {}
         self._tars: list[tuple[tarfile.TarFile, NameIndex[tarfile.TarInfo]]] = []
         self._lock = threading.Lock()
         self._roots = [str(root) for root in roots]
         for root in map(Path, self._roots):
             if root.is_dir():
-                self._folders.append(root)
+                self._folders[root] = None
                 continue
             try:
                 # Stays open: members are read when they are needed.
@@ -77,18 +79,40 @@ class ImageStore:
             raise StreamRPNError(f"{file_name} {error}") from error
 
     def _bytes(self, file_name: str) -> bytes:
-        for folder in self._folders:
-            path = folder / file_name
-            if path.is_file():
-                return path.read_bytes()
+        # Windows has other slashes; elsewhere a name that holds them is tried as it is, too.
+        names = dict.fromkeys((file_name, file_name.replace("\\", "/")))
+        try:
+            for name in names:
+                for folder in self._folders:
+                    path = folder / name
+                    if path.is_file():
+                        return path.read_bytes()
+            for name in names:
+                for folder in self._folders:
+                    found = self._indexed(folder).find(name)
+                    if found is not None:
+                        return found.read_bytes()
+        except (OSError, ValueError) as error:  # the second of a name that no file can have
+            raise StreamRPNError(f"{file_name}: cannot be read ({error})") from error
         for tar, index in self._tars:
-            member = index.find(file_name)
+            member = next(filter(None, map(index.find, names)), None)
             if member is not None:
                 with self._lock:
                     stream = tar.extractfile(member)
                     assert stream is not None, "only files are listed"
                     return stream.read()
         raise StreamRPNError(f"{file_name}: not found in {', '.join(self._roots)}")
+
+    def _indexed(self, folder: Path) -> NameIndex[Path]:
+        """Returns the files of a folder and those below it, listed when first asked for."""
+        with self._lock:
+            index = self._folders[folder]
+            if index is None:
+                index = self._folders[folder] = NameIndex()
+                for path in sorted(folder.rglob("*")):
+                    if path.is_file():
+                        index.add(path.relative_to(folder).as_posix(), path)
+            return index
 
 
 class CocoDataset:
@@ -114,18 +138,21 @@ class CocoDataset:
         self._records, self._boxes, self._crowds = _read_annotations(self.path)
         self._cache: dict[int, np.ndarray] = {}
         self._cache_left = cache_bytes
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Sample:
+        """Returns an image with its objects; safe to call from several threads."""
         record = self._records[index]
         image = self._cache.get(index)
         if image is None:
             image = self._store.read(record["file_name"])
-            if image.nbytes <= self._cache_left:
-                self._cache_left -= image.nbytes
-                self._cache[index] = image
+            with self._lock:
+                if index not in self._cache and image.nbytes <= self._cache_left:
+                    self._cache_left -= image.nbytes
+                    self._cache[index] = image
         size = (record["height"], record["width"])
         if image.shape[:2] != size:
             raise StreamRPNError(
@@ -135,6 +162,51 @@ class CocoDataset:
         return Sample(
             image, self._boxes[index], self._crowds[index], record["id"], record["file_name"]
         )
+
+    def check(self, workers: int) -> Iterator[str]:
+        """Reads every image and yields for each what is wrong with it, "" for nothing.
+
+        Args:
+            workers: threads that read.
+        """
+
+        def fault(index: int) -> str:
+            try:
+                self[index]
+            except StreamRPNError as error:
+                return str(error)
+            return ""
+
+        with ThreadPoolExecutor(workers, thread_name_prefix="check") as executor:
+            try:
+                yield from executor.map(fault, range(len(self)))
+            finally:
+                executor.shutdown(cancel_futures=True)
+
+    def split(self, share: float, seed: int) -> tuple[CocoDataset, CocoDataset]:
+        """Returns the data set without some of its images, and these alone.
+
+        Args:
+            share: of the images that have objects, as others tell nothing of recall; one at least
+                is taken, and one left, where there are two.
+            seed: of the choice.
+        """
+        annotated = [index for index, boxes in enumerate(self._boxes) if len(boxes)]
+        count = min(max(round(share * len(annotated)), 1), len(annotated) - 1)
+        order = np.random.default_rng(seed).permutation(len(annotated))[: max(count, 0)]
+        taken = {annotated[index] for index in order}
+        left = [index for index in range(len(self)) if index not in taken]
+        return self._subset(left), self._subset(sorted(taken))
+
+    def _subset(self, indices: Sequence[int]) -> CocoDataset:
+        subset = copy(self)
+        subset._records = [self._records[index] for index in indices]
+        subset._boxes = [self._boxes[index] for index in indices]
+        subset._crowds = [self._crowds[index] for index in indices]
+        subset._cache = {}
+        subset._cache_left = self._cache_left * len(indices) // max(len(self), 1)
+        subset._lock = threading.Lock()
+        return subset
 
     def images(self) -> dict[int, Annotated]:
         """Returns name and size of every image by its id, as annotated."""

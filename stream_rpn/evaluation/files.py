@@ -6,9 +6,7 @@ position: images are counted in another order almost everywhere.
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ import numpy as np
 from stream_rpn import results
 from stream_rpn.evaluation.names import NameIndex
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.pickles import read_arrays
 
 
 def read_mot(path: str | Path, width: int, height: int) -> dict[int, np.ndarray]:
@@ -212,33 +211,9 @@ def _read_coco_results(path: Path) -> Iterator[_Saved]:
         yield _Saved(boxes[ids == image_id], None if name else image_id, name, image_id)
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles numbers, containers and numpy arrays; refuses whatever else a pickle may call."""
-
-    _ALLOWED = frozenset(
-        [
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-            *(
-                (module, name)
-                for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-                for name in ("_reconstruct", "scalar")
-            ),
-            ("numpy._core.numeric", "_frombuffer"),
-            ("numpy.core.numeric", "_frombuffer"),
-        ]
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it wants to load {module}.{name}")
-        return super().find_class(module, name)
-
-
 def _read_detectron2(path: Path) -> Iterator[_Saved]:
     try:
-        data = _ArraysOnly(io.BytesIO(path.read_bytes())).load()
+        data = read_arrays(path)
     except Exception as error:  # a damaged pickle raises anything
         raise StreamRPNError(
             f"'{path}' is not read: a proposals pickle may hold arrays and numbers only ({error})"

@@ -115,6 +115,16 @@ MODELS: dict[str, ModelEntry] = {
         licence=_TORCHVISION_LICENCE,
         summary="the field's yardstick",
     ),
+    "resnet50_fpn_detectron2": ModelEntry(
+        builder="stream_rpn.models.detectron2_fpn:build",
+        weights="",
+        input="shorter side 800, longer at most 1333",
+        strides="4 8 16 32 64",
+        anchors="32 64 128 256 512 × ½ 1 2",
+        megabytes=0,
+        licence="that of the checkpoint",
+        summary="for checkpoints of detectron2's R50-FPN; it has no weights of its own",
+    ),
     "resnet50_fpn_v2": ModelEntry(
         builder="stream_rpn.models.torchvision_fpn:resnet50_fpn_v2",
         weights="FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1",

@@ -3,13 +3,14 @@
 Ours are safetensors with the keys `backbone.…` and `head.…` and the model's name as metadata. Those
 of any torchvision FasterRCNN, MaskRCNN or KeypointRCNN load as they are: `rpn.head.…` is our head,
 and everything behind the proposals (`roi_heads.…`) is left aside, as are the names that wrappers
-(DataParallel, torch.compile, Lightning) put in front. Pickles are only ever read with
-`weights_only=True`.
+(DataParallel, torch.compile, Lightning) put in front. detectron2's R50-FPN are renamed. Pickles are
+only ever read with `weights_only=True`, or as arrays alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import re
 import sys
@@ -29,9 +30,11 @@ from torch import Tensor, nn
 from stream_rpn import models
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.limits import check_unpacked
+from stream_rpn.models.detectron2_fpn import from_detectron2, is_detectron2
+from stream_rpn.pickles import read_arrays
 from stream_rpn.rpn import RPN, fold_batch_norms
 
-SUFFIXES = (".safetensors", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".pkl")
 
 # Under which training scripts keep the weights beside an optimizer and the like.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights", "checkpoint")
@@ -122,13 +125,20 @@ def save_weights(rpn: nn.Module, path: str | Path, *, model: str, half: bool = F
         model: a name of the table.
         half: round to float16, for half the size.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     dtype = torch.float16 if half else None
     state = {
         name: tensor.to("cpu", dtype).contiguous() for name, tensor in rpn.state_dict().items()
     }
-    save_file(state, str(path), metadata={"model": model})
+    # Not by `save_file`: nobody else may read its files, and they are there before they are whole.
+    beside = Path(path).with_name(Path(path).name + ".part")
+    try:
+        beside.write_bytes(save(state, metadata={"model": model}))
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -149,11 +159,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
                 metadata = file.metadata() or {}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
-            if zipfile.is_zipfile(path):
-                with zipfile.ZipFile(path) as archive:
-                    check_unpacked(sum(item.file_size for item in archive.infolist()), path)
-            with torch.serialization.safe_globals(_HARMLESS):
-                state = torch.load(path, map_location="cpu", weights_only=True)
+            state = _unpickled(path)
     except StreamRPNError:
         raise
     except pickle.UnpicklingError as error:
@@ -167,7 +173,21 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
             f"the checkpoint '{path}' cannot be read: it is cut off, damaged or no checkpoint "
             f"({_one_line(error)})"
         ) from error
-    return _tensors(state, path), metadata
+    tensors = _tensors(state, path)
+    if is_detectron2(tensors):
+        return from_detectron2(tensors), {"model": "resnet50_fpn_detectron2"}
+    return tensors, metadata
+
+
+def _unpickled(path: Path) -> Any:
+    if path.suffix == ".pkl" and not zipfile.is_zipfile(path):
+        # Not torch's: detectron2's model zoo has plain pickles of arrays.
+        return read_arrays(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            check_unpacked(sum(item.file_size for item in archive.infolist()), path)
+    with torch.serialization.safe_globals(_HARMLESS):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _tensors(state: Any, path: Path) -> dict[str, Tensor]:

@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 
 from stream_rpn.evaluation.coco import CocoDataset, Sample
+from stream_rpn.training.config import Augmentation
 
 # A cropped object is still that object while this share of its area is visible and its sides are
 # this long; otherwise the remainder is neither object nor background.
 MIN_VISIBLE = 0.3
 MIN_SIDE = 2.0
 GREY = 128
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """The making of a training image.
-
-    Attributes:
-        size: side of the square training images, in pixels.
-        scale: smallest and largest factor of a single image's size.
-        mosaic: probability that four images share the square.
-        mosaic_scale: the largest factor beyond what fills a mosaic's tile.
-        flip: probability of a horizontal flip.
-        photometric: largest relative change of brightness, contrast and saturation.
-        aliased: probability of resampling without a filter, as video frames are when they are
-            scaled down quickly.
-    """
-
-    size: int = 320
-    scale: tuple[float, float] = (0.6, 1.5)
-    mosaic: float = 0.5
-    mosaic_scale: float = 1.6
-    flip: float = 0.5
-    photometric: float = 0.3
-    aliased: float = 0.15
-
-    def __post_init__(self) -> None:
-        if self.size < 32:
-            raise ValueError(f"size must be at least 32, got {self.size}")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale must be two increasing positive factors, got {self.scale}")
 
 
 def augment(
@@ -66,7 +37,9 @@ def augment(
             scale = fill * _log_uniform(rng, 1.0, settings.mosaic_scale)
             placed.append(_place(canvas, tile, source, scale, filtered, rng))
     else:
-        scale = _log_uniform(rng, *settings.scale)
+        # As the network will see it, whatever the size of the file, give or take the jitter.
+        fill = size / min(sample.image.shape[:2])
+        scale = fill * _log_uniform(rng, *settings.scale)
         placed = [_place(canvas, (0, 0, size, size), sample, scale, filtered, rng)]
     boxes = np.concatenate([part[0] for part in placed])
     crowd = np.concatenate([part[1] for part in placed])

@@ -1,13 +1,66 @@
-"""The curves of a training run."""
+"""What is kept of a training run: metrics.jsonl, its curves, and TensorBoard's events."""
 
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+METRICS = "metrics.jsonl"
+LOSSES = ("objectness_loss", "box_loss")
+RECALLS = ("AR@100", "AR@1000", "R50@300", "R50@1000")
+# Losses are drawn as means of a tenth of the run, of so many steps at most.
 SMOOTHING_STEPS = 50
+
+
+class History:
+    """Writes the rows of a run to metrics.jsonl and, where it is installed, to TensorBoard.
+
+    Args:
+        folder: exists.
+        kept: the last step of an earlier run to go on from, whose rows behind it will be written
+            again; None to begin anew.
+    """
+
+    def __init__(self, folder: Path, kept: int | None) -> None:
+        self._path = folder / METRICS
+        rows = read_rows(folder) if kept is not None else []
+        text = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= (kept or 0))
+        self._path.write_text(text, encoding="utf-8")
+        self._board: Any = None
+        if find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = None if kept is None else kept + 1
+            self._board = SummaryWriter(str(folder), purge_step=purge)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Writes a row: of a step, or of a measurement."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            group = "recall" if "AR@100" in row else "training"
+            for name, value in row.items():
+                if isinstance(value, int | float) and name not in ("step", "epoch"):
+                    self._board.add_scalar(f"{group}/{name}", value, row["step"])
+            self._board.flush()
+
+    def close(self) -> None:
+        """Ends TensorBoard's file."""
+        if self._board is not None:
+            self._board.close()
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a run's metrics.jsonl, without one that was cut off."""
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def draw_history(folder: Path) -> None:
@@ -19,26 +72,36 @@ def draw_history(folder: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         return
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    steps = [row for row in rows if "box_loss" in row]
-    measured = [row for row in rows if "AR@100" in row]
+    rows = read_rows(folder)
+    steps = [row for row in rows if LOSSES[0] in row]
+    measured = [row for row in rows if RECALLS[0] in row]
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     losses, recall = figure.subplots(1, 2)
-    epochs = np.array([row["epoch"] for row in steps])
-    for name in ("objectness_loss", "box_loss"):
-        values = np.array([row[name] for row in steps])
-        window = min(SMOOTHING_STEPS, len(values))
-        if window:
-            mean = np.convolve(values, np.full(window, 1 / window), mode="valid")
-            losses.plot(epochs[window - 1 :], mean, label=name.replace("_", " "))
-    for name in ("AR@100", "AR@1000", "R50@300", "R50@1000"):
+    window = smoothing(len(steps))
+    epochs = moving_mean([row["epoch"] for row in steps], window)
+    for name in LOSSES:
+        means = moving_mean([row[name] for row in steps], window)
+        losses.plot(epochs, means, ".-" if len(means) < 2 * SMOOTHING_STEPS else "-", label=name)
+    for name in RECALLS:
         points = [(row["epoch"], row[name]) for row in measured]
         recall.plot(*zip(*points, strict=True), ".-", label=name) if points else None
-    losses.set(xlabel="epoch", title=f"Losses, mean of {SMOOTHING_STEPS} steps")
+    mean = f", mean of {window} steps" if window > 1 else ""
+    losses.set(xlabel="epoch", title=f"Losses{mean}")
     recall.set(xlabel="epoch", title="Recall of the averaged weights", ylim=(0, 1))
     for axes in (losses, recall):
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize="small")
     figure.savefig(folder / "curves.png", dpi=110)
+
+
+def smoothing(steps: int) -> int:
+    """Returns how many steps are averaged in the curve of a run of `steps`."""
+    return max(1, min(SMOOTHING_STEPS, steps // 10))
+
+
+def moving_mean(values: list[float], window: int) -> np.ndarray:
+    """Returns the means [N - window + 1] of every `window` values [N] in a row."""
+    if not values:
+        return np.zeros(0)
+    return np.convolve(values, np.full(window, 1 / window), mode="valid")

@@ -1,36 +1,58 @@
-"""The training loop: batches, schedule, averaging, checkpoints, metrics."""
+"""The training loop: batches, schedule, averaging, early stop, checkpoints."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Callable
+from itertools import chain
+from time import monotonic
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stream_rpn import anchors as anchor_ops
 from stream_rpn import models
+from stream_rpn.cores import available_cores
 from stream_rpn.evaluation.coco import CocoDataset, Sample
-from stream_rpn.evaluation.propose import propose_dataset
-from stream_rpn.evaluation.recall import LIMITS, Recall, by_image
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.models.checkpoint import save_weights
 from stream_rpn.rpn import RPN
-from stream_rpn.training import targets
-from stream_rpn.training.augment import augment
+from stream_rpn.training.batches import Batches
 from stream_rpn.training.config import TrainConfig
-from stream_rpn.training.history import draw_history
+from stream_rpn.training.history import History, draw_history
 from stream_rpn.training.initialise import load_init
-from stream_rpn.training.losses import Losses, classic_losses, flatten_head, quality_losses
+from stream_rpn.training.objective import Objective
+from stream_rpn.training.recipe import write_recipe
+from stream_rpn.training.state import read_state, write_state
+from stream_rpn.training.validation import Validation
+
+# Beyond these, threads that read images wait for each other.
+MOST_WORKERS = 16
+FAULTS_TOLD = 5
+WARMUP_SHARE = 0.1
+
+
+class Trained(NamedTuple):
+    """What became of a run.
+
+    Attributes:
+        model: with the weights that were written, in eval mode.
+        step: steps made, those before it was resumed included.
+        total_steps: those that were planned.
+        best_step: the step whose averaged weights these are.
+        before: recall before the first step, by the names of `Recall.summary`; None without images
+            to measure on.
+        after: recall of the weights that were written.
+        ended: "whole", "patience" or "stopped".
+    """
+
+    model: RPN
+    step: int
+    total_steps: int
+    best_step: int
+    before: dict[str, float] | None
+    after: dict[str, float] | None
+    ended: str
 
 
 def train(
@@ -38,88 +60,200 @@ def train(
     *,
     resume: bool = False,
     progress: Callable[[dict[str, Any]], None] = lambda row: None,
-) -> RPN:
-    """Trains a model, writes its averaged weights to `config.output` and returns it.
+    stop: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Trains a model and writes its averaged weights to `config.output`.
 
-    Beside the output, in `config.folder`, lie the last checkpoint, metrics.jsonl and curves.png.
+    Where recall is measured, the weights are those of the measurement with the best AR@100, the one
+    before the first step included: training never makes a model worse. Beside the output lie the
+    recipe and, in `config.folder`, the last checkpoint, metrics.jsonl and curves.png.
 
     Args:
         config: the run.
         resume: go on from the last checkpoint; step for step, the losses are those of a run that
-            was never interrupted (unless `minutes` ties the schedule to the clock).
-        progress: called with every row that goes to metrics.jsonl.
+            was never interrupted (unless `minutes` ties the schedule to the clock, or the run was
+            made longer).
+        progress: called with every row that goes to metrics.jsonl; with how far checking and
+            measuring are, "checked" or "measured" and "of"; and where `stop` is heeded, "stopping".
+        stop: asked after every step whether to end here, in good order.
 
     Raises:
-        StreamRPNError: data or files that do not fit, or a loss that is no longer finite; the last
-            good checkpoint is kept then.
+        StreamRPNError: data or files that do not fit or cannot be written, or a loss that is no
+            longer finite; the last good checkpoint is kept then.
     """
-    return _Run(config, progress).run(resume)
+    run = _Run(config, progress, stop)
+    try:
+        return run.run(resume)
+    except OSError as error:
+        what = f"'{error.filename or config.folder}' cannot be written ({error.strerror or error})"
+        if run.step:
+            what = (
+                f"training stopped at step {run.step}: {what}; --resume goes on from step "
+                f"{run.saved_step}"
+            )
+        raise StreamRPNError(what) from error
+    except torch.OutOfMemoryError as error:
+        raise StreamRPNError(
+            f"training stopped at step {run.step}: the GPU has too little memory for "
+            f"{config.batch_size} images of {run.batches.augmentation.size} pixels at a time; try "
+            "half as many with --batch-size"
+        ) from error
+
+
+class _Best(NamedTuple):
+    """The averaged weights that found most, and what they found."""
+
+    score: float
+    step: int
+    weights: dict[str, Tensor]
+    summary: dict[str, float]
 
 
 class _Run:
     """The state of one run."""
 
-    def __init__(self, config: TrainConfig, progress: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        progress: Callable[[dict[str, Any]], None],
+        stop: Callable[[], bool],
+    ) -> None:
         self.config = config
         self.report = progress
-        self.data = CocoDataset(config.annotations, config.images)
-        if len(self.data) == 0:
-            raise StreamRPNError(f"{config.annotations}: there are no images to train on")
-        if not any(map(len, self.data.ground_truth().values())):
-            raise StreamRPNError(f"{config.annotations}: there is no object to train on")
-        self.val = (
-            CocoDataset(config.val_annotations, config.val_images or config.images)
-            if config.val_annotations
-            else None
-        )
+        self.stop = stop
+        self.workers = config.workers or min(available_cores(), MOST_WORKERS)
+        self.data, validation = _datasets(config)
+        self.val = None if validation is None else Validation(validation, config.val_limit)
         torch.manual_seed(config.seed)
         self.model = models.find(config.model).build()
-        self.pretrained = load_init(self.model, config.init) if config.init else set()
+        self.batches = Batches(self.data, config, self.model.input_spec, self.workers)
+        self.objective = Objective(config, self.model)
+        self.steps_per_epoch = math.ceil(len(self.data) / config.batch_size)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.step = self.saved_step = 0
+        self.elapsed_seconds = 0.0
+        self.before: dict[str, float] | None = None
+        self.best: _Best | None = None
+        self.scored_step = -1
+        self.measurements_since_best = 0
+
+    def run(self, resume: bool) -> Trained:
+        config = self.config
+        state = read_state(config) if resume else None
+        if state is None:
+            self.pretrained = load_init(self.model, config.init or config.model)
+        else:
+            self.pretrained = set(state["pretrained"])
+        self._prepare()
+        self._check_images()
+        config.folder.mkdir(parents=True, exist_ok=True)
+        if state is not None:
+            self._restore(state)
+        self.history = History(config.folder, None if state is None else self.step)
+        write_recipe(config, config.recipe)
+        try:
+            if state is None:
+                self._log(
+                    step=0,
+                    initialised=len(self.pretrained),
+                    parameters=len(self.average),
+                    train_images=len(self.data),
+                    val_images=0 if self.val is None else len(self.val.dataset),
+                )
+            ended = self._train()
+            return self._finish(ended)
+        finally:
+            self.history.close()
+
+    def _prepare(self) -> None:
+        config = self.config
+        names = [name for name, _ in self.model.named_parameters()]
+        for prefix in config.freeze:
+            if not any(name.startswith(prefix) for name in names):
+                raise StreamRPNError(
+                    f"no parameter of {config.model} begins with '{prefix}', which is to be "
+                    f"frozen; names are such as {names[0]} and {names[-1]}"
+                )
+        if all(name.startswith(config.freeze) for name in names):
+            raise StreamRPNError("all parameters are frozen: there is nothing to train")
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(not name.startswith(config.frozen))
+            parameter.requires_grad_(not name.startswith(config.freeze))
         self.model.to(config.device)
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.optimizer = self._make_optimizer()
-        self.steps_per_epoch = math.ceil(len(self.data) / config.batch_size)
-        self.total_steps = config.epochs * self.steps_per_epoch
-        self.step = 0
-        self.elapsed_seconds = 0.0
-        self._anchors: dict[tuple[int, ...], list[Tensor]] = {}
 
-    def run(self, resume: bool) -> RPN:
+    def _check_images(self) -> None:
+        """Reads every image once, so that a bad one is told now and not after an hour."""
+        sets = [self.data, *([] if self.val is None else [self.val.dataset])]
+        total = sum(map(len, sets))
+        faults = []
+        every = chain.from_iterable(dataset.check(self.workers) for dataset in sets)
+        for done, fault in enumerate(every, start=1):
+            faults += [fault] if fault else []
+            self.report({"checked": done, "of": total})
+            if self.stop():
+                raise KeyboardInterrupt
+        if faults:
+            told = "; ".join(faults[:FAULTS_TOLD])
+            more = f"; and {len(faults) - FAULTS_TOLD} more" if len(faults) > FAULTS_TOLD else ""
+            raise StreamRPNError(f"{len(faults)} of {total} images cannot be used: {told}{more}")
+
+    def _train(self) -> str:
+        """Makes the steps that are left; returns how it ended."""
         config = self.config
-        config.folder.mkdir(parents=True, exist_ok=True)
-        if resume:
-            self._resume()
-        else:
-            (config.folder / "metrics.jsonl").unlink(missing_ok=True)
-            if self.pretrained:
-                # Another model's weights are taken over where they fit: how many must be seen.
-                parameters = sum(1 for _ in self.model.parameters())
-                self._log(step=0, initialised=len(self.pretrained), parameters=parameters)
-        started = time.monotonic() - self.elapsed_seconds
-        with self._batches() as batches:
+        if self.before is None and self.val is not None:
+            self.before = self._measure(everything=True)
+            self._save_checkpoint()
+        started = monotonic() - self.elapsed_seconds
+        with self.batches.start(self.step, self._progress) as batches:
             while self._progress(self.step) < 1:
+                if self.stop():
+                    if not self.step:
+                        raise KeyboardInterrupt
+                    self.report({"stopping": self.step})
+                    return "stopped"
+                if config.patience and self.measurements_since_best >= config.patience:
+                    return "patience"
                 row = self._train_step(*next(batches))
-                self.elapsed_seconds = time.monotonic() - started
+                self.elapsed_seconds = monotonic() - started
                 self._log(**row, elapsed_seconds=round(self.elapsed_seconds, 2))
+                if self.step % (config.val_every * self.steps_per_epoch) == 0:
+                    if self.val is not None:
+                        self._measure()
+                    draw_history(config.folder)
                 if self.step % config.checkpoint_every == 0:
                     self._save_checkpoint()
-                if self.step % (config.val_every * self.steps_per_epoch) == 0:
-                    self._measure(config.val_limit)
+        return "whole"
+
+    def _finish(self, ended: str) -> Trained:
+        """Measures the last weights, takes the best ones and writes them."""
+        config = self.config
+        if self.val is not None and self.scored_step != self.step:
+            # First of all, as what is measured now may be stopped, too.
+            self._save_checkpoint()
+            self._measure()
         self._save_checkpoint()
-        self._measure(None)
-        self._exchange_average()
+        self._load(self.average)
+        best_step, after = self.step, None
+        if self.val is not None and self.best is not None:
+            self._load(self.best.weights)
+            best_step, after = self.best.step, self.best.summary
+            if self.val.limit < len(self.val.dataset):
+                after, _ = self.val.measure(self.model, everything=True, progress=self._measured)
+                self._log(step=best_step, epoch=best_step / self.steps_per_epoch, **after)
         save_weights(self.model, config.output, model=config.model, half=config.half)
-        return self.model.eval()
+        draw_history(config.folder)
+        return Trained(
+            self.model.eval(), self.step, self.total_steps, best_step, self.before, after, ended
+        )
 
     def _train_step(self, images: Tensor, samples: list[Sample]) -> dict[str, Any]:
         """Makes one step and returns its row of metrics."""
         config = self.config
         rate = self._set_learning_rate()
-        losses = self._losses(images, samples)
+        losses = self.objective(images, samples, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         (losses.objectness + losses.box).backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
@@ -153,125 +287,29 @@ class _Run:
     def _set_learning_rate(self) -> float:
         """Linear warm-up, then a half cosine down to a hundredth of the peak."""
         config = self.config
-        cosine = 0.5 * (1 + math.cos(math.pi * self._progress(self.step)))
-        factor = 0.01 + 0.99 * cosine
-        factor *= min(1.0, (self.step + 1) / max(config.warmup_steps, 1))
+        progress = self._progress(self.step)
+        factor = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+        warm = (self.step + 1) / max(config.warmup_steps, 1)
+        factor *= min(1.0, max(warm, progress / WARMUP_SHARE))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         return config.learning_rate * factor
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         config = self.config
-        groups = []
+        together: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 factor = config.backbone_rate if name in self.pretrained else 1.0
-                rate = config.learning_rate * factor
                 decay = config.weight_decay if parameter.ndim > 1 else 0.0
-                groups.append({"params": [parameter], "peak": rate, "weight_decay": decay})
+                together.setdefault((factor * config.learning_rate, decay), []).append(parameter)
+        groups = [
+            {"params": parameters, "peak": rate, "weight_decay": decay}
+            for (rate, decay), parameters in together.items()
+        ]
         if config.optimizer == "sgd":
             return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
         return torch.optim.AdamW(groups, lr=config.learning_rate)
-
-    @contextmanager
-    def _batches(self) -> Iterator[Iterator[tuple[Tensor, list[Sample]]]]:
-        """Gives the batches from the current step on, made ahead in a thread.
-
-        Every image has its own random generator, seeded by its position in the run, so that a
-        resumed run sees the images that an uninterrupted one would have seen.
-        """
-        with ThreadPoolExecutor(1, thread_name_prefix="batches") as executor:
-            ahead: deque[Future[tuple[Tensor, list[Sample]]]] = deque()
-
-            def generate() -> Iterator[tuple[Tensor, list[Sample]]]:
-                step = self.step
-                while True:
-                    while len(ahead) < 3:
-                        ahead.append(executor.submit(self._make_batch, step))
-                        step += 1
-                    yield ahead.popleft().result()
-
-            try:
-                yield generate()
-            finally:
-                for future in ahead:
-                    future.cancel()
-
-    def _make_batch(self, step: int) -> tuple[Tensor, list[Sample]]:
-        config = self.config
-        settings = config.augmentation
-        if self._progress(step) > 1 - config.plain_fraction:
-            settings = replace(settings, mosaic=0.0)
-        samples = []
-        for position in range(step * config.batch_size, (step + 1) * config.batch_size):
-            epoch, place = divmod(position, len(self.data))
-            order = np.random.default_rng((config.seed, epoch)).permutation(len(self.data))
-            rng = np.random.default_rng((config.seed, 1, position))
-            samples.append(augment(self.data, int(order[place]), settings, rng))
-        pixels = torch.from_numpy(np.stack([sample.image for sample in samples]))
-        spec = self.model.input_spec
-        mean, std = (torch.tensor(values) * 255 for values in (spec.mean, spec.std))
-        images = ((pixels - mean) / std).permute(0, 3, 1, 2)
-        return images if config.channels_last else images.contiguous(), samples
-
-    def _losses(self, images: Tensor, samples: list[Sample]) -> Losses:
-        config, device = self.config, self.config.device
-        kind = torch.device(device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=config.mixed_precision):
-            maps = list(self.model.features(images.to(device)).values())
-            objectness, deltas = self.model.head(maps)
-        logits, flat_deltas = flatten_head(objectness, deltas, self.model.head.num_anchors)
-        levels = self._level_anchors(images, maps)
-        anchors = torch.cat(levels)
-        gt_boxes = [torch.from_numpy(sample.boxes).to(device) for sample in samples]
-        matches = [
-            targets.ignore_crowd(
-                self._match(levels, boxes, images),
-                anchors,
-                torch.from_numpy(sample.crowd_boxes).to(device),
-            )
-            for sample, boxes in zip(samples, gt_boxes, strict=True)
-        ]
-        if config.assignment == "quality":
-            return quality_losses(logits, flat_deltas, anchors, matches, gt_boxes)
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-        chosen = [
-            targets.sample(
-                match,
-                config.batch_size_per_image,
-                config.positive_fraction,
-                permutation=lambda n: torch.randperm(n, generator=generator),
-            )
-            for match in matches
-        ]
-        return classic_losses(logits, flat_deltas, anchors, matches, gt_boxes, chosen)
-
-    def _match(self, levels: list[Tensor], gt_boxes: Tensor, images: Tensor) -> Tensor:
-        config = self.config
-        if config.assignment == "quality":
-            return targets.match_atss(levels, gt_boxes, num_anchors=self.model.head.num_anchors)
-        anchors = torch.cat(levels)
-        take_part = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
-        if config.ignore_crossing:
-            take_part = anchor_ops.inside(anchors, (images.shape[-2], images.shape[-1]))
-        match = torch.full((len(anchors),), targets.IGNORED, device=anchors.device)
-        match[take_part] = targets.match_classic(
-            anchors[take_part],
-            gt_boxes,
-            fg_iou_thresh=config.fg_iou_thresh,
-            bg_iou_thresh=config.bg_iou_thresh,
-        )
-        return match
-
-    def _level_anchors(self, images: Tensor, maps: list[Tensor]) -> list[Tensor]:
-        key = tuple(images.shape[-2:])
-        if key not in self._anchors:
-            strides = self.model.strides(images, maps)
-            self._anchors[key] = [
-                anchor_ops.grid(base, (m.shape[-2], m.shape[-1]), stride)
-                for base, m, stride in zip(self.model.base_anchors, maps, strides, strict=True)
-            ]
-        return self._anchors[key]
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -280,66 +318,79 @@ class _Run:
         torch._foreach_lerp_(list(self.average.values()), list(self.model.parameters()), 1 - decay)
 
     @torch.no_grad()
-    def _exchange_average(self) -> None:
-        """Swaps the weights and their average."""
+    def _load(self, weights: dict[str, Tensor]) -> None:
         for name, parameter in self.model.named_parameters():
-            other = self.average[name].clone()
-            self.average[name].copy_(parameter)
-            parameter.copy_(other)
+            parameter.copy_(weights[name])
 
-    def _measure(self, limit: int | None) -> None:
-        """Measures the averaged weights on the first `limit` validation images, or on all."""
-        if self.val is not None:
-            self._exchange_average()
-            spec = self.model.proposal_spec
-            self.model.override(post_nms_top_n=max(LIMITS))
-            predictions = by_image(propose_dataset(self.model, self.val, limit=limit))
-            self.model.proposal_spec = spec
-            self._exchange_average()
-            truth = self.val.ground_truth()
-            recall = Recall(predictions, {image_id: truth[image_id] for image_id in predictions})
-            self._log(step=self.step, epoch=self.step / self.steps_per_epoch, **recall.summary())
-        draw_history(self.config.folder)
+    def _measure(self, *, everything: bool = False) -> dict[str, float]:
+        """Measures the averaged weights, keeps them if they are the best, returns their recall."""
+        assert self.val is not None, "there are images to measure on"
+        trained = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self._load(self.average)
+        try:
+            summary, score = self.val.measure(
+                self.model, everything=everything, progress=self._measured
+            )
+        finally:
+            self._load(trained)
+        self._log(step=self.step, epoch=self.step / self.steps_per_epoch, **summary)
+        self.scored_step = self.step
+        self.measurements_since_best += 1
+        if self.best is None or score > self.best.score:
+            weights = {name: tensor.clone() for name, tensor in self.average.items()}
+            self.best = _Best(score, self.step, weights, summary)
+            self.measurements_since_best = 0
+        return summary
+
+    def _measured(self, done: int, of: int) -> None:
+        self.report({"measured": done, "of": of})
 
     def _log(self, **row: Any) -> None:
-        with (self.config.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self.history.write(row)
         self.report(row)
 
     def _save_checkpoint(self) -> None:
-        path = self.config.folder / "last.pt"
-        beside = path.with_suffix(".part")
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "average": self.average,
-                "optimizer": self.optimizer.state_dict(),
-                "step": self.step,
-                "elapsed_seconds": self.elapsed_seconds,
-                "config": json.dumps(asdict(self.config)),
-            },
-            beside,
-        )
-        os.replace(beside, path)
+        state = {
+            "model": self.model.state_dict(),
+            # By parameter, in the module's own order of channels.
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "pretrained": sorted(self.pretrained),
+            "step": self.step,
+            "elapsed_seconds": self.elapsed_seconds,
+            "before": self.before,
+            "best": None if self.best is None else self.best._asdict(),
+            "scored_step": self.scored_step,
+            "measurements_since_best": self.measurements_since_best,
+        }
+        write_state(self.config, state)
+        self.saved_step = self.step
 
-    def _resume(self) -> None:
-        path = self.config.folder / "last.pt"
-        if not path.is_file():
-            raise StreamRPNError(f"there is no checkpoint '{path}' to resume from")
-        state = torch.load(path, map_location=self.config.device, weights_only=True)
-        then, now = json.loads(state["config"]), json.loads(json.dumps(asdict(self.config)))
-        changed = [name for name in now if now[name] != then.get(name)]
-        if changed:
-            raise StreamRPNError(
-                f"the run in {self.config.folder} had another {', '.join(changed)}; resume it with "
-                "the options it was started with"
-            )
+    def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.elapsed_seconds = state["step"], state["elapsed_seconds"]
-        # Rows behind the checkpoint will be written again.
-        metrics = self.config.folder / "metrics.jsonl"
-        rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= self.step]
-        metrics.write_text("".join(kept), encoding="utf-8")
+        self.step = self.saved_step = state["step"]
+        self.elapsed_seconds = state["elapsed_seconds"]
+        self.before = state["before"]
+        self.best = None if state["best"] is None else _Best(**state["best"])
+        self.scored_step = state["scored_step"]
+        self.measurements_since_best = state["measurements_since_best"]
+
+
+def _datasets(config: TrainConfig) -> tuple[CocoDataset, CocoDataset | None]:
+    """Returns the images to train on and those to measure on."""
+    data = CocoDataset(config.annotations, config.images)
+    if len(data) == 0:
+        raise StreamRPNError(f"{config.annotations}: there are no images to train on")
+    if not any(map(len, data.ground_truth().values())):
+        raise StreamRPNError(f"{config.annotations}: there is no object to train on")
+    if config.val_annotations:
+        validation = CocoDataset(config.val_annotations, config.val_images or config.images)
+        if not any(map(len, validation.ground_truth().values())):
+            raise StreamRPNError(f"{config.val_annotations}: there is no object to be found")
+        return data, validation
+    if not config.hold_out:
+        return data, None
+    rest, held_out = data.split(config.hold_out, config.seed)
+    return (rest, held_out) if len(held_out) else (data, None)

@@ -43,6 +43,11 @@ def flatten_head(
     return flatten(objectness, objectness[0].shape[1] // num_anchors), flatten(deltas, 4)
 
 
+def logit_of(logits: Tensor) -> Tensor:
+    """Returns the one logit [B, N] of an anchor that logits [B, N, 1 or 2] stand for."""
+    return logits[..., 1] - logits[..., 0] if logits.shape[-1] == 2 else logits[..., 0]
+
+
 def classic_losses(
     logits: Tensor,
     deltas: Tensor,
@@ -107,7 +112,7 @@ def quality_losses(
         box_weight: factor of the box term.
         gamma: exponent of |target − probability|.
     """
-    logit = logits[..., 1] - logits[..., 0] if logits.shape[-1] == 2 else logits[..., 0]
+    logit = logit_of(logits)
     match = torch.stack(list(matches))
     positive = match >= 0
     wanted = torch.cat([g[m[m >= 0]] for g, m in zip(gt_boxes, matches, strict=True)])

@@ -1,10 +1,12 @@
 """Targets of the anchors: matching, sampling, and the dense maps of the literature.
 
 A match is an int64 tensor [N] with, for every anchor, the index of its object, or `BACKGROUND`, or
-`IGNORED`. Two ways of matching are offered. `match_classic` is Ren et al. 2015, §3.1.2: fixed IoU
+`IGNORED`. Three ways of matching are offered. `match_classic` is Ren et al. 2015, §3.1.2: fixed IoU
 thresholds, and every object's best anchors whatever their IoU. `match_atss` is Zhang et al. 2020
 ("Bridging the gap between anchor-based and anchor-free detection", §3.2): every object sets its own
 threshold, so that small objects, which no anchor fits well, get as many positives as large ones.
+`match_aligned` asks the network itself which of its anchors see an object best (Feng et al. 2021,
+"TOOD", §3.2), so that one that is trained already goes on from what it does well.
 """
 
 from __future__ import annotations
@@ -93,8 +95,55 @@ def match_atss(
     positive |= (iou == iou.max(dim=0).values) & (iou > 0)
 
     claim, owner = positive.nonzero(as_tuple=True)
-    anchor, quality = candidate[claim, owner], iou[claim, owner]
-    best = torch.zeros(len(every), device=every.device)
+    return _award(match, candidate[claim, owner], owner, iou[claim, owner])
+
+
+def match_aligned(
+    anchors: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    gt_boxes: Tensor,
+    *,
+    top_k: int = 13,
+    beta: float = 6.0,
+) -> Tensor:
+    """Returns the match [N] of anchors with objects [G, 4], by what the network makes of them.
+
+    The candidates of an object are the anchors whose centre lies in it, or the nearest one. They
+    are ranked by score · IoU^`beta` of their decoded box; positive are the first k, k being the sum
+    of the `top_k` best IoUs (Ge et al. 2021, "YOLOX", §2.1): few where little fits, one at least.
+    An anchor that several objects claim takes the one of the highest IoU. Everything else is
+    background.
+
+    Args:
+        anchors: [N, 4].
+        boxes: [N, 4] float32, decoded.
+        scores: [N] in [0, 1].
+        gt_boxes: [G, 4] float32.
+        top_k: the most positives of an object.
+        beta: how much the IoU counts against the score.
+    """
+    match = torch.full((len(anchors),), BACKGROUND, device=anchors.device)
+    if len(gt_boxes) == 0:
+        return match
+    top_k = min(top_k, len(anchors))
+    centres = (anchors[:, None, :2] + anchors[:, None, 2:]) / 2
+    within = (centres > gt_boxes[:, :2]).all(-1) & (centres < gt_boxes[:, 2:]).all(-1)
+    nearest = torch.cdist(centres[:, 0], (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2).argmin(dim=0)
+    objects = torch.arange(len(gt_boxes), device=anchors.device)
+    within[nearest, objects] |= ~within.any(dim=0)
+    iou = box_ops.iou(boxes, gt_boxes)
+    aligned = torch.where(within, scores[:, None] * iou.pow(beta), -1.0)
+    wanted = torch.where(within, iou, 0.0).topk(top_k, dim=0).values.sum(dim=0).int().clamp(min=1)
+    value, anchor = aligned.topk(top_k, dim=0)
+    positive = (value >= 0) & (torch.arange(top_k, device=anchors.device)[:, None] < wanted)
+    rank, owner = positive.nonzero(as_tuple=True)
+    return _award(match, anchor[rank, owner], owner, iou[anchor[rank, owner], owner])
+
+
+def _award(match: Tensor, anchor: Tensor, owner: Tensor, quality: Tensor) -> Tensor:
+    """Returns `match` with every claimed anchor given to the object that claims it best."""
+    best = torch.zeros(len(match), device=match.device)
     best.scatter_reduce_(0, anchor, quality, "amax")
     wins = quality == best[anchor]
     match[anchor[wins]] = owner[wins]
