@@ -8,8 +8,10 @@ its detectors load under their own keys.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from stream_rpn.kernels.proposals import HeadOutputs, ProposalBatch, ProposalSpe
 from stream_rpn.model import Model
 from stream_rpn.preprocess import image_to_input
 
-__all__ = ["RPN", "ProposalSpec", "RPNHead", "fold_batch_norms", "propose_image"]
+__all__ = ["RPN", "Layers", "ProposalSpec", "RPNHead", "fold_batch_norms", "propose_image"]
 
 
 class Head(nn.Module):
@@ -209,6 +211,40 @@ class RPN(nn.Module, Model):
         maps = list(self.features(images).values())
         objectness, deltas = self.head(maps)
         return self.proposals_of_heads(objectness, deltas, self.strides(images, maps), image_sizes)
+
+    def export(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
+        """Writes backbone and head as a graph for other runtimes; see `models.export.export`.
+
+        Args:
+            path: "x.onnx", or "x.xml" for OpenVINO; "x.onnx.json" tells the rest.
+            overwrite: whether files that exist may be replaced.
+
+        Returns:
+            The files.
+
+        Raises:
+            StreamRPNError: it cannot be written, or the layers cannot be exported.
+        """
+        from stream_rpn.models.export import export
+
+        return export(self, path, overwrite=overwrite)
+
+
+class Layers(nn.Module):
+    """What of a network becomes a graph: backbone and head, from the input to the raw outputs.
+
+    Args:
+        rpn: the network.
+    """
+
+    def __init__(self, rpn: RPN) -> None:
+        super().__init__()
+        self.rpn = rpn
+
+    def forward(self, images: Tensor) -> Sequence[Tensor]:
+        """Returns the objectness of each level, then its deltas, of images [B, 3, H, W]."""
+        objectness, deltas = self.rpn.head(list(self.rpn.features(images).values()))
+        return (*objectness, *deltas)
 
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:
