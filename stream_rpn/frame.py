@@ -175,6 +175,11 @@ class Drop:
             with suppress(ValueError):
                 object.__setattr__(self, "reason", DropReason(self.reason))
 
+    def sentence(self) -> str:
+        """Returns what was lost, in words."""
+        what = f"{self.reason}, {self.count} lost" if self.count else str(self.reason)
+        return what if self.seconds is None else f"{what}, {self.seconds:g} s missing"
+
     def record(self) -> dict[str, Any]:
         """Returns what stands in result files."""
         record = {"reason": str(self.reason), "count": self.count, "first_pts": self.first_pts}
