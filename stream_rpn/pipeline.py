@@ -21,6 +21,7 @@ from stream_rpn.model import Model
 from stream_rpn.network.gated import GatedNetwork
 from stream_rpn.network.network import Network
 from stream_rpn.queues import Closing, prefetch
+from stream_rpn.sources.given import Given
 from stream_rpn.sources.select import Selection
 from stream_rpn.sources.source import Source
 from stream_rpn.statistics import StreamStatistics
@@ -120,7 +121,7 @@ class Pipeline:
 
     def open(
         self,
-        source: str | Source,
+        source: str | Source | Given,
         selection: Selection | None = None,
         *,
         stop: threading.Event | None = None,
@@ -128,7 +129,8 @@ class Pipeline:
         """Opens a source and starts decoding it.
 
         Args:
-            source: as `stream_rpn.sources.open_source` takes it, or what it returned.
+            source: as `stream_rpn.sources.open_source` takes it, or what it returned; or an object
+                that is one, see `stream_rpn.sources.given`.
             selection: which frames to use, all by default.
             stop: when set, no further frame is decoded and the stream ends with those under way.
 
@@ -143,6 +145,8 @@ class Pipeline:
                 video_stream=selection.video_stream,
                 device=self.device,
             )
+        elif isinstance(source, Given):
+            source = source.open(video_stream=selection.video_stream)
         return Stream(self, source, selection, stop or threading.Event())
 
     def facts(self) -> dict[str, Any]:

@@ -275,7 +275,10 @@ def _open_container(
             hwaccel=hwaccel,
         )
     except av.error.FFmpegError as error:
-        raise StreamRPNError(_why_not_opened(uri, error, timeout[0])) from error
+        why = _why_not_opened(uri, error, timeout[0])
+        if file is not None:  # whose name need not be a path
+            why = f"{_name(uri)} is not a video that PyAV can read"
+        raise StreamRPNError(why) from error
 
 
 def _why_not_opened(uri: str, error: av.error.FFmpegError, open_seconds: float) -> str:
