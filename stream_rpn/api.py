@@ -198,7 +198,7 @@ def _ready(model: str, weights: str | Path | None = None, **options: Any) -> Mod
 
 
 def stream(
-    source: One | Sequence[One],
+    source: One | Sequence[Any],
     *,
     model: str | Path | RPN = models.DEFAULT_MODEL,
     engine: str = "auto",

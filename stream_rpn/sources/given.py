@@ -71,7 +71,7 @@ def name_of(source: str | Given) -> str:
     return source.name if isinstance(source, Given) else masked(source)
 
 
-def resolve(source: One | Sequence[One], fps: float | None) -> list[str | Given]:
+def resolve(source: One | Sequence[Any], fps: float | None) -> list[str | Given]:
     """Returns the sources that a value stands for.
 
     A list or tuple is several sources, unless it begins with a picture in memory: then it is
