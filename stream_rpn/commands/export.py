@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stream_rpn.commands.arguments import add_proposal_arguments, load_options, positive
 from stream_rpn.commands.progress import say
-from stream_rpn.models import DEFAULT_MODEL
+from stream_rpn.models import DEFAULT_MODEL, MODELS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     from stream_rpn import api
     from stream_rpn.models.export import check_files
 
-    path = Path(arguments.output or f"{Path(arguments.model).stem}.onnx")
+    name = arguments.model if arguments.model in MODELS else Path(arguments.model).stem
+    path = Path(arguments.output or f"{name}.onnx")
     check_files(path, overwrite=arguments.overwrite)
     rpn = api.load(arguments.model, **load_options(arguments))
     for file in rpn.export(path, overwrite=arguments.overwrite):
