@@ -175,11 +175,6 @@ class Drop:
             with suppress(ValueError):
                 object.__setattr__(self, "reason", DropReason(self.reason))
 
-    def sentence(self) -> str:
-        """Returns what was lost, in words."""
-        what = f"{self.reason}, {self.count} lost" if self.count else str(self.reason)
-        return what if self.seconds is None else f"{what}, {self.seconds:g} s missing"
-
     def record(self) -> dict[str, Any]:
         """Returns what stands in result files."""
         record = {"reason": str(self.reason), "count": self.count, "first_pts": self.first_pts}
@@ -408,17 +403,15 @@ class Proposals:
         return replace(self, **chosen)
 
     def draw(self, image: Picture | None = None, *, top: int = 20) -> Image.Image:
-        """Returns a picture with the best boxes and their scores in percent, an image of Pillow.
+        """Returns a picture with the best boxes and their scores in percent.
 
         Args:
-            image: the frame's picture, which stays as it is: an array [H, W, 3] or a tensor
-                [3, H, W], RGB (uint8, or float in [0, 1]), an image of Pillow or a path. By default
-                the frame's own one where results carry it (`images=True`), else plain gray.
+            image: the frame's picture, as `stream_rpn.propose` takes it; it stays as it is. By
+                default the frame's own where results carry it (`images=True`), else plain gray.
             top: how many boxes are drawn.
 
         Raises:
-            ValueError: the picture has another size or shape than the frame; or there is neither a
-                picture nor a known size.
+            ValueError: the picture has another size or shape than the frame, or neither is known.
             TypeError: it is no picture.
             StreamRPNError: a file cannot be read.
         """
@@ -444,14 +437,6 @@ class Proposals:
 
     def supervision(self) -> supervision.Detections:
         """Returns `supervision.Detections` (class 0, confidence = score); needs supervision."""
-        try:
-            import supervision
-        except ImportError as error:
-            raise StreamRPNError(
-                "supervision is not installed; `pip install supervision` provides Detections"
-            ) from error
-        return supervision.Detections(
-            xyxy=self.boxes,
-            confidence=self.scores,
-            class_id=(self.levels * 0).astype(int),
-        )
+        from stream_rpn.tables import detections
+
+        return detections(self)

@@ -60,7 +60,9 @@ class StreamStatistics:
         for drop in drops:
             damage = DropReason(drop.reason).kind is DropKind.DAMAGE
             level = logging.WARNING if damage else logging.INFO
-            log.log(level, "%s: %s %s", self.info.source, drop.sentence(), where)
+            count = f", {drop.count} lost" if drop.count else ""
+            gap = "" if drop.seconds is None else f", {drop.seconds:g} s missing"
+            log.log(level, "%s: %s%s%s %s", self.info.source, drop.reason, count, gap, where)
 
     @property
     def num_chosen(self) -> int:

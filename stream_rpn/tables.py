@@ -1,4 +1,4 @@
-"""Proposals as tables of Arrow and pandas: a row a box, whole columns at a time."""
+"""Proposals as what other libraries take: tables of Arrow and pandas, Detections of supervision."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from stream_rpn.frame import Proposals, StreamRPNError
 if TYPE_CHECKING:
     import pandas
     import pyarrow
+    import supervision
 
 
 # What all boxes of a frame share.
@@ -119,3 +120,22 @@ def data_frame(frames: Iterable[Proposals]) -> pandas.DataFrame:
             # Integers of pandas' own: numpy's know nothing that is missing.
             series[name] = pd.arrays.IntegerArray(column.values, column.missing)
     return pd.DataFrame(series)
+
+
+def detections(proposals: Proposals) -> supervision.Detections:
+    """Returns the boxes of a frame for supervision: class 0, confidence = score.
+
+    Raises:
+        StreamRPNError: supervision is not installed.
+    """
+    try:
+        import supervision
+    except ImportError as error:
+        raise StreamRPNError(
+            "supervision is not installed; `pip install supervision` provides Detections"
+        ) from error
+    return supervision.Detections(
+        xyxy=proposals.boxes,
+        confidence=proposals.scores,
+        class_id=np.zeros(len(proposals), int),
+    )
