@@ -146,7 +146,7 @@ class Pipeline:
                 device=self.device,
             )
         elif isinstance(source, Given):
-            source = source.open(video_stream=selection.video_stream)
+            source = source.open(decoder=selection.decoder, video_stream=selection.video_stream)
         return Stream(self, source, selection, stop or threading.Event())
 
     def facts(self) -> dict[str, Any]:

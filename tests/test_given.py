@@ -208,9 +208,11 @@ def test_what_is_no_source_is_said_in_a_sentence(stream, source, error, says):
         list(stream(source))
 
 
-def test_an_open_file_has_no_pace_of_its_own(stream):
+def test_objects_have_no_pace_and_no_nvdec(stream):
     with pytest.raises(StreamRPNError, match="give its path"):
         list(stream(io.BytesIO(b"x"), policy=stream_rpn.LivePolicy(realtime=True)))
+    with pytest.raises(StreamRPNError, match="cannot be decoded by NVDEC"):
+        list(stream(FRAMES, decoder="nvdec"))
 
 
 def test_a_number_is_a_camera_unless_a_file_has_that_name(stream, own_folder, capsys):

@@ -41,11 +41,18 @@ class Given:
     what: Any
     fps: float | None = None
 
-    def open(self, *, realtime: bool = False, video_stream: int | None = None) -> Source:
+    def open(
+        self,
+        *,
+        realtime: bool = False,
+        decoder: str = "auto",
+        video_stream: int | None = None,
+    ) -> Source:
         """Opens it and takes its first frame.
 
         Args:
             realtime: frames do not wait: what is too late is dropped.
+            decoder: "auto" or "cpu"; NVDEC needs a file's name.
             video_stream: number of the video stream within a file, from 0; None for the best one.
 
         Raises:
@@ -53,6 +60,10 @@ class Given:
             TypeError: its frames are none, see `FramesSource`.
             ValueError: see `FramesSource`.
         """
+        if decoder == "nvdec":
+            raise StreamRPNError(
+                f"{self.name} cannot be decoded by NVDEC, which needs a file's name"
+            )
         if not _is_file(self.what):
             from stream_rpn.sources.frames import FramesSource
 
