@@ -147,17 +147,18 @@ def test_images_give_what_torchvision_prepares(rpn):
     assert several[1].height == 60
 
 
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, stride=8, padding=1), nn.ReLU())
+    spec = anchors.AnchorSpec(((16.0, 32.0),), (1.0,), order="scale-major", centre=4.0)
+    return RPN(backbone, RPNHead(8, 2), spec, input_spec=InputSpec(64, 128, size_divisor=8))
+
+
 class TestOptionsOfPropose:
     """What `stream` takes, `propose` takes as well; on a network that costs nothing."""
 
     IMAGES = tuple(torch.randint(0, 256, (3, h, 80), dtype=torch.uint8) for h in (60, 60, 90, 60))
-
-    @pytest.fixture(scope="class")
-    def small(self):
-        torch.manual_seed(0)
-        backbone = nn.Sequential(nn.Conv2d(3, 8, 3, stride=8, padding=1), nn.ReLU())
-        spec = anchors.AnchorSpec(((16.0, 32.0),), (1.0,), order="scale-major", centre=4.0)
-        return RPN(backbone, RPNHead(8, 2), spec, input_spec=InputSpec(64, 128, size_divisor=8))
 
     def test_batches_change_nothing(self, small):
         one_by_one = [stream_rpn.propose(image, model=small) for image in self.IMAGES]
