@@ -2,15 +2,13 @@
 
 import sys
 
-from torchvision.io import ImageReadMode, read_image
-
 import stream_rpn
 
 
 def main() -> None:
-    image = read_image(sys.argv[1], ImageReadMode.RGB)
-    proposals = stream_rpn.propose(image, top=10)
-    for box, score in zip(proposals.boxes, proposals.scores, strict=True):
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/image.py PICTURE")
+    for box, score, *_ in stream_rpn.propose(sys.argv[1], top=10):
         print(f"{score:.3f}  " + " ".join(f"{side:7.1f}" for side in box))
 
 

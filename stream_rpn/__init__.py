@@ -24,13 +24,15 @@ if TYPE_CHECKING:
         DropKind,
         DropReason,
         Frame,
+        Proposal,
         Proposals,
         StreamInfo,
         StreamRPNError,
     )
     from stream_rpn.fusion import fuse, unfuse
     from stream_rpn.pipeline import Pipeline, Stream
-    from stream_rpn.results import read
+    from stream_rpn.results import Results, read
+    from stream_rpn.sources.live import LivePolicy
     from stream_rpn.sources.select import Selection
 
 __version__ = "0.1.0"
@@ -41,12 +43,15 @@ _EXPORTS = {
     "propose": "api",
     "load": "api",
     "read": "results",
+    "Results": "results",
+    "LivePolicy": "sources.live",
     "fuse": "fusion",
     "unfuse": "fusion",
     "Pipeline": "pipeline",
     "Selection": "pipeline",
     "Stream": "pipeline",
     "Frame": "frame",
+    "Proposal": "frame",
     "Proposals": "frame",
     "StreamInfo": "frame",
     "Drop": "frame",
@@ -60,8 +65,11 @@ __all__ = [
     "DropKind",
     "DropReason",
     "Frame",
+    "LivePolicy",
     "Pipeline",
+    "Proposal",
     "Proposals",
+    "Results",
     "Selection",
     "Stream",
     "StreamInfo",

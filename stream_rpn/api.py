@@ -4,31 +4,46 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
 from stream_rpn import models, multistream, sources
-from stream_rpn.engines import choose_engine
-from stream_rpn.frame import Proposals, StreamRPNError
+from stream_rpn.engines import choose_batch, choose_engine
+from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.gate import HOLD_SECONDS, GateSpec
+from stream_rpn.limits import MAX_PIXELS
+from stream_rpn.log import log
 from stream_rpn.model import Model
+from stream_rpn.pictures import Picture, frame_of, pixels_of, rgb_of_any
 from stream_rpn.pipeline import Pipeline
+from stream_rpn.sources.given import Given, One, resolve
 from stream_rpn.sources.select import Selection
 
 if TYPE_CHECKING:
-    from PIL import Image
+    import numpy as np
     from torch import Tensor
 
     from stream_rpn.rpn import RPN
 
-    Picture = Tensor | np.ndarray | Image.Image | str | Path
-
 M = TypeVar("M", bound=Model)
 
+P = TypeVar("P", bound=Picture)
+
 DEFAULT_TOP = 300
+
+
+class LoadOptions(TypedDict, total=False):
+    """The keywords of `load` that the other functions pass on."""
+
+    weights: str | Path | None
+    size: int | None
+    top: int | None
+    pre_nms: int | None
+    nms: float | None
+    score_thresh: float | None
+    min_size: float | None
+    anchor_sizes: Sequence[float] | None
+    anchor_ratios: Sequence[float] | None
 
 
 def load(
@@ -118,7 +133,7 @@ def open_pipeline(
     threads: int | None = None,
     gate: str | float = "off",
     gate_hold: float = HOLD_SECONDS,
-    **load_options: Any,
+    **load_options: Unpack[LoadOptions],
 ) -> Pipeline:
     """Returns a pipeline of a model; for OpenVINO without torch, where its graph is there already.
 
@@ -184,7 +199,7 @@ def _ready(model: str, weights: str | Path | None = None, **options: Any) -> Mod
 
 
 def stream(
-    source: str | Path,
+    source: One | Sequence[Any],
     *,
     model: str | Path | RPN = models.DEFAULT_MODEL,
     engine: str = "auto",
@@ -203,18 +218,27 @@ def stream(
     max_frames: int | None = None,
     video_stream: int | None = None,
     decoder: Literal["auto", "cpu", "nvdec"] = "auto",
+    max_pixels: int = MAX_PIXELS,
     policy: multistream.LivePolicy | None = None,
-    **load_options: Any,
+    **load_options: Unpack[LoadOptions],
 ) -> Iterator[Proposals]:
-    """Yields the proposals of every frame of a source, in order.
+    """Yields the proposals of every frame of a source, in order, or of several sources.
 
     Of a live source the newest frames win; what was dropped stands in the `drops` of the next one.
 
     Decoding and the network run in threads of their own while the caller works; leaving the loop
-    early ends them.
+    early ends them. Frames that the caller makes are taken in such a thread as well. Lost
+    connections and drops are told to the logger "stream_rpn".
+
+    Of several sources results say by `source` and `source_index` whose they are. With a live one
+    among them all run at a time, each in its own order; otherwise one follows the other. One that
+    fails does not end the others.
 
     Args:
-        source: a video file, a URL, "webcam", a directory or glob of images, "synthetic:".
+        source: a video file, a URL, "webcam", the number of a camera (0 is the first), a folder or
+            glob of videos or images, "synthetic:"; a file opened for reading bytes; or frames: an
+            iterable of arrays [H, W, 3] or tensors [3, H, W] (RGB, uint8 or float in [0, 1]),
+            images of Pillow, or `av.VideoFrame`s. Or a list or tuple of sources.
         model: see `load`; an RPN of your own stays as it is.
         engine: "auto" (OpenVINO on a CPU, where it can), "torch" or "openvino".
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
@@ -230,17 +254,24 @@ def stream(
         start: seconds from the first timestamp.
         end: seconds from the first timestamp, exclusive.
         stride: use every stride-th frame.
-        fps: use at most so many frames a second.
-        max_frames: stop after so many results.
+        fps: use at most so many frames a second. Frames of the caller's that carry no times are
+            taken to follow at this rate.
+        max_frames: stop after so many results, of each source.
         video_stream: index of the video stream in a file of several.
         decoder: "auto", "cpu" or "nvdec".
-        policy: time limits for live sources, or to play a file as if it were one.
+        max_pixels: larger frames are refused, as small files may hold huge ones.
+        policy: time limits for live sources; `LivePolicy(realtime=True)` takes a file, or the
+            caller's frames, as if they were live: what is too late is dropped.
         **load_options: `weights`, `size`, `top`, `pre_nms`, `nms`, `score_thresh`, `min_size`,
             `anchor_sizes`, `anchor_ratios`: see `load`.
 
     Raises:
-        StreamRPNError: the source or the model cannot be opened, in one sentence.
+        StreamRPNError: a source or the model cannot be opened, in one sentence; of several sources
+            once the others have ended.
+        TypeError: what was given is no source, or a frame is no picture.
+        ValueError: a frame is no picture by its shape or its numbers.
     """
+    found = resolve(source, fps)
     pipeline = open_pipeline(
         model,
         engine=engine,
@@ -254,31 +285,86 @@ def stream(
         gate_hold=gate_hold,
         **load_options,
     )
-    selection = Selection(start, end, stride, fps, max_frames, video_stream, decoder)
+    selection = Selection(start, end, stride, fps, max_frames, video_stream, decoder, max_pixels)
     policy = policy or multistream.LivePolicy()
-    if policy.realtime or sources.is_live(str(source)):
-        with multistream.LiveStreams(pipeline, [str(source)], selection, policy) as streams:
+    if policy.realtime or any(isinstance(one, str) and sources.is_live(one) for one in found):
+        with multistream.LiveStreams(pipeline, found, selection, policy) as streams:
             yield from multistream.proposals_of(streams)
     else:
-        with pipeline.open(str(source), selection) as results:
-            yield from results
+        yield from _in_turn(pipeline, found, selection)
 
 
+def _in_turn(
+    pipeline: Pipeline, found: Sequence[str | Given], selection: Selection
+) -> Iterator[Proposals]:
+    """Yields the proposals of sources that wait, one after the other."""
+    failures: list[Exception] = []
+    for index, one in enumerate(found):
+        try:
+            with pipeline.open(one, selection) as results:
+                for proposals in results:
+                    proposals.source_index = index
+                    yield proposals
+        except StreamRPNError as error:
+            if len(found) == 1:
+                raise
+            log.error("%s", error)
+            failures.append(error)
+    if failures:
+        raise multistream.first_of(failures)
+
+
+@overload
 def propose(
-    image: Picture | Sequence[Picture],
+    image: P,
+    *,
+    model: str | Path | RPN = ...,
+    device: str = ...,
+    dtype: str = ...,
+    batch: str | int = ...,
+    features: bool = ...,
+    images: bool = ...,
+    **load_options: Unpack[LoadOptions],
+) -> Proposals: ...
+@overload
+def propose(
+    image: list[P] | tuple[P, ...],
+    *,
+    model: str | Path | RPN = ...,
+    device: str = ...,
+    dtype: str = ...,
+    batch: str | int = ...,
+    features: bool = ...,
+    images: bool = ...,
+    **load_options: Unpack[LoadOptions],
+) -> list[Proposals]: ...
+def propose(
+    image: Any,
     *,
     model: str | Path | RPN = models.DEFAULT_MODEL,
     device: str = "auto",
-    **load_options: Any,
-) -> Any:
-    """Returns the proposals of an RGB image, or a list of them for a sequence of images.
+    dtype: str = "auto",
+    batch: str | int = "auto",
+    features: bool = False,
+    images: bool = False,
+    **load_options: Unpack[LoadOptions],
+) -> Proposals | list[Proposals]:
+    """Returns the proposals of an RGB image, or a list of them for a list of images.
+
+    It is computed by torch, from the picture's own pixels; `stream` of pictures is faster.
 
     Args:
         image: a tensor [3, H, W] (uint8, or float in [0, 1]), an array [H, W, 3] (the same), an
-            image of Pillow, the path of a picture, or a sequence of such. Files are turned upright
-            as their EXIF orientation says.
+            image of Pillow, the path of a picture, or a list or tuple of such. Files are turned
+            upright as their EXIF orientation says, and read when their turn comes.
         model: see `load`; pass an RPN from `load` to call this often.
         device: where to compute; "auto" of an RPN of your own is where it is.
+        dtype: the network's number format: "float32", "bfloat16" or "float16"; "auto" is the
+            model's own, float32 but for an RPN of yours.
+        batch: images per network call, or "auto". Only such in a row that have one shape as the
+            network's input go together.
+        features: attach the feature maps, for RoIAlign.
+        images: attach the picture, for `Proposals.draw` and notebooks.
         **load_options: see `load`.
 
     Raises:
@@ -287,46 +373,34 @@ def propose(
         ValueError: an image has another shape, or is not in [0, 1].
     """
     from stream_rpn import compute
-    from stream_rpn.rpn import RPN, propose_image
+    from stream_rpn.decode import PlaneConverter
+    from stream_rpn.rpn import propose_images
 
-    several = isinstance(image, (list, tuple))
-    images: Sequence[Picture] = image if several else [image]  # type: ignore[list-item,assignment]
+    several = isinstance(image, list | tuple)
+    given: Sequence[Picture] = image if several else [image]
     rpn = load(model, **load_options)
-    if isinstance(model, RPN):
-        own = next(rpn.parameters()).device
-        where = own if device == "auto" else compute.choose_device(device)
-        if where != own or any(module.training for module in rpn.modules()):
-            rpn = copy.deepcopy(rpn).eval().to(where)
-    else:
-        rpn = rpn.to(compute.choose_device(device))
-    results = [
-        replace(propose_image(rpn, _pixels(one, index)), frame=index)
-        for index, one in enumerate(images)
-    ]
-    return results if several else results[0]
+    weight = next(rpn.parameters())
+    own = isinstance(model, Model)
+    where = weight.device if own and device == "auto" else compute.choose_device(device)
+    form = weight.dtype if dtype == "auto" else compute.choose_dtype(dtype, where)
+    if not own:
+        rpn = rpn.to(where, form)
+    elif (where, form) != (weight.device, weight.dtype) or any(m.training for m in rpn.modules()):
+        rpn = copy.deepcopy(rpn).eval().to(where, form)
+    frames: list[Frame] = []
 
+    def pixels() -> Iterator[Tensor | np.ndarray]:
+        for index, one in enumerate(given):
+            picture = pixels_of(one, index)
+            if images:
+                frames.append(PlaneConverter().frame(frame_of(rgb_of_any(picture, index)), index))
+            yield picture
 
-def _pixels(image: Picture, index: int) -> Tensor | np.ndarray:
-    """Returns a tensor or an array as it is, and whatever else is a picture as [H, W, 3] uint8."""
-    from PIL import Image
-    from torch import Tensor
-
-    if isinstance(image, Tensor | np.ndarray):
-        return image
-
-    from stream_rpn.sources.picture import decode_rgb, rgb_of
-
-    try:
-        if isinstance(image, Image.Image):
-            return rgb_of(image)
-        if isinstance(image, str | Path):
-            return decode_rgb(Path(image).read_bytes())
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise StreamRPNError(f"{image} cannot be read: {reason}") from error
-    except StreamRPNError as error:
-        raise StreamRPNError(f"{image} {error}") from error
-    raise TypeError(
-        f"image {index} must be a tensor, an array, an image of Pillow or a path, got "
-        f"{type(image).__name__}"
+    results = list(
+        propose_images(rpn, pixels(), batch=choose_batch(str(batch), where.type), features=features)
     )
+    for proposals, one in zip(results, given, strict=True):
+        proposals.name = Path(one).name if isinstance(one, str | Path) else None
+    for proposals, frame in zip(results, frames, strict=images):
+        proposals.image, proposals.color = frame.image, frame.color
+    return results if several else results[0]

@@ -8,15 +8,20 @@ the container's rotation, before any stretching by the sample aspect ratio. Size
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 if TYPE_CHECKING:
     import av
     import numpy as np
+    import supervision
     import torch
+    from PIL import Image
+
+    from stream_rpn.pictures import Picture
 
 
 class StreamRPNError(Exception):
@@ -217,9 +222,29 @@ class Frame:
     mirrored: bool = False
 
 
+class Proposal(NamedTuple):
+    """One of the proposals of a frame.
+
+    Attributes:
+        box: [4] float32, x1, y1, x2, y2 in pixels of the displayed frame.
+        score: objectness probability.
+        level: index of the feature level.
+        anchor: anchor index within the level.
+    """
+
+    box: np.ndarray
+    score: float
+    level: int
+    anchor: int
+
+
 @dataclass(slots=True)
 class Proposals:
     """The region proposals of one frame, best first.
+
+    Iterating gives each `Proposal`, `proposals[0]` the best one; a slice, a mask such as
+    `proposals[proposals.scores > 0.5]` or a list of indices the `Proposals` of those. A notebook
+    shows them as a picture.
 
     Attributes:
         frame: index among all frames of the source, unchanged by strides and start times.
@@ -350,7 +375,57 @@ class Proposals:
         best = f", best {self.scores[0]:.3f}" if len(self) else ""
         return f"Proposals(frame={self.frame}, {len(self)} boxes{best}, {self.width}x{self.height})"
 
-    def numpy(self) -> dict[str, Any]:
+    def __iter__(self) -> Iterator[Proposal]:
+        rows = (self.scores.tolist(), self.levels.tolist(), self.anchors.tolist())
+        return map(Proposal, self.boxes, *rows)
+
+    @overload
+    def __getitem__(self, key: int | np.integer[Any]) -> Proposal: ...
+    @overload
+    def __getitem__(
+        self, key: slice | np.ndarray | torch.Tensor | Sequence[int] | Sequence[bool]
+    ) -> Proposals: ...
+    def __getitem__(self, key: Any) -> Proposal | Proposals:
+        import numpy as np
+
+        rows = np.arange(len(self))[np.asarray(key) if hasattr(key, "__array__") else key]
+        if rows.ndim == 0:
+            return Proposal(
+                self.boxes[rows],
+                float(self.scores[rows]),
+                int(self.levels[rows]),
+                int(self.anchors[rows]),
+            )
+        if rows.ndim > 1:
+            raise IndexError("proposals have one axis; index them by a mask [N] or indices")
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen = {name: v[rows] for name, v in values.items() if isinstance(v, np.ndarray)}
+        return replace(self, **chosen)
+
+    def draw(self, image: Picture | None = None, *, top: int = 20) -> Image.Image:
+        """Returns a picture with the best boxes and their scores in percent.
+
+        Args:
+            image: the frame's picture, as `stream_rpn.propose` takes it; it stays as it is. By
+                default the frame's own where results carry it (`images=True`), else plain gray.
+            top: how many boxes are drawn.
+
+        Raises:
+            ValueError: the picture has another size or shape than the frame, or neither is known.
+            TypeError: it is no picture.
+            StreamRPNError: a file cannot be read.
+        """
+        from stream_rpn.pictures import drawn
+
+        return drawn(self, image, top)
+
+    def _repr_png_(self) -> bytes | None:
+        """Returns what a notebook shows."""
+        from stream_rpn.pictures import png
+
+        return png(self, 20)
+
+    def numpy(self) -> dict[str, np.ndarray]:
         """Returns boxes, scores, levels and anchors as numpy arrays, without a copy."""
         return {name: getattr(self, name) for name in ("boxes", "scores", "levels", "anchors")}
 
@@ -360,16 +435,8 @@ class Proposals:
 
         return {name: torch.from_numpy(array).to(device) for name, array in self.numpy().items()}
 
-    def supervision(self) -> Any:
+    def supervision(self) -> supervision.Detections:
         """Returns `supervision.Detections` (class 0, confidence = score); needs supervision."""
-        try:
-            import supervision
-        except ImportError as error:
-            raise StreamRPNError(
-                "supervision is not installed; `pip install supervision` provides Detections"
-            ) from error
-        return supervision.Detections(
-            xyxy=self.boxes,
-            confidence=self.scores,
-            class_id=(self.levels * 0).astype(int),
-        )
+        from stream_rpn.tables import detections
+
+        return detections(self)

@@ -22,9 +22,11 @@ from typing import Any
 from stream_rpn import sources
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.input_spec import input_shape
+from stream_rpn.log import log
 from stream_rpn.multiplex import Lane, Multiplexer
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.queues import Closing
+from stream_rpn.sources.given import Given, name_of
 from stream_rpn.sources.live import LivePolicy, LiveSource
 from stream_rpn.sources.select import Selection
 from stream_rpn.sources.source import Source
@@ -47,7 +49,7 @@ class LiveStream(StreamStatistics):
     def __init__(
         self,
         index: int,
-        uri: str,
+        uri: str | Given,
         selection: Selection,
         policy: LivePolicy,
         network_times: StageTimes,
@@ -56,7 +58,7 @@ class LiveStream(StreamStatistics):
     ) -> None:
         super().__init__()
         self.index = index
-        self.name = sources.masked(uri)
+        self.name = name_of(uri)
         self.lane = Lane()
         self.opened = False
         self._uri = uri
@@ -92,6 +94,12 @@ class LiveStream(StreamStatistics):
             raise StreamRPNError(
                 f"{self.name} cannot be decoded by NVDEC: live sources, and what runs beside them, "
                 "are decoded on the CPU"
+            )
+        if isinstance(self._uri, Given):
+            return self._uri.open(
+                realtime=self._policy.realtime,
+                video_stream=selection.video_stream,
+                max_pixels=selection.max_pixels,
             )
         live = self._policy.realtime or sources.is_live(self._uri)
         if not live or sources.holds_images(self._uri):
@@ -185,11 +193,12 @@ class LiveStreams(Closing):
 
     Args:
         pipeline: the network.
-        uris: as `stream_rpn.sources.expand` gives them.
+        uris: as `stream_rpn.sources.expand` gives them, or objects.
         selection: which frames to use of each source.
         policy: what to do with sources that do not wait.
         stop: when set, no further frame is decoded; what waits still gets its results.
-        notice: told in a sentence when a connection is lost and when it is back.
+        notice: told in a sentence when a connection is lost and when it is back; by default the
+            logger of the package.
 
     Attributes:
         streams: one per source, in order.
@@ -199,12 +208,12 @@ class LiveStreams(Closing):
     def __init__(
         self,
         pipeline: Pipeline,
-        uris: Sequence[str],
+        uris: Sequence[str | Given],
         selection: Selection,
         policy: LivePolicy,
         *,
         stop: threading.Event | None = None,
-        notice: Callable[[str], None] = lambda sentence: None,
+        notice: Callable[[str], None] = log.warning,
     ) -> None:
         stopped = (stop or threading.Event()).is_set
         self.times = StageTimes()
@@ -251,18 +260,32 @@ class LiveStreams(Closing):
 
 
 def proposals_of(streams: LiveStreams) -> Iterator[Proposals]:
-    """Yields the proposals of one source.
+    """Yields the proposals of all sources as they come; one that fails does not end the others.
 
     Raises:
-        StreamRPNError: it never came, or was lost and did not come back.
+        Exception: when all have ended, the failure of the first that never came, or was lost and
+            did not come back: a StreamRPNError, but for frames of a program that are none.
     """
+    failed: set[int] = set()
     for proposals in streams:
         if proposals is not None:
             yield proposals
-            streams.streams[0].written(proposals)
-    error = streams.streams[0].failure
-    if error is not None:
-        raise error
+            streams.streams[proposals.source_index].written(proposals)
+        for stream in streams.streams if len(streams.streams) > 1 else ():
+            if stream.failure is not None and stream.index not in failed:
+                failed.add(stream.index)
+                log.error("%s", stream.failure)
+    failures = [stream.failure for stream in streams.streams if stream.failure is not None]
+    if failures:
+        raise first_of(failures)
 
 
-__all__ = ["LivePolicy", "LiveStream", "LiveStreams", "proposals_of"]
+def first_of(failures: Sequence[Exception]) -> Exception:
+    """Returns the first failure of several sources, which says how many others there were."""
+    first, *others = failures
+    if others and isinstance(first, StreamRPNError):
+        return StreamRPNError(f"{first} (and {len(others)} more of the sources failed)")
+    return first
+
+
+__all__ = ["LivePolicy", "LiveStream", "LiveStreams", "first_of", "proposals_of"]

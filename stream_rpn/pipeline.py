@@ -21,6 +21,7 @@ from stream_rpn.model import Model
 from stream_rpn.network.gated import GatedNetwork
 from stream_rpn.network.network import Network
 from stream_rpn.queues import Closing, prefetch
+from stream_rpn.sources.given import Given
 from stream_rpn.sources.select import Selection
 from stream_rpn.sources.source import Source
 from stream_rpn.statistics import StreamStatistics
@@ -120,7 +121,7 @@ class Pipeline:
 
     def open(
         self,
-        source: str | Source,
+        source: str | Source | Given,
         selection: Selection | None = None,
         *,
         stop: threading.Event | None = None,
@@ -129,7 +130,8 @@ class Pipeline:
         """Opens a source and starts decoding it.
 
         Args:
-            source: as `stream_rpn.sources.open_source` takes it, or what it returned.
+            source: as `stream_rpn.sources.open_source` takes it, or what it returned; or an object
+                that is one, see `stream_rpn.sources.given`.
             selection: which frames to use, all by default.
             stop: when set, no further frame is decoded and the stream ends with those under way.
             open_timeout: seconds for a URL or a pipe on standard input to open.
@@ -147,6 +149,12 @@ class Pipeline:
                 max_pixels=selection.max_pixels,
                 open_timeout=open_timeout,
                 stopped=stop.is_set,
+            )
+        elif isinstance(source, Given):
+            source = source.open(
+                decoder=selection.decoder,
+                video_stream=selection.video_stream,
+                max_pixels=selection.max_pixels,
             )
         return Stream(self, source, selection, stop)
 

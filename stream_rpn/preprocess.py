@@ -117,6 +117,7 @@ def image_to_input(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
+    first: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Returns the input of one RGB image or of a list of them, as torchvision's detectors make it.
 
@@ -126,6 +127,7 @@ def image_to_input(
         device: where the result goes.
         dtype: of the result.
         channels_last: memory format of the result.
+        first: the index of the first image, for errors.
 
     Returns:
         As `to_input`. Without `antialias` and in float32, the same bits as
@@ -136,7 +138,7 @@ def image_to_input(
         ValueError: an image has another shape, or is floating and not in [0, 1].
     """
     batch = [images] if isinstance(images, Tensor | np.ndarray) else images
-    rgb = [_rgb(image, index) for index, image in enumerate(batch)]
+    rgb = [_rgb(image, index) for index, image in enumerate(batch, start=first)]
     sizes = [
         resized_size(image.shape[1], image.shape[2], spec.min_size, spec.max_size) for image in rgb
     ]

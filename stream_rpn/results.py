@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from stream_rpn.frame import Proposals, StreamRPNError
 from stream_rpn.sinks import READABLE, load_member
 from stream_rpn.sinks.record import Contents, Reader
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
 
 
 def read(path: str | os.PathLike[str]) -> Results:
@@ -27,6 +32,9 @@ def read(path: str | os.PathLike[str]) -> Results:
 class Results:
     """The proposals of a result file, frame by frame; each iteration reads the file anew.
 
+    No more than a frame is kept in memory: `len` reads the file once, `results[i]` up to that frame
+    (from the one before it where frames are asked for in order). Slices are lists.
+
     What a format does not hold has a neutral value: `anchors` −1, `levels` −1, `input_boxes` 0,
     sizes 0, pts None. COCO and MOT files tell of frames with boxes only, `frame` is the image id
     of COCO.
@@ -38,6 +46,10 @@ class Results:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._contents = Contents()
+        self._count: tuple[tuple[int, int], int] | None = None  # frames, and of which file
+        self._next = 0  # the frame that `_cursor` gives next
+        self._cursor: Iterator[Proposals] = iter(())
+        self._cursor_of: tuple[int, int] | None = None
         name = str(self.path).lower()
         endings = [ending for ending in READABLE if name.endswith(ending)]
         if not endings:
@@ -84,9 +96,89 @@ class Results:
 
     def __iter__(self) -> Iterator[Proposals]:
         self._contents = Contents()
+        yield from self._frames(self._contents)
+
+    def _frames(self, contents: Contents) -> Iterator[Proposals]:
         read_frames: Reader = load_member(self._format.reader)
         try:
-            yield from read_frames(self.path, self._contents)
+            yield from read_frames(self.path, contents)
         except OSError as error:
             why = error.strerror or "it is damaged"
             raise StreamRPNError(f"cannot read {str(self.path)!r}: {why}") from error
+
+    def _state(self) -> tuple[int, int]:
+        """Returns what tells whether the file is still the one that was read."""
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            raise StreamRPNError(f"cannot read {str(self.path)!r}: {error.strerror}") from error
+        return status.st_mtime_ns, status.st_size
+
+    def __len__(self) -> int:
+        state = self._state()
+        if self._count is None or self._count[0] != state:
+            self._count = state, sum(1 for _ in self._frames(Contents()))
+        return self._count[1]
+
+    def __bool__(self) -> bool:
+        return next(self._frames(Contents()), None) is not None
+
+    @overload
+    def __getitem__(self, key: int) -> Proposals: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[Proposals]: ...
+    def __getitem__(self, key: int | slice) -> Proposals | list[Proposals]:
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            indices = range(start, stop, step)
+            chosen = [self._frame(index) for index in sorted(indices)]
+            return chosen if step > 0 else chosen[::-1]
+        index = key + len(self) if key < 0 else key
+        if index < 0:
+            raise IndexError(f"there are {len(self)} frames, so none is {key}")
+        return self._frame(index)
+
+    def _frame(self, index: int) -> Proposals:
+        state = self._state()
+        if index < self._next or self._cursor_of != state:
+            self._cursor, self._cursor_of, self._next = self._frames(Contents()), state, 0
+        found = next(itertools.islice(self._cursor, index - self._next, None), None)
+        self._next = index + 1
+        if found is None:
+            self._cursor_of = None
+            raise IndexError(f"there are {len(self)} frames, so none is {index}")
+        return found
+
+    def __repr__(self) -> str:
+        facts = [str(self.header.get("source", "")), str(self.header.get("model", ""))]
+        if self._count is not None:
+            facts.append(f"{self._count[1]:,} frames")
+        if self.ends:
+            facts.append("complete" if self.complete else "not complete")
+        return f"Results({', '.join([repr(str(self.path)), *filter(None, facts)])})"
+
+    def to_arrow(self) -> pyarrow.Table:
+        """Returns a table of all boxes, a row each; frames without any have none.
+
+        Its columns are those of `to_pandas`; `source` and `name` are dictionaries.
+
+        Raises:
+            StreamRPNError: the file is damaged, or pyarrow is not installed.
+        """
+        from stream_rpn.tables import arrow_table
+
+        return arrow_table(self)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Returns a data frame of all boxes, a row each; frames without any have none.
+
+        Its columns are `source`, `name`, `image_id`, `frame`, `pts`, `pts_seconds`; `x1`, `y1`,
+        `x2`, `y2` in pixels of the frame; `score`, `level` and `anchor`. What a format does not
+        hold is missing.
+
+        Raises:
+            StreamRPNError: the file is damaged, or pandas is not installed.
+        """
+        from stream_rpn.tables import data_frame
+
+        return data_frame(self)

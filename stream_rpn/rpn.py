@@ -8,8 +8,10 @@ its detectors load under their own keys.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,13 +19,21 @@ from torch import Tensor, nn
 
 from stream_rpn.anchors import AnchorSpec
 from stream_rpn.frame import Proposals
-from stream_rpn.input_spec import InputSpec, frame_boxes
+from stream_rpn.input_spec import InputSpec, frame_boxes, padded_size, resized_size
 from stream_rpn.kernels.generate import generate_proposals
 from stream_rpn.kernels.proposals import HeadOutputs, ProposalBatch, ProposalSpec
 from stream_rpn.model import Model
 from stream_rpn.preprocess import image_to_input
 
-__all__ = ["RPN", "ProposalSpec", "RPNHead", "fold_batch_norms", "propose_image"]
+__all__ = [
+    "RPN",
+    "Layers",
+    "ProposalSpec",
+    "RPNHead",
+    "fold_batch_norms",
+    "propose_image",
+    "propose_images",
+]
 
 
 class Head(nn.Module):
@@ -210,6 +220,40 @@ class RPN(nn.Module, Model):
         objectness, deltas = self.head(maps)
         return self.proposals_of_heads(objectness, deltas, self.strides(images, maps), image_sizes)
 
+    def export(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
+        """Writes backbone and head as a graph for other runtimes; see `models.export.export`.
+
+        Args:
+            path: "x.onnx", or "x.xml" for OpenVINO; "x.onnx.json" tells the rest.
+            overwrite: whether files that exist may be replaced.
+
+        Returns:
+            The files.
+
+        Raises:
+            StreamRPNError: it cannot be written, or the layers cannot be exported.
+        """
+        from stream_rpn.models.export import export
+
+        return export(self, path, overwrite=overwrite)
+
+
+class Layers(nn.Module):
+    """What of a network becomes a graph: backbone and head, from the input to the raw outputs.
+
+    Args:
+        rpn: the network.
+    """
+
+    def __init__(self, rpn: RPN) -> None:
+        super().__init__()
+        self.rpn = rpn
+
+    def forward(self, images: Tensor) -> Sequence[Tensor]:
+        """Returns the objectness of each level, then its deltas, of images [B, 3, H, W]."""
+        objectness, deltas = self.rpn.head(list(self.rpn.features(images).values()))
+        return (*objectness, *deltas)
+
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:
     """Folds every batch norm that follows a convolution into it, in place; returns `module`.
@@ -228,33 +272,97 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
     return module
 
 
-@torch.inference_mode()
 def propose_image(rpn: RPN, image: Tensor | np.ndarray) -> Proposals:
-    """Returns the proposals of an RGB image, as frame 0.
+    """Returns the proposals of an RGB image, as frame 0; see `propose_images`."""
+    (proposals,) = propose_images(rpn, [image])
+    return proposals
+
+
+def propose_images(
+    rpn: RPN,
+    images: Iterable[Tensor | np.ndarray],
+    *,
+    batch: int = 1,
+    features: bool = False,
+) -> Iterator[Proposals]:
+    """Yields the proposals of RGB images, frame after frame.
 
     Args:
         rpn: the network; runs on its own device in its own dtype.
-        image: a tensor [3, H, W] (uint8, or float in [0, 1]) or an array [H, W, 3] (uint8).
+        images: tensors [3, H, W] or arrays [H, W, 3]; uint8, or float in [0, 1].
+        batch: images a call of the network; those in a row that share one padded input shape.
+        features: attach the feature maps.
+
+    Raises:
+        TypeError: an image is neither uint8 nor floating.
+        ValueError: an image has another shape, or is floating and not in [0, 1].
     """
+    waiting: list[Tensor | np.ndarray] = []
+    shape: tuple[int, ...] = ()
+    first = 0
+    for image in images:
+        before, shape = shape, _padded_shape(image, rpn.input_spec)
+        if waiting and (shape != before or len(waiting) == batch):
+            yield from _propose_batch(rpn, waiting, first, features)
+            first, waiting = first + len(waiting), []
+        waiting.append(image)
+    if waiting:
+        yield from _propose_batch(rpn, waiting, first, features)
+
+
+def _padded_shape(image: Tensor | np.ndarray, spec: InputSpec) -> tuple[int, ...]:
+    """Returns (height, width) of the input for an image; of what is none, its own shape."""
+    if image.ndim != 3 or 0 in image.shape:
+        return tuple(image.shape)
+    height, width = _sides(image)
+    resized = resized_size(height, width, spec.min_size, spec.max_size)
+    return padded_size(resized, spec.size_divisor)
+
+
+def _sides(image: Tensor | np.ndarray) -> tuple[int, int]:
+    height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.shape[-2:]
+    return height, width
+
+
+@torch.inference_mode()
+def _propose_batch(
+    rpn: RPN, images: Sequence[Tensor | np.ndarray], first: int, features: bool
+) -> list[Proposals]:
     weight = next(rpn.parameters())
     inputs, sizes = image_to_input(
-        image, rpn.input_spec, device=weight.device, dtype=weight.dtype, channels_last=True
+        images,
+        rpn.input_spec,
+        device=weight.device,
+        dtype=weight.dtype,
+        channels_last=True,
+        first=first,
     )
-    kept = rpn(inputs, sizes)
-    height, width = image.shape[-2:] if isinstance(image, Tensor) else image.shape[:2]
-    size = (int(sizes[0, 0]), int(sizes[0, 1]))
-    n = int(kept.count)
-    input_boxes, scores, levels, anchors = (t[0, :n].cpu().numpy() for t in kept[:-1])
-    return Proposals(
-        frame=0,
-        pts=None,
-        pts_seconds=None,
-        width=width,
-        height=height,
-        boxes=frame_boxes(input_boxes, size, (height, width)),
-        scores=scores,
-        levels=levels,
-        anchors=anchors,
-        input_boxes=input_boxes,
-        input_size=size,
-    )
+    maps = rpn.features(inputs)
+    objectness, deltas = rpn.head(list(maps.values()))
+    strides = rpn.strides(inputs, list(maps.values()))
+    kept = rpn.proposals_of_heads(objectness, deltas, strides, sizes)
+    *arrays, counts = (tensor.cpu().numpy() for tensor in kept)
+    results = []
+    for row, image in enumerate(images):
+        n = int(counts[row])
+        input_boxes, scores, levels, anchors = (array[row, :n] for array in arrays)
+        height, width = _sides(image)
+        size = (int(sizes[row, 0]), int(sizes[row, 1]))
+        results.append(
+            Proposals(
+                frame=first + row,
+                pts=None,
+                pts_seconds=None,
+                width=width,
+                height=height,
+                boxes=frame_boxes(input_boxes, size, (height, width)),
+                scores=scores,
+                levels=levels,
+                anchors=anchors,
+                input_boxes=input_boxes,
+                input_size=size,
+                strides=strides,
+                features={name: m[row] for name, m in maps.items()} if features else None,
+            )
+        )
+    return results

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from stream_rpn.frame import DropKind, DropReason, Proposals, StreamInfo
+from stream_rpn.frame import Drop, DropKind, DropReason, Proposals, StreamInfo
+from stream_rpn.log import log
 from stream_rpn.timing import Histogram, StageTimes
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ class StreamStatistics:
         self._told: dict[str, int] = {}  # losses that results told of
         self._beyond: dict[str, int] = {}  # losses behind the last frame that was asked for
         self._abandoned = 0
+        self._settled = False
         self._started = time.perf_counter()
 
     def count(self, proposals: Proposals) -> None:
@@ -50,6 +54,15 @@ class StreamStatistics:
         self.elapsed_seconds = time.perf_counter() - self._started
         for drop in proposals.drops:
             self._told[drop.reason] = self._told.get(drop.reason, 0) + drop.count
+        self._log(proposals.drops, f"before frame {proposals.frame}")
+
+    def _log(self, drops: Iterable[Drop], where: str) -> None:
+        for drop in drops:
+            damage = DropReason(drop.reason).kind is DropKind.DAMAGE
+            level = logging.WARNING if damage else logging.INFO
+            count = f", {drop.count} lost" if drop.count else ""
+            gap = "" if drop.seconds is None else f", {drop.seconds:g} s missing"
+            log.log(level, "%s: %s%s%s %s", self.info.source, drop.reason, count, gap, where)
 
     @property
     def num_chosen(self) -> int:
@@ -109,6 +122,9 @@ class StreamStatistics:
                 for reason, count in self._source.tally.losses.copy().items()
                 if DropReason(reason).kind is DropKind.DAMAGE
             }
+        elif self._source is not None and not self._settled and hasattr(self, "info"):
+            self._log(self._source.trailing_drops, "after the last frame")
+        self._settled = True
 
     @property
     def missing_seconds(self) -> float | None:

@@ -1,5 +1,8 @@
 """The Python interface: streams, images, pooling with RoIAlign, reading results back."""
 
+import copy
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -142,6 +145,72 @@ def test_images_give_what_torchvision_prepares(rpn):
     several = stream_rpn.propose([image, image[:, :60]], model=rpn, top=40)
     np.testing.assert_array_equal(several[0].boxes, proposals.boxes)
     assert several[1].height == 60
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, stride=8, padding=1), nn.ReLU())
+    spec = anchors.AnchorSpec(((16.0, 32.0),), (1.0,), order="scale-major", centre=4.0)
+    return RPN(backbone, RPNHead(8, 2), spec, input_spec=InputSpec(64, 128, size_divisor=8))
+
+
+class TestOptionsOfPropose:
+    """What `stream` takes, `propose` takes as well; on a network that costs nothing."""
+
+    IMAGES = tuple(torch.randint(0, 256, (3, h, 80), dtype=torch.uint8) for h in (60, 60, 90, 60))
+
+    def test_batches_change_nothing(self, small):
+        one_by_one = [stream_rpn.propose(image, model=small) for image in self.IMAGES]
+        calls = []
+        small.backbone.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+        together = stream_rpn.propose(self.IMAGES, model=small, batch=8)
+        small.backbone._forward_pre_hooks.clear()
+        assert calls == [2, 1, 1]
+        assert [p.frame for p in together] == [0, 1, 2, 3]
+        for one, other in zip(one_by_one, together, strict=True):
+            assert len(one) > 10
+            np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+            assert (one.width, one.height) == (other.width, other.height)
+
+    def test_features_are_those_of_each_image_for_pooling(self, small):
+        both = stream_rpn.propose(self.IMAGES[:2], model=small, batch=2, features=True)
+        for image, proposals in zip(self.IMAGES, both, strict=False):
+            alone = stream_rpn.propose(image, model=small, features=True)
+            torch.testing.assert_close(proposals.features["0"], alone.features["0"])
+            assert proposals.features["0"].shape == (8, 8, 11)
+            assert proposals.strides == ((8, 8),)
+        assert stream_rpn.propose(self.IMAGES[0], model=small).features is None
+
+    def test_the_number_format_is_the_models_own_unless_named(self, small):
+        def dtype(**options):
+            proposals = stream_rpn.propose(self.IMAGES[0], features=True, **options)
+            return proposals.features["0"].dtype
+
+        assert dtype(model=small) == torch.float32
+        assert dtype(model=small, dtype="bfloat16") == torch.bfloat16
+        assert next(small.parameters()).dtype == torch.float32
+        half = copy.deepcopy(small).bfloat16()
+        assert dtype(model=half) == torch.bfloat16
+        assert dtype(model=half, dtype="float32") == torch.float32
+        with pytest.raises(StreamRPNError, match="there is no dtype 'int8'"):
+            dtype(model=small, dtype="int8")
+
+    def test_pictures_are_kept_on_request(self, small, tmp_path):
+        pixels = self.IMAGES[0].permute(1, 2, 0).numpy()
+        PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
+        (kept,) = stream_rpn.propose([tmp_path / "a.png"], model=small, images=True)
+        assert kept.name == "a.png"
+        assert kept.draw(top=0).size == (80, 60)
+        assert abs(np.asarray(kept.draw(top=0)).astype(int) - pixels).mean() < 60
+        assert stream_rpn.propose(self.IMAGES[0], model=small).image is None
+
+    def test_no_images_have_no_proposals(self, small):
+        assert stream_rpn.propose([], model=small) == []
+
+    def test_errors_name_the_image(self, small):
+        with pytest.raises(ValueError, match="image 1 must be"):
+            stream_rpn.propose([self.IMAGES[0], torch.zeros(80, 60)], model=small)
 
 
 def test_a_backbone_and_anchors_of_ones_own():
@@ -305,3 +374,38 @@ class TestPictures:
     def test_what_is_none_is_said_in_a_sentence(self, rpn, picture, error, says):
         with pytest.raises(error, match=says):
             stream_rpn.propose(picture, model=rpn)
+
+
+CALLS = """
+import stream_rpn
+from stream_rpn import LivePolicy, Proposals
+
+reveal_type(stream_rpn.propose("a.jpg", features=True, top=3))
+reveal_type(stream_rpn.propose(["a.jpg"], dtype="float32"))
+reveal_type(next(stream_rpn.stream([0, "a.mp4"], nms=0.5, policy=LivePolicy())))
+reveal_type(stream_rpn.read("a.jsonl")[0][0].score)
+stream_rpn.stream("a.mp4", topp=3)
+stream_rpn.propose("a.jpg", size="large")
+"""
+
+
+def test_a_type_checker_knows_every_keyword(tmp_path):
+    """With the cache that `make lint` leaves it takes a second or two."""
+    (tmp_path / "calls.py").write_text(CALLS)
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", str(tmp_path / "calls.py")],
+        capture_output=True,
+        text=True,
+        cwd=root,
+    )
+    lines = [line.partition(".py:")[2] for line in done.stdout.splitlines()]
+    assert [line for line in lines if "note: Revealed" in line] == [
+        '5: note: Revealed type is "stream_rpn.frame.Proposals"',
+        '6: note: Revealed type is "list[stream_rpn.frame.Proposals]"',
+        '7: note: Revealed type is "stream_rpn.frame.Proposals"',
+        '8: note: Revealed type is "float"',
+    ]
+    topp, size = [line for line in lines if "error:" in line]
+    assert topp.startswith('9: error: Unexpected keyword argument "topp" for "stream"')
+    assert size.startswith('10: error: No overload variant of "propose"')

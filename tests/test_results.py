@@ -201,3 +201,87 @@ def test_reasons_say_what_they_are():
     }
     # As strings they stand in summaries and in the labels of metrics.
     assert f"{DropReason.STALE}" == json.dumps({DropReason.STALE: 1})[2:7] == "stale"
+
+
+class TestTakingThemOut:
+    """`len`, indices and slices; tables."""
+
+    @pytest.mark.parametrize("name", ["x.jsonl", "x.parquet", "x.npz"])
+    def test_frames_are_counted_indexed_and_sliced(self, tmp_path, name):
+        results = stream_rpn.read(written(tmp_path / name, random_records()))
+        assert results
+        assert len(results) == 4
+        assert [results[i].frame for i in (0, 1, 2, 3, 0, -1, -4)] == [0, 1, 4, 5, 0, 5, 0]
+        assert [p.frame for p in results[1:3]] == [1, 4]
+        assert [p.frame for p in results[::-2]] == [5, 1]
+        assert results[9:] == []
+        assert len(results[2]) == 300
+        for index in (4, -5):
+            with pytest.raises(IndexError, match="there are 4 frames"):
+                results[index]
+
+    def test_counting_does_not_disturb_an_iteration(self, tmp_path):
+        results = stream_rpn.read(written(tmp_path / "x.jsonl", random_records()))
+        frames = []
+        for proposals in results:
+            frames.append((proposals.frame, results[0].frame, len(results)))
+        assert frames == [(0, 0, 4), (1, 0, 4), (4, 0, 4), (5, 0, 4)]
+        assert results.complete
+
+    def test_a_file_that_was_written_anew_is_read_anew(self, tmp_path):
+        results = stream_rpn.read(written(tmp_path / "x.jsonl", random_records()))
+        assert (len(results), results[3].frame) == (4, 5)
+        (tmp_path / "x.jsonl").unlink()
+        written(tmp_path / "x.jsonl", random_records()[2:])
+        assert (len(results), results[1].frame) == (2, 5)
+        (tmp_path / "x.jsonl").unlink()
+        with pytest.raises(StreamRPNError, match="No such file"):
+            len(results)
+
+    def test_an_empty_file_is_false(self, tmp_path):
+        results = stream_rpn.read(written(tmp_path / "x.jsonl", []))
+        assert not results
+        assert len(results) == 0
+        assert results[:] == []
+
+    def test_the_repr_tells_what_is_known(self, tmp_path):
+        path = written(tmp_path / "x.jsonl", random_records())
+        results = stream_rpn.read(path)
+        assert repr(results) == f"Results({str(path)!r}, clips/a.mp4, tiny)"
+        assert len(list(results)) == 4
+        assert repr(results) == f"Results({str(path)!r}, clips/a.mp4, tiny, 4 frames, complete)"
+
+    def test_arrow_has_a_row_a_box(self, tmp_path):
+        pytest.importorskip("pyarrow")
+        records = random_records()
+        table = stream_rpn.read(written(tmp_path / "x.npz", records)).to_arrow()
+        assert table.num_rows == 308
+        assert table.column_names == COLUMNS
+        rows = table.to_pylist()
+        assert {row["source"] for row in rows} == {"clips/a.mp4"}
+        assert [rows[7][name] for name in ("frame", "name", "image_id")] == [4, "b.jpg", 77]
+        assert rows[0]["name"] is rows[0]["image_id"] is None
+        assert rows[307]["pts_seconds"] == 0.2
+        for i, side in enumerate(("x1", "y1", "x2", "y2")):
+            np.testing.assert_array_equal(
+                table[side], np.concatenate([r.boxes for r in records])[:, i]
+            )
+        np.testing.assert_array_equal(table["score"], np.concatenate([r.scores for r in records]))
+
+    def test_pandas_has_the_same_rows(self, tmp_path):
+        pytest.importorskip("pandas")
+        data = stream_rpn.read(written(tmp_path / "x.jsonl", random_records())).to_pandas()
+        assert list(data) == COLUMNS
+        assert data["image_id"].dtype == "Int64"
+        assert (data["anchor"].isna().all(), data["level"].isna().any()) == (True, False)
+        assert data.groupby("frame").size().to_dict() == {0: 7, 4: 300, 5: 1}
+        assert data.loc[data["image_id"] == 77, "name"].eq("b.jpg").all()
+        empty = stream_rpn.read(written(tmp_path / "y.jsonl", [])).to_pandas()
+        assert list(empty) == COLUMNS
+        assert len(empty) == 0
+
+
+COLUMNS = [
+    "source", "name", "image_id", "frame", "pts", "pts_seconds", "x1", "y1", "x2", "y2", "score",
+    "level", "anchor",
+]  # fmt: skip

@@ -7,6 +7,10 @@ COMMANDS = {
         "measure recall on annotated images",
     ),
     "train": ("stream_rpn.commands.train", "train a proposal network"),
+    "export": (
+        "stream_rpn.commands.export",
+        "write a model as a graph for ONNX Runtime, OpenVINO and others",
+    ),
     "bench": (
         "stream_rpn.commands.bench",
         "measure speed on your video and machine, and say what limits it",

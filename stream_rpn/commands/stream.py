@@ -24,8 +24,9 @@ subcommands:
 sources:
   video.mp4, a URL, a directory or quoted glob of videos or of images, - for a video on standard
   input, synthetic:[WxH@FPS,N] for a clip with moving objects
-  live: webcam, webcam:N, /dev/videoN, screen:[DISPLAY], rtsp://, rtmp://, udp://, http(s)://
-  (MJPEG, HLS), a named pipe; with one of them, or --realtime, all sources run at a time
+  live: a camera by its number (0 is the first) or as webcam:N or /dev/videoN, screen:[DISPLAY],
+  rtsp://, rtmp://, udp://, http(s):// (MJPEG, HLS), a named pipe; with one of them, or --realtime,
+  all sources run at a time
   @FILE: those that a text file lists, one a line
 
 outputs, by extension; several may be given:

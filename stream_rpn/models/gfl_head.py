@@ -98,6 +98,6 @@ def _maps(rows: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """Returns rows [B, N, C] of cells as maps [B, C, H, W], one per level."""
     levels = torch.split(rows, [height * width for height, width in sizes], dim=1)
     return [
-        level.view(len(rows), *size, -1).permute(0, 3, 1, 2)
+        level.view(rows.shape[0], *size, -1).permute(0, 3, 1, 2)
         for level, size in zip(levels, sizes, strict=True)
     ]

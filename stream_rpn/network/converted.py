@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +26,6 @@ from stream_rpn.model import Model
 from stream_rpn.network.openvino_stage import Level
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from stream_rpn.rpn import RPN
 
 # Of the record in the file; a file of another format is made anew.
@@ -199,10 +196,11 @@ def _convert(rpn: RPN) -> ov.Model:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     from stream_rpn.network.openvino import core
+    from stream_rpn.rpn import Layers
 
     # The graph holds the memory of the weights, which their owner may go on training.
     rpn = copy.deepcopy(rpn).to("cpu", torch.float32)
-    layers = _layers(rpn).eval()
+    layers = Layers(rpn).eval()
     side = rpn.input_spec.size_divisor
     sizes = [(side * -(-h // side), side * -(-w // side)) for h, w in ((128, 192), (224, 160))]
     first, second = (torch.rand(1, 3, *size) for size in sizes)
@@ -237,22 +235,6 @@ def _convert(rpn: RPN) -> ov.Model:
                 "sizes; they depend on more than the values of their input"
             )
     return heads
-
-
-def _layers(rpn: RPN) -> Any:
-    """Returns the module from images to the raw outputs; its class needs torch."""
-    import torch
-
-    class Layers(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rpn = rpn
-
-        def forward(self, images: Tensor) -> Sequence[Tensor]:
-            objectness, deltas = self.rpn.head(list(self.rpn.features(images).values()))
-            return (*objectness, *deltas)
-
-    return Layers()
 
 
 def _digest(path: Path) -> str:

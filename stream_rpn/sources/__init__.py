@@ -61,7 +61,8 @@ def expand(uris: Sequence[str]) -> list[str]:
     """Returns one name per source: directories and patterns of videos become their files.
 
     A directory or pattern of images stays one name, as its images are one source. "@FILE" stands
-    for the sources that a text file lists, one a line; there no process list shows passwords.
+    for the sources that a text file lists, one a line; there no process list shows passwords. "0"
+    is the first camera.
 
     Raises:
         StreamRPNError: a path does not exist, or holds neither, or both videos and images.
@@ -77,7 +78,12 @@ def expand(uris: Sequence[str]) -> list[str]:
 
 
 def _listed(uri: str) -> list[str]:
-    """Returns the sources that "@FILE" stands for, blank lines and those after "#" left out."""
+    """Returns the sources that "@FILE" stands for, blank lines and those after "#" left out.
+
+    A number that is no file is a camera's.
+    """
+    if uri.isdecimal() and not os.path.exists(uri):
+        return [f"webcam:{int(uri)}"]
     if not uri.startswith("@"):
         return [uri]
     try:

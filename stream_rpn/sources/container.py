@@ -89,7 +89,10 @@ def open_container(
             hwaccel=hwaccel,
         )
     except av.error.FFmpegError as error:
-        raise StreamRPNError(_why_not_opened(uri, error, timeout[0])) from error
+        why = _why_not_opened(uri, error, timeout[0])
+        if file is not None and uri != "-":  # whose name need not be a path
+            why = f"{name_of(uri)} is not a video that PyAV can read"
+        raise StreamRPNError(why) from error
 
 
 def is_waitable(stdin: TextIO | None) -> bool:
