@@ -175,16 +175,14 @@ def _run_side_by_side(
 ) -> list[Stream]:
     """Returns `count` streams of the clip through one network, each written as JSON lines."""
     from stream_rpn import sinks
-    from stream_rpn.pipeline import parameters
 
     def run(index: int) -> Stream:
         out = clip.with_name(f"{index}.jsonl")
-        settings = parameters(pipeline.model, selection)
         with (
             pipeline.open(str(clip), selection) as stream,
             sinks.open_sink(str(out), overwrite=True) as sink,
         ):
-            header = sinks.make_header(stream.info, model=pipeline.model.name, parameters=settings)
+            header = sinks.make_header(stream.info, **pipeline.provenance(selection))
             sink.begin(header, stream.info)
             for proposals in stream:
                 with stream.times.measure("sinks"):

@@ -15,6 +15,7 @@ from stream_rpn.engines import choose_engine
 from stream_rpn.frame import Proposals, StreamRPNError
 from stream_rpn.gate import HOLD_SECONDS, GateSpec
 from stream_rpn.model import Model
+from stream_rpn.models.provenance import Weights
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.sources.select import Selection
 
@@ -77,6 +78,7 @@ def load(
         from stream_rpn.models.checkpoint import load_model
 
         rpn = load_model(str(model), weights)
+        rpn.weights = Weights.of(str(model), weights)
         top = DEFAULT_TOP if top is None else top
     _adjust(
         rpn,
@@ -177,6 +179,7 @@ def _ready(model: str, weights: str | Path | None = None, **options: Any) -> Mod
         except UnconvertibleError:
             return load(rpn, **{"top": DEFAULT_TOP, **options})
         graphs.keep(found, model, weights)
+    found.weights = Weights.of(model, weights)
     names = {"top": "post_nms_top_n", "pre_nms": "pre_nms_top_n", "nms": "nms_thresh"}
     size = options.pop("size", None)
     options["top"] = DEFAULT_TOP if options.get("top") is None else options["top"]

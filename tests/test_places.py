@@ -63,7 +63,7 @@ def count_of(name):
         with av.open(name) as container:
             return sum(1 for _ in container.decode(video=0))
     if Path(name).is_dir() and not name.endswith(".parquet"):
-        return len(lines(f"{name}/index.jsonl"))
+        return sum("file" in line for line in lines(f"{name}/index.jsonl"))
     return len(list(stream_rpn.read(name)))
 
 
@@ -321,7 +321,7 @@ class TestRuns:
         assert len(list(results)) == 2
         assert not results.complete
         assert lines("x.jsonl")[-1] == {
-            "end": {"frames": 0, "stopped": "failed"},
+            "end": {"frames": 0, "complete": False, "stopped": "failed"},
             "source": "bad.mp4",
         }
 

@@ -9,6 +9,7 @@ from stream_rpn.frame import Drop, DropKind, DropReason, Proposals, StreamInfo, 
 from stream_rpn.sinks import make_header, open_sink
 
 INFO = StreamInfo("clips/a.mp4", "a", 192, 108, fps=25.0)
+HEADER = make_header(INFO, model="tiny", parameters={"top": 300})
 
 
 def random_records():
@@ -41,7 +42,7 @@ def random_records():
 
 def written(path, records):
     with open_sink(str(path)) as sink:
-        sink.begin(make_header(INFO, model="tiny", parameters={"top": 300}), INFO)
+        sink.begin(HEADER, INFO)
         for record in records:
             sink.write(record)
         sink.end({"frames": len(records)})
@@ -129,19 +130,19 @@ def test_an_empty_file_holds_nothing(tmp_path):
     assert not results.complete
 
 
-HEADER = json.dumps(make_header(INFO, model="tiny")) + "\n"
+HEADER_LINE = json.dumps(HEADER) + "\n"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("x.jsonl", HEADER + "{}\n", "line 2"),
-        ("x.jsonl", HEADER + "no json\n", "line 2"),
+        ("x.jsonl", HEADER_LINE + "{}\n", "line 2"),
+        ("x.jsonl", HEADER_LINE + "no json\n", "line 2"),
         ("x.jsonl", '{"frame": 0}\n', "line 1"),
         ("x.jsonl", "[1, 2]\n", "line 1"),
         (
             "x.jsonl",
-            HEADER + '{"frame":0,"pts":0,"pts_seconds":0,"boxes":7,"scores":[]}\n',
+            HEADER_LINE + '{"frame":0,"pts":0,"pts_seconds":0,"boxes":7,"scores":[]}\n',
             "line 2",
         ),
         ("x.jsonl.gz", "plain", "not a gzip file"),

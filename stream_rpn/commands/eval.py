@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -166,7 +167,12 @@ class _Data:
 
         rpn = api.load(name, top=max(LIMITS), **load_options(self.arguments))
         info, results = self._open(rpn)
-        header = make_header(info, model=rpn.name, parameters=parameters(rpn, Selection()))
+        header = make_header(
+            info,
+            model=rpn.name,
+            parameters=parameters(rpn, Selection()),
+            weights=rpn.weights and asdict(rpn.weights),
+        )
         for output in outputs:
             output.begin(header, info)
         started, count = time.perf_counter(), 0
@@ -182,7 +188,7 @@ class _Data:
             yield proposals
         for output in outputs:
             elapsed = round(time.perf_counter() - started, 3)
-            output.end({"frames": count, "elapsed_seconds": elapsed})
+            output.end({"frames": count, "complete": True, "elapsed_seconds": elapsed})
 
     def _open(self, rpn: RPN) -> tuple[StreamInfo, Iterable[Proposals]]:
         raise NotImplementedError

@@ -21,7 +21,7 @@ from stream_rpn.commands.progress import Progress, complain, expected_results, s
 from stream_rpn.commands.summary import describe, run_summary, source_summary
 from stream_rpn.frame import DropKind, DropReason, Proposals, StreamRPNError
 from stream_rpn.multistream import LivePolicy, LiveStream, LiveStreams
-from stream_rpn.pipeline import Pipeline, Stream, parameters
+from stream_rpn.pipeline import Pipeline, Stream
 from stream_rpn.sinks import make_header
 from stream_rpn.sinks.place import write_whole
 from stream_rpn.sinks.web.sink import WebSink
@@ -338,11 +338,7 @@ class _Run:
         self._finish_source(stream, mine)
 
     def _begin(self, stream: StreamStatistics, mine: list[OutputInUse]) -> None:
-        header = make_header(
-            stream.info,
-            model=self.pipeline.model.name,
-            parameters=parameters(self.pipeline.model, self.selection, self.pipeline.gate),
-        )
+        header = make_header(stream.info, **self.pipeline.provenance(self.selection))
         for output in mine:
             output.begin(header, stream.info, lambda: self._status(stream, mine))
 

@@ -19,7 +19,14 @@ import numpy as np
 
 from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks.place import Place, growing_file
-from stream_rpn.sinks.record import DAMAGE, Contents, check_end, check_header, saved_proposals
+from stream_rpn.sinks.record import (
+    DAMAGE,
+    Contents,
+    check_end,
+    check_header,
+    lacking,
+    saved_proposals,
+)
 from stream_rpn.sinks.sink import Sink, SinkOptions
 
 LONGEST_LINE = 1 << 26
@@ -65,7 +72,7 @@ class JSONLinesSink(Sink):
         self._put(_dumps(line) + b"\n")
 
     def _lacks(self, source: str, why: str) -> None:
-        self._put(_dumps({"end": {"frames": 0, "stopped": why}, "source": source}) + b"\n")
+        self._put(_dumps({"end": lacking(why), "source": source}) + b"\n")
 
     def _close(self) -> None:
         self._file.close()

@@ -19,6 +19,7 @@ from stream_rpn.sinks.record import (
     check_end,
     check_header,
     check_unpacked,
+    lacking,
     saved_proposals,
 )
 from stream_rpn.sinks.sink import Sink, SinkOptions
@@ -134,7 +135,7 @@ class ParquetSink(Sink):
         self._write_about()
 
     def _lacks(self, source: str, why: str) -> None:
-        self._end({"source": source, "frames": 0, "stopped": why})
+        self._end({"source": source, **lacking(why)})
 
     def _close(self) -> None:
         self._write_part()
