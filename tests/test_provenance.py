@@ -40,7 +40,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     names = ["x.jsonl", "x.npz", "x.parquet", "x.mp4", "x.mkv", "x/"]
     outputs = [word for name in names for word in ("-o", f"{folder}/{name}")]
-    options = ["--model", "tiny", "--device", "cpu", "--dtype", "float32", "--quiet"]
+    options = ["--device", "cpu", "--dtype", "float32", "--quiet"]
     assert cli.main(["synthetic:64x64@10,2", *options, *outputs]) == 0
     return {name: told_by(folder / name) for name in names}
 
@@ -48,10 +48,10 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize("name", ["x.jsonl", "x.npz", "x.parquet", "x.mp4", "x.mkv", "x/"])
 def test_every_format_with_room_tells_what_made_it_and_how_it_ended(results, name):
     header, end = results[name]
-    digest = hashlib.sha256((MODELS / "tiny.safetensors").read_bytes()).hexdigest()
+    digest = hashlib.sha256((MODELS / "nanodet_m.safetensors").read_bytes()).hexdigest()
     assert header["version"] == stream_rpn.__version__
-    assert header["model"] == "tiny"
-    assert header["weights"] == {"file": "tiny.safetensors", "sha256": digest}
+    assert header["model"] == "nanodet_m"
+    assert header["weights"] == {"file": "nanodet_m.safetensors", "sha256": digest}
     assert (header["device"], header["dtype"]) == ("cpu", "float32")
     assert header["engine"] in ("torch", "openvino")
     assert (header["source"], header["source_fps"]) == ("synthetic:64x64@10,2", 10.0)
