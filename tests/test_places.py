@@ -19,7 +19,7 @@ from stream_rpn.sinks.parquet import ABOUT
 from stream_rpn.sinks.place import partial_name, write_whole
 from tests.test_cli import clip, lines, start, wait_for_lines
 from tests.test_cli import stream_rpn as run
-from tests.test_sinks import ALL_NAMES, INFO, leftovers, make_proposals, write_all
+from tests.test_sinks import INFO, PLACES, leftovers, make_proposals, write_all
 
 ROOT = Path(__file__).resolve().parents[1]
 STREAMING = ["x.jsonl", "x.jsonl.gz", "x.parquet", "x.mkv", "x/"]
@@ -68,7 +68,7 @@ def count_of(name):
     return len(list(stream_rpn.read(name)))
 
 
-@pytest.mark.parametrize("name", ALL_NAMES)
+@pytest.mark.parametrize("name", PLACES)
 class TestOldResults:
     def test_stay_until_the_new_are_whole(self, name):
         write_all(name, [make_proposals(0)])
@@ -419,4 +419,4 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 def test_every_format_is_tried():
-    assert set(PARTIAL) == set(ALL_NAMES)
+    assert set(PARTIAL) == set(PLACES)

@@ -16,6 +16,7 @@ from stream_rpn.sinks import make_header, open_sink
 from tests.test_sinks import make_proposals
 
 MODELS = Path(stream_rpn.__file__).parent / "models"
+NAMES = ["x.jsonl", "x.npz", "x.parquet", "x.coco.json", "x.mp4", "x.mkv", "x/"]
 INFO = StreamInfo("a.mp4", "a", 96, 64, fps=25.0)
 
 
@@ -38,14 +39,13 @@ def told_by(path):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    names = ["x.jsonl", "x.npz", "x.parquet", "x.mp4", "x.mkv", "x/"]
-    outputs = [word for name in names for word in ("-o", f"{folder}/{name}")]
+    outputs = [word for name in NAMES for word in ("-o", f"{folder}/{name}")]
     options = ["--device", "cpu", "--dtype", "float32", "--quiet"]
     assert cli.main(["synthetic:64x64@10,2", *options, *outputs]) == 0
-    return {name: told_by(folder / name) for name in names}
+    return {name: told_by(folder / name) for name in NAMES}
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.npz", "x.parquet", "x.mp4", "x.mkv", "x/"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_format_with_room_tells_what_made_it_and_how_it_ended(results, name):
     header, end = results[name]
     digest = hashlib.sha256((MODELS / "nanodet_m.safetensors").read_bytes()).hexdigest()

@@ -21,8 +21,11 @@ from stream_rpn.sinks.parquet import ParquetSink
 COLOR = Color("bt709", full_range=False, tagged=True)
 INFO = StreamInfo("clips/a.mp4", "a", 96, 64, fps=25.0, color=COLOR)
 ALL_NAMES = [f"x{ending}" for ending in SINKS if ending not in ("-", "null", ".parquet/")]
+# Written as `x.coco.json` is: what is tried with processes and disks is tried once.
+LIKE_OTHERS = ["x.coco-results.json"]
+PLACES = [name for name in ALL_NAMES if name not in LIKE_OTHERS]
 # A file of these is whole or not there; of the others what was written is.
-WHOLE_ONLY = ("x.coco.json", "x.mot.txt", "x.npz", "x.mp4")
+WHOLE_ONLY = ("x.coco.json", "x.mot.txt", "x.npz", "x.mp4", *LIKE_OTHERS)
 BOX = [20.0, 16.0, 60.0, 48.0]
 
 
@@ -186,10 +189,10 @@ class TestOtherData:
         write_all(tmp_path / "x.mot.txt", [make_proposals(0, [[0, 0, 10, 20.5]], [0.5])])
         assert (tmp_path / "x.mot.txt").read_text() == "1,-1,1.00,1.00,10.00,20.50,0.5,-1,-1,-1\n"
 
-    def test_coco_uses_image_ids_or_else_frames(self, tmp_path):
+    def test_coco_results_use_image_ids_or_else_frames(self, tmp_path):
         records = [make_proposals(0, []), make_proposals(1), make_proposals(2, image_id=77)]
-        write_all(tmp_path / "x.coco.json", records)
-        results = json.loads((tmp_path / "x.coco.json").read_text())
+        write_all(tmp_path / "x.coco-results.json", records)
+        results = json.loads((tmp_path / "x.coco-results.json").read_text())
         assert [item["image_id"] for item in results] == [1, 77]
         assert results[0] == {
             "image_id": 1,
@@ -198,9 +201,50 @@ class TestOtherData:
             "score": 0.9,
         }
 
-    def test_coco_without_boxes_is_an_empty_array(self, tmp_path):
-        write_all(tmp_path / "x.coco.json", [make_proposals(0, [])])
-        assert json.loads((tmp_path / "x.coco.json").read_text()) == []
+    def test_coco_results_without_boxes_are_an_empty_array(self, tmp_path):
+        write_all(tmp_path / "x.coco-results.json", [make_proposals(0, [])])
+        assert json.loads((tmp_path / "x.coco-results.json").read_text()) == []
+
+    def test_coco_is_a_dataset_of_all_pictures(self, tmp_path):
+        records = [
+            make_proposals(0, [], name="100%.jpg", pts=None, pts_seconds=None),
+            make_proposals(
+                1,
+                [BOX, [1, 2, 3.5, 4.25]],
+                image_id=77,
+                name="b/c.jpg",
+                pts=None,
+                pts_seconds=None,
+            ),
+            make_proposals(2, drops=(Drop("stale", 1, None),)),
+        ]
+        write_all(tmp_path / "x.coco.json", records)
+        data = json.loads((tmp_path / "x.coco.json").read_text())
+        size = {"width": 96, "height": 64}
+        assert data["images"] == [
+            {"id": 0, "file_name": "100%.jpg", **size},
+            {"id": 77, "file_name": "b/c.jpg", **size, "frame": 1},
+            {
+                "id": 2,
+                "file_name": "frame_000002.jpg",
+                **size,
+                "pts": 1024,
+                "pts_seconds": 0.08,
+                "drops": [{"reason": "stale", "count": 1, "first_pts": None}],
+            },
+        ]
+        assert data["categories"] == [{"id": 1, "name": "object", "supercategory": ""}]
+        assert data["annotations"][1] == {
+            "id": 2,
+            "image_id": 77,
+            "category_id": 1,
+            "bbox": [1.0, 2.0, 2.5, 2.25],
+            "area": 5.62,
+            "iscrowd": 0,
+            "score": 0.1,
+        }
+        assert [item["id"] for item in data["annotations"]] == [1, 2, 3]
+        assert data["info"]["stream_rpn"]["end"] == {"frames": 3, "elapsed_seconds": 1.5}
 
     def test_npz_opens_without_pickle(self, tmp_path):
         records = [make_proposals(0, [BOX, BOX]), make_proposals(1, []), make_proposals(2)]
@@ -428,10 +472,14 @@ class TestPlaces:
     @pytest.mark.parametrize(
         ("name", "words"),
         [
-            ("x.json", "unknown extension; known are .jsonl"),
-            ("", "unknown extension"),
+            ("x.json", r"did you mean 'x\.coco\.json' or 'x\.coco-results\.json'"),
+            ("x.jsnol", r"did you mean 'x\.jsonl'"),
+            ("x.parqet", r"did you mean 'x\.parquet'"),
+            ("x.xyz", r"unknown extension; known are \.jsonl"),
+            ("new", "did you mean 'new/'"),
+            ("", "unknown extension; known"),
             ("missing/x.jsonl", "does not exist"),
-            ("folder", "end it in '/'"),
+            ("folder", "did you mean 'folder/'"),
             ("folder.jsonl", "is a directory"),
             ("file.txt/", "cannot write"),
         ],
@@ -531,7 +579,7 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("name", ALL_NAMES)
+@pytest.mark.parametrize("name", PLACES)
 def test_killed_in_the_middle(tmp_path, name):
     command = [sys.executable, "-c", WRITER.format(tests=str(Path(__file__).parent))]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -571,7 +619,7 @@ def small_disk(tmp_path_factory):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("name", ALL_NAMES)
+@pytest.mark.parametrize("name", PLACES)
 def test_full_disk(small_disk, monkeypatch, name):
     monkeypatch.setattr(ParquetSink, "PART_FRAMES", 20)
     for path in small_disk.iterdir():
@@ -602,7 +650,7 @@ def test_full_disk(small_disk, monkeypatch, name):
         assert not path.exists()
 
 
-@pytest.mark.parametrize("name", ALL_NAMES)
+@pytest.mark.parametrize("name", PLACES)
 def test_disk_full_from_the_start(small_disk, name):
     for path in small_disk.iterdir():
         subprocess.run(["rm", "-r", str(path)], check=True)

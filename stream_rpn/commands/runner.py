@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         draw=arguments.draw,
         crops=arguments.crops,
         token=_token(arguments.serve_token) if serve else "",
+        image_ids=arguments.image_ids,
     )
     if arguments.json_summary is not None:
         check_file(arguments.json_summary, uris, outputs, overwrite=arguments.overwrite)

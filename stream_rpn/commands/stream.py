@@ -28,7 +28,8 @@ sources:
   @FILE: those that a text file lists, one a line
 
 outputs, by extension; several may be given:
-  .jsonl .jsonl.gz .parquet .npz .coco.json .mot.txt   data
+  .jsonl .jsonl.gz .parquet .npz .mot.txt              data
+  .coco.json .coco-results.json                        a COCO dataset; the bare list of results
   .mp4 .mkv                                            annotated video
   DIR/                                                 crops of the best boxes
   -                                                    JSON lines on standard output
@@ -71,6 +72,11 @@ def stream_parser() -> argparse.ArgumentParser:
     out.add_argument("--overwrite", action="store_true", help="replace existing outputs, see below")
     out.add_argument("--draw", type=natural, default=20, metavar="N", help="boxes drawn per frame")
     out.add_argument("--crops", type=natural, default=10, metavar="N", help="crops per frame")
+    out.add_argument(
+        "--image-ids",
+        metavar="ANNOTATIONS",
+        help="give pictures the ids that they have in this file of COCO annotations, by file name",
+    )
     out.add_argument(
         "--serve",
         metavar="[HOST:]PORT",

@@ -17,7 +17,9 @@ import numpy as np
 
 from stream_rpn import results
 from stream_rpn.evaluation.names import NameIndex
-from stream_rpn.frame import StreamRPNError
+from stream_rpn.frame import Proposals, StreamRPNError
+from stream_rpn.sinks.coco import read_coco
+from stream_rpn.sinks.record import Contents
 
 
 def read_mot(path: str | Path, width: int, height: int) -> dict[int, np.ndarray]:
@@ -82,7 +84,8 @@ class _Saved(NamedTuple):
 def read_predictions(path: str | Path, images: Mapping[int, Annotated]) -> dict[int, np.ndarray]:
     """Returns saved proposals as boxes [P, 4] by image id, best first.
 
-    Reads COCO results (.json), detectron2's box proposals (.pkl) and what stream-rpn itself writes.
+    Reads COCO results and datasets (.json), detectron2's box proposals (.pkl) and what stream-rpn
+    itself writes.
     Pickles may hold numbers and arrays only: nothing in them is ever executed.
 
     Args:
@@ -187,12 +190,18 @@ class _Index:
 
 
 def _read_ours(path: Path) -> Iterator[_Saved]:
-    for p in results.read(path):
-        yield _Saved(p.boxes, p.image_id, p.name, p.frame, p.width, p.height)
+    return map(_saved, results.read(path))
+
+
+def _saved(p: Proposals) -> _Saved:
+    return _Saved(p.boxes, p.image_id, p.name, p.frame, p.width, p.height)
 
 
 def _read_coco_results(path: Path) -> Iterator[_Saved]:
     rows = read_json(path, "results file")
+    if isinstance(rows, dict):  # a dataset
+        yield from map(_saved, read_coco(path, Contents()))
+        return
     try:
         ids = np.array([row["image_id"] for row in rows], dtype=np.int64)
         boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.sinks.claim import Claim
+from stream_rpn.sinks.formats import ending_of
 
 HIDDEN_FOLDER = ".part"
 """Within a directory of results, what is held while a run writes it."""
@@ -401,9 +401,8 @@ def reason(error: OSError) -> str:
 
 def partial_name(name: str) -> str:
     """Returns the name of a file that is not whole, with the ending that tells its format."""
-    whole_ending = re.search(r"((\.coco|\.mot)?\.\w+(\.gz)?)?$", name, re.IGNORECASE)
-    assert whole_ending is not None
-    return f"{name[: whole_ending.start()]}.partial{whole_ending[0]}"
+    ending = ending_of(name) or Path(name).suffix
+    return f"{name[: len(name) - len(ending)]}.partial{name[len(name) - len(ending) :]}"
 
 
 def _sync(path: Path) -> None:

@@ -107,6 +107,11 @@ def make_header(
     return {name: _plain(value) for name, value in header.items()}
 
 
+def picture_name(frame: int, name: str | None) -> str:
+    """Returns the name of a picture's file; of a frame that has none, what CVAT calls it."""
+    return f"frame_{frame:06d}.jpg" if name is None else name
+
+
 def lacking(why: str) -> dict[str, Any]:
     """Returns the totals of a source that has no results where it should: "failed", …."""
     return {"frames": 0, "complete": False, "stopped": why}
