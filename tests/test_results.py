@@ -85,7 +85,12 @@ def test_round_trip(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "frames"), [("x.coco-results.json", [0, 77, 5]), ("x.mot.txt", [0, 4, 5])]
+    ("name", "frames"),
+    [
+        ("x.coco-results.json", [0, 77, 5]),
+        ("x.mot.txt", [0, 4, 5]),
+        ("x.csv", [0, 4, 5]),
+    ],
 )
 def test_round_trip_of_boxes_alone(tmp_path, name, frames):
     records = [record for record in random_records() if len(record)]
@@ -98,7 +103,7 @@ def test_round_trip_of_boxes_alone(tmp_path, name, frames):
         np.testing.assert_allclose(copy.boxes, record.boxes, atol=0.0151, rtol=0)
         np.testing.assert_allclose(copy.scores, record.scores, rtol=5.1e-6)
         assert copy.pts is None
-        assert set(copy.levels) == {-1}
+        assert set(copy.levels) == (set(record.levels) if name == "x.csv" else {-1})
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
@@ -131,6 +136,7 @@ def test_an_empty_file_holds_nothing(tmp_path):
     assert not results.complete
 
 
+CSV_HEAD = "source,frame,pts_seconds,name,x1,y1,x2,y2,score,level\n"
 HEADER_LINE = json.dumps(HEADER) + "\n"
 
 
@@ -151,6 +157,9 @@ HEADER_LINE = json.dumps(HEADER) + "\n"
         ("x.coco.json", '{"images": []}', "neither a COCO dataset"),
         ("x.coco.json", "", "neither a COCO dataset"),
         ("x.npz", "plain", "not an archive"),
+        ("x.csv", "a,b\n1,2\n", "line 1: not a CSV file"),
+        ("x.csv", CSV_HEAD + "a,0,,,1,2,3,4,0.5,0\na,1,,,1,2,x,4,0.5,0\n", "line 3"),
+        ("x.d2.pkl", "plain", "may hold arrays and numbers only"),
         ("x.parquet", "plain", "not a Parquet file"),
         ("x.mp4", "plain", "not a result file by its name"),
     ],

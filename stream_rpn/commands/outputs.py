@@ -193,6 +193,7 @@ def resolve_outputs(
     overwrite: bool = False,
     draw: int = 20,
     crops: int = 10,
+    draw_fps: float | None = None,
     token: str = "",
     image_ids: str | None = None,
 ) -> list[Output]:
@@ -208,6 +209,7 @@ def resolve_outputs(
         overwrite: whether existing files may be replaced.
         draw: passed to the sinks.
         crops: passed to the sinks.
+        draw_fps: passed to the sinks.
         token: passed to the sinks.
         image_ids: a file of COCO annotations that has the ids of the pictures.
 
@@ -224,7 +226,7 @@ def resolve_outputs(
 
         ids = ImageIds(image_ids)
         ids.check(sources)
-    shared = SinkOptions(draw, crops, len(sources) > 1, token, overwrite, ids)
+    shared = SinkOptions(draw, crops, draw_fps, len(sources) > 1, token, overwrite, ids)
     for spec in specs or [DEFAULT_OUTPUT]:
         if "{stem}" in spec:
             options = replace(shared, multiple_sources=False)

@@ -63,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         draw=arguments.draw,
         crops=arguments.crops,
+        draw_fps=arguments.draw_fps,
         token=_token(arguments.serve_token) if serve else "",
         image_ids=arguments.image_ids,
     )

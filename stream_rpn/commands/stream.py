@@ -28,16 +28,17 @@ sources:
   @FILE: those that a text file lists, one a line
 
 outputs, by extension; several may be given:
-  .jsonl .jsonl.gz .parquet .npz .mot.txt              data
+  .jsonl .jsonl.gz .parquet .npz .csv .mot.txt         data
   .coco.json .coco-results.json                        a COCO dataset; the bare list of results
-  .mp4 .mkv                                            annotated video
+  .labelstudio.json yolo:DIR/ .d2.pkl                  Label Studio, YOLO labels, detectron2
+  .mp4 .mkv annotated:DIR/                             annotated video; annotated pictures
   DIR/                                                 crops of the best boxes
   -                                                    JSON lines on standard output
   rtsp://… rtmp://… udp://…                            annotated video as a live stream
   zmq:tcp://127.0.0.1:PORT                             messages to ZeroMQ subscribers
   null                                                 nothing
   What exists is refused. With --overwrite it stays until the new results are whole; until then
-  .jsonl .jsonl.gz .mkv grow beside it as NAME.partial.EXT, .parquet and DIR/ within it in
+  .jsonl .jsonl.gz .csv .mkv grow beside it as NAME.partial.EXT, .parquet and DIR/ within it in
   _partial; a run that is stopped leaves them there. The others appear when whole.
 
 exit codes:
@@ -71,6 +72,12 @@ def stream_parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--overwrite", action="store_true", help="replace existing outputs, see below")
     out.add_argument("--draw", type=natural, default=20, metavar="N", help="boxes drawn per frame")
+    out.add_argument(
+        "--draw-fps",
+        type=rate,
+        metavar="F",
+        help="pictures a second, where annotated video is of pictures (25)",
+    )
     out.add_argument("--crops", type=natural, default=10, metavar="N", help="crops per frame")
     out.add_argument(
         "--image-ids",

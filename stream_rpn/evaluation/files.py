@@ -6,10 +6,8 @@ position: images are counted in another order almost everywhere.
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +17,7 @@ from stream_rpn import results
 from stream_rpn.evaluation.names import NameIndex
 from stream_rpn.frame import Proposals, StreamRPNError
 from stream_rpn.sinks.coco import read_coco
+from stream_rpn.sinks.d2 import read_detectron2
 from stream_rpn.sinks.record import Contents
 
 
@@ -102,7 +101,7 @@ def read_predictions(path: str | Path, images: Mapping[int, Annotated]) -> dict[
     if path.suffix == ".json":
         saved: Iterable[_Saved] = _read_coco_results(path)
     elif path.suffix in (".pkl", ".pickle"):
-        saved = _read_detectron2(path)
+        saved = map(_saved, read_detectron2(path, Contents()))
     else:
         saved = _read_ours(path)
     return _match(path, saved, images)
@@ -219,63 +218,6 @@ def _read_coco_results(path: Path) -> Iterator[_Saved]:
         # Where a name stands beside it, the id is the position among the images of a folder.
         name = names.get(image_id)
         yield _Saved(boxes[ids == image_id], None if name else image_id, name, image_id)
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles numbers, containers and numpy arrays; refuses whatever else a pickle may call."""
-
-    _ALLOWED = frozenset(
-        [
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-            *(
-                (module, name)
-                for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-                for name in ("_reconstruct", "scalar")
-            ),
-            ("numpy._core.numeric", "_frombuffer"),
-            ("numpy.core.numeric", "_frombuffer"),
-        ]
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it wants to load {module}.{name}")
-        return super().find_class(module, name)
-
-
-def _read_detectron2(path: Path) -> Iterator[_Saved]:
-    try:
-        data = _ArraysOnly(io.BytesIO(path.read_bytes())).load()
-    except Exception as error:  # a damaged pickle raises anything
-        raise StreamRPNError(
-            f"'{path}' is not read: a proposals pickle may hold arrays and numbers only ({error})"
-        ) from error
-    keys = ("ids", "boxes", "objectness_logits")
-    lists = [data.get(key) for key in keys] if isinstance(data, Mapping) else [None]
-    if not all(isinstance(values, Sequence | np.ndarray) for values in lists):
-        raise StreamRPNError(f"'{path}' is no detectron2 proposals file: it lacks {keys}")
-    mode = data.get("bbox_mode", 0)
-    if mode not in (0, 1):
-        raise StreamRPNError(
-            f"'{path}' has boxes in mode {mode}; 0 (x1, y1, x2, y2) or 1 (x, y, width, height) is "
-            "expected"
-        )
-    try:
-        for image_id, rows, logits in zip(*lists, strict=True):
-            boxes = np.array(rows, dtype=np.float64).reshape(-1, 4)
-            if mode == 1:
-                boxes[:, 2:] += boxes[:, :2]
-            order = np.argsort(-np.asarray(logits, dtype=np.float64), kind="stable")
-            if order.shape != boxes.shape[:1]:
-                raise ValueError(f"{len(boxes)} boxes have scores of shape {order.shape}")
-            yield _Saved(boxes[order], int(image_id), frame=int(image_id))
-    except (ValueError, TypeError, IndexError, OverflowError) as error:
-        raise StreamRPNError(
-            f"'{path}' is no detectron2 proposals file: its lists do not fit together "
-            f"({type(error).__name__}: {error})"
-        ) from error
 
 
 def read_json(path: Path, what: str) -> Any:

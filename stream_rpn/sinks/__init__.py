@@ -70,7 +70,7 @@ def open_sink(
     sink_class = sink_class_of(spec)
     if is_file(spec):
         check_place(spec, overwrite=overwrite, in_place=sink_class.writes_in_place)
-    options = SinkOptions(draw, crops, multiple_sources, replace=overwrite)
+    options = SinkOptions(draw, crops, multiple_sources=multiple_sources, replace=overwrite)
     return sink_class(path_of(spec), options).open()
 
 
@@ -87,7 +87,7 @@ def sink_class_of(spec: str) -> type[Sink]:
             f"output {spec!r} has an unknown extension; "
             + (f"did you mean {meant}? Known" if meant else "known")
             + f" are {', '.join(ENDINGS)}, '-', 'null' and what begins with "
-            f"{', '.join([*FOLDERS, *SCHEMES])}"
+            f"{', '.join([*FOLDERS, *(scheme for scheme in SCHEMES if scheme != 'serve:')])}"
         )
     sink_class: type[Sink] = load_member(sink)
     return sink_class

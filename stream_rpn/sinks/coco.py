@@ -111,7 +111,7 @@ class COCOSink(WholeFileSink):
         columns = (numbers, boxes[:, :2], sides, sides.prod(axis=1), proposals.scores)
         item = (
             f'{{"id":%d,"image_id":{image_id},"category_id":1,"bbox":[%.2f,%.2f,%.2f,%.2f],'
-            '"area":%.2f,"iscrowd":0,"score":%.6g},\n'
+            '"area":%.2f,"iscrowd":0,"segmentation":[],"score":%.6g},\n'
         )
         text = (item * len(boxes))[:-2] % tuple(np.column_stack(columns).ravel().tolist())
         if text:

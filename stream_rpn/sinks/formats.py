@@ -26,19 +26,19 @@ class Format(NamedTuple):
     source_names: str = ""
 
 
-_PARQUET = Format("parquet:ParquetSink", "parquet:read_parquet")
-
 # By the end of the name, the longest that fits; "-" and "null" are whole names.
 SINKS: dict[str, Format] = {
     "-": Format("jsonl:JSONLinesSink"),
     "null": Format("null:NullSink"),
     ".jsonl": Format("jsonl:JSONLinesSink", "jsonl:read_json_lines", "jsonl:source_names"),
     ".jsonl.gz": Format("jsonl:GzipJSONLinesSink", "jsonl:read_json_lines", "jsonl:source_names"),
-    ".parquet": _PARQUET,
-    ".parquet/": _PARQUET._replace(reader=""),
+    ".parquet": Format("parquet:ParquetSink", "parquet:read_parquet"),
+    ".csv": Format("csv_rows:CSVSink", "csv_rows:read_csv"),
     ".npz": Format("npz:NPZSink", "npz:read_npz"),
     ".coco.json": Format("coco:COCOSink", "coco:read_coco"),
     ".coco-results.json": Format("coco:COCOResultsSink", "coco:read_coco"),
+    ".labelstudio.json": Format("labelstudio:LabelStudioSink"),
+    ".d2.pkl": Format("d2:Detectron2Sink", "d2:read_detectron2"),
     ".mot.txt": Format("mot:MOTSink", "mot:read_mot_detections"),
     ".mp4": Format("video:MP4Sink"),
     ".mkv": Format("video:MatroskaSink"),
@@ -48,7 +48,10 @@ SINKS: dict[str, Format] = {
 READABLE = {ending: form for ending, form in SINKS.items() if form.reader}
 
 # By the beginning of the name: directories that are no crops; the name of the directory follows.
-FOLDERS: dict[str, Format] = {}
+FOLDERS: dict[str, Format] = {
+    "yolo:": Format("yolo:YOLOSink"),
+    "annotated:": Format("annotated:AnnotatedSink"),
+}
 
 # By the beginning of the name: what is no file.
 SCHEMES: dict[str, str] = {
@@ -91,7 +94,10 @@ def is_directory(spec: str) -> bool:
 
 def ending_of(name: str) -> str:
     """Returns the ending that says which format a file is of; "" where none does."""
-    fitting = [ending for ending in ENDINGS if name.lower().endswith(ending)]
+    name = name.lower()
+    if name.endswith(".parquet/"):  # a directory, which may be named as one
+        return ".parquet"
+    fitting = [ending for ending in ENDINGS if name.endswith(ending)]
     return max(fitting, key=len, default="")
 
 

@@ -29,6 +29,7 @@ class SinkOptions:
     Attributes:
         draw: how many of the best boxes an annotated video shows per frame.
         crops: how many of the best boxes are cut out per frame.
+        draw_fps: how many pictures without a time an annotated video shows a second; None for 25.
         multiple_sources: True where one output receives several sources, one after another.
         token: what clients of a server must know, "auto" for one that is made up, "" for none.
         replace: whether what lies there already may be replaced, once there is something whole.
@@ -38,6 +39,7 @@ class SinkOptions:
 
     draw: int = 20
     crops: int = 10
+    draw_fps: float | None = None
     multiple_sources: bool = False
     token: str = ""
     replace: bool = False

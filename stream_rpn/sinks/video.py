@@ -85,7 +85,8 @@ class VideoSink(Sink):
         )
         if self.tagged:
             self._container.metadata["comment"] = _comment(self._header, None)
-        rate = max(Fraction(self._info.fps or 25.0).limit_denominator(1001), Fraction(1, 1000))
+        fps = self._info.fps or self.options.draw_fps or 25.0
+        rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1000))
         codec, options = _encoder(low_delay=self.low_delay)
         self._stream = cast(VideoStream, self._container.add_stream(codec, rate, options))
         self._stream.width, self._stream.height = canvas.width, canvas.height
