@@ -32,6 +32,7 @@ from stream_rpn.evaluation.recall import (
     LIMITS,
     Recall,
     by_image,
+    enough,
 )
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.models import DEFAULT_MODEL
@@ -141,6 +142,11 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(stderr="-" in arguments.output)
     console.width = console.width if console.is_terminal else 160
     console.print(_table(recalls, data.scale))
+    for name, recall in recalls.items():
+        if recall.average(max(LIMITS)) > 0:
+            console.print(
+                f"{name}: {enough(recall)} proposals find 95 % of what {max(LIMITS):,} find"
+            )
     return 0
 
 

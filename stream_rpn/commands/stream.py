@@ -7,6 +7,7 @@ import argparse
 from stream_rpn import __version__
 from stream_rpn.commands import COMMANDS
 from stream_rpn.commands.arguments import (
+    PRESETS,
     add_model_arguments,
     add_proposal_arguments,
     level,
@@ -101,6 +102,13 @@ def stream_parser() -> argparse.ArgumentParser:
     out.add_argument("--quiet", action="store_true", help="print errors only")
     add_model_arguments(parser)
     add_proposal_arguments(parser)
+    out.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="annotate: few boxes that do not nest, to be corrected (--top 100 --nms 0.5 "
+        "--score-thresh 0.25); recall: all that may be an object (--top 1000 --nms 0.8); the "
+        "options themselves go before it",
+    )
     frames = parser.add_argument_group("frames")
     frames.add_argument("--start", metavar="T", help="from this time on (seconds or HH:MM:SS)")
     frames.add_argument("--end", metavar="T", help="up to this time, exclusive")
