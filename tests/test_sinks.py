@@ -606,6 +606,7 @@ class TestPlaces:
             ("x.parqet", r"did you mean 'x\.parquet'"),
             ("x.xyz", r"unknown extension; known are \.jsonl"),
             ("new", "did you mean 'new/'"),
+            ("yolo:", "names no directory; name one, as in 'yolo:DIR/'"),
             ("", "unknown extension; known"),
             ("missing/x.jsonl", "does not exist"),
             ("folder", "did you mean 'folder/'"),

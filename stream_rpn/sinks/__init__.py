@@ -96,6 +96,8 @@ def sink_class_of(spec: str) -> type[Sink]:
 def check_place(name: str, *, overwrite: bool, in_place: bool) -> None:
     """Checks that something can be created or replaced under this name."""
     is_directory_sink = is_directory(name)
+    if not path_of(name):
+        raise StreamRPNError(f"output {name!r} names no directory; name one, as in '{name}DIR/'")
     name = path_of(name)
     path = Path(name)
     parent = path.parent
