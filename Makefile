@@ -1,6 +1,7 @@
 # Two commands do all the set-up on a fresh machine:
 #   make run VIDEO=path     make a venv, install, run the main job (a synthetic clip without VIDEO)
 #   make test               make the venvs, lint, check types, run every test
+#   make test-interop       open results with the tools of others, in an environment of their own
 # and on a machine that has nothing else to do:
 #   make bench              measure every CPU table anew, within 15 minutes on two cores
 PYTHON ?= python3
@@ -8,8 +9,9 @@ VIDEO ?= synthetic:
 OUT ?= annotated.mp4
 VENV := .venv
 OLDEST := .venv-oldest
+INTEROP := .venv-interop
 
-.PHONY: run test lint test-main test-interpreted test-oldest test-furthest test-processors bench clean
+.PHONY: run test lint test-main test-interpreted test-oldest test-furthest test-processors test-interop bench clean
 
 run: $(VENV)/.installed
 	$(VENV)/bin/stream-rpn "$(VIDEO)" --overwrite -o "{stem}.proposals.jsonl" -o "$(OUT)"
@@ -62,6 +64,10 @@ test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) tests/test_kernels_compile.py tests/test_propose.py tests/test_nms.py \
 		tests/test_ptx_faults.py tests/test_ptx_kernels.py tests/test_ptx_work.py
 
+# Results are read without torch, and by heavy tools that need versions of their own.
+test-interop: $(INTEROP)/.installed
+	$(INTEROP)/bin/python -m pytest --confcutdir=tests/interop tests/interop
+
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --editable .
@@ -78,6 +84,12 @@ $(OLDEST)/.installed: pyproject.toml Makefile
 		"numpy<2.4" "av>=18.1,<19" orjson rich safetensors pytest pytest-xdist hypothesis
 	touch $@
 
+$(INTEROP)/.installed: Makefile
+	$(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet pytest "av>=18.1,<19" "numpy>=2" pyarrow pandas polars duckdb \
+		pycocotools supervision datumaro label-studio-sdk fiftyone
+	touch $@
+
 # Others that are not installed are skipped by name: pip install opencv-python-headless torchcodec
 # ultralytics in the environment first to have them beside.
 BENCH := $(VENV)/bin/python -m bench
@@ -89,4 +101,4 @@ bench: $(VENV)/.installed-dev
 	$(BENCH).readme
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(INTEROP) build dist *.egg-info

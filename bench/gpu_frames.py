@@ -179,18 +179,16 @@ def run_side_by_side(
         The streams, and the seconds from the first result of any to the last.
     """
     from stream_rpn import sinks
-    from stream_rpn.pipeline import parameters
 
     marks: list[float] = []
 
     def run(index: int) -> Stream:
         out = clip.with_name(f"{index}.jsonl")
-        settings = parameters(pipeline.model, selection)
         with (
             pipeline.open(str(clip), selection) as stream,
             sinks.open_sink(str(out), overwrite=True) as sink,
         ):
-            header = sinks.make_header(stream.info, model=pipeline.model.name, parameters=settings)
+            header = sinks.make_header(stream.info, **pipeline.provenance(selection))
             sink.begin(header, stream.info)
             for proposals in stream:
                 with stream.times.measure("sinks"):

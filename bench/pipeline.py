@@ -35,7 +35,7 @@ from stream_rpn.compute import native_bfloat16
 from stream_rpn.measure import peers
 from stream_rpn.measure.meter import Meter, Usage
 from stream_rpn.models.checkpoint import load_model
-from stream_rpn.pipeline import Pipeline, parameters
+from stream_rpn.pipeline import Pipeline
 from stream_rpn.preprocess import to_input
 from stream_rpn.queues import prefetch
 from stream_rpn.sources import open_source
@@ -80,8 +80,7 @@ def ours(pipeline: Pipeline, clip: str, out: str, frames: int) -> Turn:
     """Runs the product's own pipeline and sink."""
     selection = Selection(max_frames=frames)
     with Meter() as meter, pipeline.open(clip, selection) as stream:
-        settings = parameters(pipeline.model, selection)
-        header = sinks.make_header(stream.info, model=pipeline.model.name, parameters=settings)
+        header = sinks.make_header(stream.info, **pipeline.provenance(selection))
         with sinks.open_sink(out, overwrite=True) as sink:
             sink.begin(header, stream.info)
             for proposals in stream:

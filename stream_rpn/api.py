@@ -14,6 +14,7 @@ from stream_rpn.gate import HOLD_SECONDS, GateSpec
 from stream_rpn.limits import MAX_PIXELS
 from stream_rpn.log import log
 from stream_rpn.model import Model
+from stream_rpn.models.provenance import Weights
 from stream_rpn.pictures import Picture, frame_of, pixels_of, rgb_of_any
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.sources.given import Given, One, resolve
@@ -92,6 +93,7 @@ def load(
         from stream_rpn.models.checkpoint import load_model
 
         rpn = load_model(str(model), weights)
+        rpn.weights = Weights.of(str(model), weights)
         top = DEFAULT_TOP if top is None else top
     _adjust(
         rpn,
@@ -192,6 +194,7 @@ def _ready(model: str, weights: str | Path | None = None, **options: Any) -> Mod
         except UnconvertibleError:
             return load(rpn, **{"top": DEFAULT_TOP, **options})
         graphs.keep(found, model, weights)
+    found.weights = Weights.of(model, weights)
     names = {"top": "post_nms_top_n", "pre_nms": "pre_nms_top_n", "nms": "nms_thresh"}
     size = options.pop("size", None)
     options["top"] = DEFAULT_TOP if options.get("top") is None else options["top"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import ceil
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.input_spec import InputSpec
 from stream_rpn.kernels.proposals import ProposalSpec
+
+if TYPE_CHECKING:
+    from stream_rpn.models.provenance import Weights
 
 
 class Model:
@@ -17,12 +20,14 @@ class Model:
     Attributes:
         name: in result files.
         trained: whether its weights mean anything.
+        weights: where they came from, None where nobody can tell.
         input_spec: how frames become its input.
         proposal_spec: how its outputs become proposals.
     """
 
     name: str = "custom"
     trained: bool = True
+    weights: Weights | None = None
     input_spec: InputSpec
     proposal_spec: ProposalSpec
 

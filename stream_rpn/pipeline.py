@@ -173,6 +173,17 @@ class Pipeline:
             **self.network.facts(),
         }
 
+    def provenance(self, selection: Selection) -> dict[str, Any]:
+        """Returns what makes results, as `make_header` takes it: whose weights, where, and how."""
+        return {
+            "model": self.model.name,
+            "weights": self.model.weights and asdict(self.model.weights),
+            "engine": self.engine,
+            "device": self.device,
+            "dtype": self.dtype,
+            "parameters": parameters(self.model, selection, self.gate),
+        }
+
     @property
     def queue_size(self) -> int:
         """Decoded frames of a source that wait at most: two batches, and the ends of two more."""

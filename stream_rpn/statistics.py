@@ -186,6 +186,7 @@ class StreamStatistics:
         return {
             **self.account(),
             **({"held": self.num_held} if self.num_held else {}),
+            "complete": not self.stopped,
             **({"stopped": self.stopped} if self.stopped else {}),
             "elapsed_seconds": round(self.elapsed_seconds, 3),
             "damaged_packets": self.damaged_packets,

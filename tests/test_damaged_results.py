@@ -23,7 +23,15 @@ from tests.test_cli import clip
 from tests.test_results import random_records, written
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ["x.jsonl", "x.jsonl.gz", "x.npz", "x.coco.json", "x.mot.txt", "x.parquet"]
+NAMES = [
+    "x.jsonl",
+    "x.jsonl.gz",
+    "x.npz",
+    "x.coco.json",
+    "x.coco-results.json",
+    "x.mot.txt",
+    "x.parquet",
+]
 MOST_SECONDS = 20.0
 MOST_MEMORY = 400 << 20
 

@@ -16,10 +16,11 @@ import pytest
 import stream_rpn
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.sinks import make_header, open_sink, sink_class_of
+from stream_rpn.sinks.parquet import ABOUT
 from stream_rpn.sinks.place import partial_name, write_whole
 from tests.test_cli import clip, lines, start, wait_for_lines
 from tests.test_cli import stream_rpn as run
-from tests.test_sinks import ALL_NAMES, INFO, leftovers, make_proposals, write_all
+from tests.test_sinks import ALL_NAMES, INFO, PLACES, leftovers, make_proposals, write_all
 
 ROOT = Path(__file__).resolve().parents[1]
 STREAMING = ["x.jsonl", "x.jsonl.gz", "x.parquet", "x.mkv", "x/"]
@@ -64,11 +65,11 @@ def count_of(name):
         with av.open(name) as container:
             return sum(1 for _ in container.decode(video=0))
     if Path(name).is_dir() and not name.endswith(".parquet"):
-        return len(lines(f"{name}/index.jsonl"))
+        return sum("file" in line for line in lines(f"{name}/index.jsonl"))
     return len(list(stream_rpn.read(name)))
 
 
-@pytest.mark.parametrize("name", ALL_NAMES)
+@pytest.mark.parametrize("name", PLACES)
 class TestOldResults:
     def test_stay_until_the_new_are_whole(self, name):
         write_all(name, [make_proposals(0)])
@@ -214,7 +215,7 @@ class TestDirectories:
         assert Path("x/link").is_symlink()
 
     @pytest.mark.parametrize(
-        ("name", "mine"), [("x/", "00000001_000.jpg"), ("x.parquet", "part-00000.parquet")]
+        ("name", "mine"), [("x/", "00000001_000.jpg"), ("x.parquet", "part-00001.parquet")]
     )
     def test_files_of_others_are_not_replaced(self, name, mine):
         Path(name).mkdir()
@@ -231,8 +232,45 @@ class TestDirectories:
         assert len(list(results)) == 1
         assert results.complete
         Path("x.parquet/part-00000.parquet").unlink()
-        assert list(results) == []
+        assert len(list(results)) == 1
         assert not results.complete
+        Path("x.parquet/part-00001.parquet").unlink()
+        with pytest.raises(StreamRPNError, match="not a directory of stream-rpn results"):
+            list(results)
+
+    @pytest.mark.parametrize("kind", ["text", "rows"])
+    def test_parts_of_others_are_told_before_anything_is_written(self, kind):
+        parquet = pytest.importorskip("pyarrow.parquet")
+        Path("x.parquet").mkdir()
+        part = Path("x.parquet/part-00000.parquet")
+        if kind == "text":
+            part.write_text("mine")
+        else:
+            arrow = pytest.importorskip("pyarrow")
+            parquet.write_table(arrow.table({"mine": [1]}), part)
+        before = contents("x.parquet")
+        with pytest.raises(StreamRPNError, match=r"part-00000\.parquet' is not of stream-rpn"):
+            open_sink("x.parquet", overwrite=True)
+        assert contents("x.parquet") == before
+
+    def test_parts_of_the_first_release_are_read_and_replaced(self):
+        parquet = pytest.importorskip("pyarrow.parquet")
+        write_all("x.parquet", [make_proposals(0), make_proposals(1)])
+        # As they were: the header beside the parts, not in them, and no part without rows.
+        about = json.loads(parquet.read_metadata("x.parquet/part-00001.parquet").metadata[ABOUT])
+        Path("x.parquet/part-00000.parquet").unlink()
+        table = parquet.read_table("x.parquet/part-00001.parquet").replace_schema_metadata()
+        Path("x.parquet/part-00001.parquet").unlink()
+        parquet.write_table(table, "x.parquet/part-00000.parquet")
+        old = {"parts": ["part-00000.parquet"], "headers": about["headers"], "ends": about["ends"]}
+        Path("x.parquet/_header.json").write_text(json.dumps(old))
+        results = stream_rpn.read("x.parquet")
+        assert [proposals.frame for proposals in results] == [0, 1]
+        assert results.complete
+        assert results.sources == [about["headers"][0]["source"]]
+        write_all("x.parquet", [make_proposals(5)], overwrite=True)
+        assert [proposals.frame for proposals in stream_rpn.read("x.parquet")] == [5]
+        assert not Path("x.parquet/_header.json").exists()
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.parquet", "x.npz"])
@@ -356,7 +394,7 @@ class TestRuns:
         assert len(list(results)) == 2
         assert not results.complete
         assert lines("x.jsonl")[-1] == {
-            "end": {"frames": 0, "stopped": "failed"},
+            "end": {"frames": 0, "complete": False, "stopped": "failed"},
             "source": "bad.mp4",
         }
 
@@ -416,4 +454,4 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 def test_every_format_is_tried():
-    assert set(PARTIAL) == set(ALL_NAMES)
+    assert set(PARTIAL) == set(PLACES)

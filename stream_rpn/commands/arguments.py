@@ -6,6 +6,10 @@ import argparse
 import math
 from typing import Any
 
+from stream_rpn.frame import StreamRPNError
+
+DEFAULT_TOP = 300
+
 
 def add_model_arguments(
     parser: argparse.ArgumentParser,
@@ -67,9 +71,41 @@ def add_proposal_arguments(parser: argparse.ArgumentParser, *names: str) -> None
 
 
 def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the keywords of `stream_rpn.load` that a command's options stand for."""
+    """Returns the keywords of `stream_rpn.load` that a command's options stand for.
+
+    What is given goes before what a preset says.
+
+    Raises:
+        StreamRPNError: nobody knows how many `--top auto` are.
+    """
     names = ["weights", "size", *(name.replace("-", "_") for name in _PROPOSAL_OPTIONS)]
-    return {name: getattr(arguments, name) for name in names if name in arguments}
+    options = {name: getattr(arguments, name) for name in names if name in arguments}
+    preset = {"top": DEFAULT_TOP, **PRESETS.get(getattr(arguments, "preset", None) or "", {})}
+    for name, value in preset.items():
+        if name in options and options[name] is None:
+            options[name] = value
+    if options.get("top") == "auto":
+        options["top"] = _enough(arguments)
+    return options
+
+
+def _enough(arguments: argparse.Namespace) -> int:
+    """Returns how many proposals `--top auto` stands for, with the weights that were measured."""
+    from stream_rpn.models import MODELS
+
+    entry = MODELS.get(arguments.model) if isinstance(arguments.model, str) else None
+    if entry is None or not entry.enough or arguments.weights is not None:
+        known = ", ".join(name for name, one in MODELS.items() if one.enough)
+        raise StreamRPNError(
+            f"--top auto is known of {known}, with their own weights; `stream-rpn eval` tells how "
+            "many proposals of another are enough, for --top N"
+        )
+    return entry.enough
+
+
+def count_or_auto(text: str) -> int | str:
+    """Returns "auto", or the whole number from 1 up that an argument stands for."""
+    return text if text == "auto" else positive(text)
 
 
 def positive(text: str) -> int:
@@ -120,9 +156,21 @@ def numbers(text: str) -> list[float]:
         ) from None
 
 
+# By recall and precision on COCO (`python -m bench.presets`): `annotate` balances them best (F1 at
+# IoU 0.5), its `top` bounds crowded pictures only; `recall` has the highest AR@1000, of NMS 0.5 to
+# 0.8. They were chosen on the images that their numbers are told of.
+PRESETS: dict[str, dict[str, Any]] = {
+    "annotate": {"top": 100, "nms": 0.5, "score_thresh": 0.25},
+    "recall": {"top": 1000, "nms": 0.8, "score_thresh": 0.0},
+}
+
 # By name, as `ArgumentParser.add_argument` takes them; `stream_rpn.load` has a keyword for each.
 _PROPOSAL_OPTIONS: dict[str, dict[str, Any]] = {
-    "top": {"type": positive, "default": 300, "metavar": "N", "help": "proposals per frame"},
+    "top": {
+        "type": count_or_auto,
+        "metavar": "N|auto",
+        "help": "proposals per frame (300); auto: as many as find 95 %% of what 1,000 find",
+    },
     "pre-nms": {"type": positive, "metavar": "N", "help": "candidates per level before NMS"},
     "nms": {"type": float, "metavar": "T", "help": "IoU above which NMS suppresses"},
     "score-thresh": {"type": float, "metavar": "T", "help": "least score kept"},

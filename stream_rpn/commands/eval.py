@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from stream_rpn.evaluation.recall import (
     LIMITS,
     Recall,
     by_image,
+    enough,
 )
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.models import DEFAULT_MODEL
@@ -140,6 +142,11 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(stderr="-" in arguments.output)
     console.width = console.width if console.is_terminal else 160
     console.print(_table(recalls, data.scale))
+    for name, recall in recalls.items():
+        if recall.average(max(LIMITS)) > 0:
+            console.print(
+                f"{name}: {enough(recall)} proposals find 95 % of what {max(LIMITS):,} find"
+            )
     return 0
 
 
@@ -166,7 +173,12 @@ class _Data:
 
         rpn = api.load(name, top=max(LIMITS), **load_options(self.arguments))
         info, results = self._open(rpn)
-        header = make_header(info, model=rpn.name, parameters=parameters(rpn, Selection()))
+        header = make_header(
+            info,
+            model=rpn.name,
+            parameters=parameters(rpn, Selection()),
+            weights=rpn.weights and asdict(rpn.weights),
+        )
         for output in outputs:
             output.begin(header, info)
         started, count = time.perf_counter(), 0
@@ -182,7 +194,7 @@ class _Data:
             yield proposals
         for output in outputs:
             elapsed = round(time.perf_counter() - started, 3)
-            output.end({"frames": count, "elapsed_seconds": elapsed})
+            output.end({"frames": count, "complete": True, "elapsed_seconds": elapsed})
 
     def _open(self, rpn: RPN) -> tuple[StreamInfo, Iterable[Proposals]]:
         raise NotImplementedError

@@ -7,13 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stream_rpn.commands.progress import complain
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
-from stream_rpn.sinks import check_place, is_file, sink_class_of
+from stream_rpn.sinks import check_place, is_file, path_of, sink_class_of
 from stream_rpn.sinks.sink import ReaderGone, Sink, SinkOptions
 from stream_rpn.sources.address import is_device, is_url, local_path, masked, stem
 
@@ -46,7 +46,7 @@ class Output:
 
     def claim(self) -> Sink:
         """Returns the sink, not open yet; from then on no other run can write the output."""
-        return sink_class_of(self.name)(self.name, self.options)
+        return sink_class_of(self.name)(path_of(self.name), self.options)
 
     def open(self) -> Sink:
         """Opens the sink; the checks were done by `resolve_outputs`."""
@@ -149,7 +149,7 @@ class OutputInUse:
                 self._sink.close()
                 self.kept = self._sink.kept
             self._sink = None
-            if self.kept and self.kept != self.name:
+            if self.kept and self.kept != path_of(self.name):
                 complain(
                     f"{self.name!r} stays as it was, as the run was stopped; what came until then "
                     f"is in {self.kept!r}"
@@ -171,7 +171,7 @@ class OutputInUse:
             self._give_up()
             sentence = str(error)
             if self.produced and is_file(self.name):
-                if self.kept == self.name:
+                if self.kept == path_of(self.name):
                     sentence += "; what was written until then stays there"
                 elif repr(self.kept) not in sentence:
                     sentence += f"; what was written until then is in {self.kept!r}"
@@ -193,7 +193,9 @@ def resolve_outputs(
     overwrite: bool = False,
     draw: int = 20,
     crops: int = 10,
+    draw_fps: float | None = None,
     token: str = "",
+    image_ids: str | None = None,
 ) -> list[Output]:
     """Checks all outputs before anything is opened, and says which source goes where.
 
@@ -207,7 +209,9 @@ def resolve_outputs(
         overwrite: whether existing files may be replaced.
         draw: passed to the sinks.
         crops: passed to the sinks.
+        draw_fps: passed to the sinks.
         token: passed to the sinks.
+        image_ids: a file of COCO annotations that has the ids of the pictures.
 
     Raises:
         StreamRPNError: for an output that exists, cannot be written, is a source, occurs twice, or
@@ -216,16 +220,22 @@ def resolve_outputs(
     unique = _unique(stems if stems is not None else [stem(source) for source in sources])
     everything = tuple(range(len(sources)))
     outputs: list[Output] = []
+    ids = None
+    if image_ids is not None:
+        from stream_rpn.commands.image_ids import ImageIds
+
+        ids = ImageIds(image_ids)
+        ids.check(sources)
+    shared = SinkOptions(draw, crops, draw_fps, len(sources) > 1, token, overwrite, ids)
     for spec in specs or [DEFAULT_OUTPUT]:
         if "{stem}" in spec:
-            options = SinkOptions(draw, crops, token=token, replace=overwrite)
+            options = replace(shared, multiple_sources=False)
             outputs += [
                 Output(spec.replace("{stem}", unique_stem), (index,), options)
                 for index, unique_stem in enumerate(unique)
             ]
         else:
-            options = SinkOptions(draw, crops, len(sources) > 1, token, overwrite)
-            outputs.append(Output(spec, everything, options))
+            outputs.append(Output(spec, everything, shared))
 
     taken: dict[str, str] = {}
     for output in outputs:
@@ -242,7 +252,7 @@ def resolve_outputs(
             raise StreamRPNError("cannot write standard output: it is closed")
         if is_file(name):
             check_place(name, overwrite=overwrite, in_place=sink_class.writes_in_place)
-        place = os.path.realpath(name) if is_file(name) else name
+        place = os.path.realpath(path_of(name)) if is_file(name) else name
         if place in taken:
             raise StreamRPNError(
                 f"outputs {taken[place]!r} and {name!r} are the same"
@@ -252,7 +262,7 @@ def resolve_outputs(
         taken[place] = name
         if is_file(name):
             for source in sources:
-                _check_not_source(name, source)
+                _check_not_source(path_of(name), source)
     return outputs
 
 
@@ -266,7 +276,7 @@ def check_file(
     """
     check_place(name, overwrite=overwrite, in_place=True)
     place = os.path.realpath(name)
-    if any(place == os.path.realpath(o.name) for o in outputs if is_file(o.name)):
+    if any(place == os.path.realpath(path_of(o.name)) for o in outputs if is_file(o.name)):
         raise StreamRPNError(f"{name!r} is given for two different outputs")
     for source in sources:
         _check_not_source(name, source)

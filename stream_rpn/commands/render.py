@@ -117,7 +117,10 @@ def render(
     with open_source(video, decoder="cpu") as source:
         chosen = _of_source(saved, video)
         with target.open() as sink:
-            header = make_header(source.info, model=str(saved.header.get("model", "")))
+            kept = ("model", "weights", "engine", "device", "dtype", "parameters")
+            header = make_header(
+                source.info, **{k: v for k, v in saved.header.items() if k in kept}
+            )
             sink.begin(header, source.info)
             record = next(chosen, None)
             for frame in source:
@@ -133,7 +136,7 @@ def render(
                     f"{results!r} has results of frame {record.frame}, but {video!r} has only "
                     f"{frames_written} frames: they are not of this video"
                 )
-            sink.end({"frames": frames_written})
+            sink.end({"frames": frames_written, "complete": True})
         return Rendered(frames_written, source.damaged_packets, source.corrupt_frames)
 
 

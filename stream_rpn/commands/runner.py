@@ -20,7 +20,7 @@ from stream_rpn.commands.progress import Progress, complain, expected_results, s
 from stream_rpn.commands.summary import describe, run_summary, source_summary
 from stream_rpn.frame import DropKind, DropReason, Proposals, StreamRPNError
 from stream_rpn.multistream import LivePolicy, LiveStream, LiveStreams
-from stream_rpn.pipeline import Pipeline, Stream, parameters
+from stream_rpn.pipeline import Pipeline, Stream
 from stream_rpn.sinks import make_header
 from stream_rpn.sinks.place import write_whole
 from stream_rpn.sinks.web.sink import WebSink
@@ -63,7 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         draw=arguments.draw,
         crops=arguments.crops,
+        draw_fps=arguments.draw_fps,
         token=_token(arguments.serve_token) if serve else "",
+        image_ids=arguments.image_ids,
     )
     if arguments.json_summary is not None:
         check_file(arguments.json_summary, uris, outputs, overwrite=arguments.overwrite)
@@ -334,11 +336,7 @@ class _Run:
         self._finish_source(stream, mine)
 
     def _begin(self, stream: StreamStatistics, mine: list[OutputInUse]) -> None:
-        header = make_header(
-            stream.info,
-            model=self.pipeline.model.name,
-            parameters=parameters(self.pipeline.model, self.selection, self.pipeline.gate),
-        )
+        header = make_header(stream.info, **self.pipeline.provenance(self.selection))
         for output in mine:
             output.begin(header, stream.info, lambda: self._status(stream, mine))
 

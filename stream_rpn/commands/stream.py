@@ -7,6 +7,7 @@ import argparse
 from stream_rpn import __version__
 from stream_rpn.commands import COMMANDS
 from stream_rpn.commands.arguments import (
+    PRESETS,
     add_model_arguments,
     add_proposal_arguments,
     level,
@@ -30,15 +31,17 @@ sources:
   @FILE: those that a text file lists, one a line
 
 outputs, by extension; several may be given:
-  .jsonl .jsonl.gz .parquet .npz .coco.json .mot.txt   data
-  .mp4 .mkv                                            annotated video
+  .jsonl .jsonl.gz .parquet .npz .csv .mot.txt         data
+  .coco.json .coco-results.json                        a COCO dataset; the bare list of results
+  .labelstudio.json yolo:DIR/ .d2.pkl                  Label Studio, YOLO labels, detectron2
+  .mp4 .mkv annotated:DIR/                             annotated video; annotated pictures
   DIR/                                                 crops of the best boxes
   -                                                    JSON lines on standard output
   rtsp://… rtmp://… udp://…                            annotated video as a live stream
   zmq:tcp://127.0.0.1:PORT                             messages to ZeroMQ subscribers
   null                                                 nothing
   What exists is refused. With --overwrite it stays until the new results are whole; until then
-  .jsonl .jsonl.gz .mkv grow beside it as NAME.partial.EXT, .parquet and DIR/ within it in
+  .jsonl .jsonl.gz .csv .mkv grow beside it as NAME.partial.EXT, .parquet and DIR/ within it in
   _partial; a run that is stopped leaves them there. The others appear when whole.
 
 exit codes:
@@ -72,7 +75,18 @@ def stream_parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--overwrite", action="store_true", help="replace existing outputs, see below")
     out.add_argument("--draw", type=natural, default=20, metavar="N", help="boxes drawn per frame")
+    out.add_argument(
+        "--draw-fps",
+        type=rate,
+        metavar="F",
+        help="pictures a second, where annotated video is of pictures (25)",
+    )
     out.add_argument("--crops", type=natural, default=10, metavar="N", help="crops per frame")
+    out.add_argument(
+        "--image-ids",
+        metavar="ANNOTATIONS",
+        help="give pictures the ids that they have in this file of COCO annotations, by file name",
+    )
     out.add_argument(
         "--serve",
         metavar="[HOST:]PORT",
@@ -90,6 +104,13 @@ def stream_parser() -> argparse.ArgumentParser:
     out.add_argument("--quiet", action="store_true", help="print errors only")
     add_model_arguments(parser)
     add_proposal_arguments(parser)
+    out.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="annotate: few boxes that do not nest, to be corrected (--top 100 --nms 0.5 "
+        "--score-thresh 0.25); recall: all that may be an object (--top 1000 --nms 0.8); the "
+        "options themselves go before it",
+    )
     frames = parser.add_argument_group("frames")
     frames.add_argument("--start", metavar="T", help="from this time on (seconds or HH:MM:SS)")
     frames.add_argument("--end", metavar="T", help="up to this time, exclusive")

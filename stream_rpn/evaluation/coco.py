@@ -221,20 +221,24 @@ class CocoDataset:
         return {r["id"]: boxes for r, boxes in zip(self._records, self._boxes, strict=True)}
 
 
+def read_image_ids(path: str | Path) -> NameIndex[int]:
+    """Returns the ids of the images of a COCO annotation file, by the names of their files.
+
+    Raises:
+        StreamRPNError: it cannot be read.
+    """
+    ids: NameIndex[int] = NameIndex()
+    for record in _image_records(Path(path), read_json(Path(path), "annotation file")):
+        ids.add(record["file_name"], record["id"])
+    return ids
+
+
 def _read_annotations(
     path: Path,
 ) -> tuple[list[dict[str, Any]], list[np.ndarray], list[np.ndarray]]:
     data = read_json(path, "annotation file")
-    if not isinstance(data, dict) or not isinstance(data.get("images"), list):
-        raise StreamRPNError(f"{path}: not COCO annotations: an object with 'images' is expected")
-    position: dict[int, int] = {}
-    records = []
-    for i, image in enumerate(data["images"]):
-        record = _image_record(image, f"{path}: images[{i}]")
-        if record["id"] in position:
-            raise StreamRPNError(f"{path}: images[{i}] repeats the id {record['id']}")
-        position[record["id"]] = i
-        records.append(record)
+    records = _image_records(path, data)
+    position = {record["id"]: i for i, record in enumerate(records)}
     annotations = data.get("annotations")
     if not isinstance(annotations, list):
         what = "no list" if "annotations" in data else "missing; of images without objects it is []"
@@ -261,6 +265,21 @@ def _read_annotations(
         return [np.array(row, dtype=np.float32).reshape(-1, 4) for row in rows]
 
     return records, arrays(boxes), arrays(crowds)
+
+
+def _image_records(path: Path, data: Any) -> list[dict[str, Any]]:
+    """Returns id, file_name, width and height of the images of COCO annotations."""
+    if not isinstance(data, dict) or not isinstance(data.get("images"), list):
+        raise StreamRPNError(f"{path}: not COCO annotations: an object with 'images' is expected")
+    ids: set[int] = set()
+    records = []
+    for i, image in enumerate(data["images"]):
+        record = _image_record(image, f"{path}: images[{i}]")
+        if record["id"] in ids:
+            raise StreamRPNError(f"{path}: images[{i}] repeats the id {record['id']}")
+        ids.add(record["id"])
+        records.append(record)
+    return records
 
 
 def _image_record(image: Any, where: str) -> dict[str, Any]:

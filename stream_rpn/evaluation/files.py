@@ -7,7 +7,7 @@ position: images are counted in another order almost everywhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,10 @@ import numpy as np
 
 from stream_rpn import results
 from stream_rpn.evaluation.names import NameIndex
-from stream_rpn.frame import StreamRPNError
-from stream_rpn.pickles import read_arrays
+from stream_rpn.frame import Proposals, StreamRPNError
+from stream_rpn.sinks.coco import read_coco
+from stream_rpn.sinks.d2 import read_detectron2
+from stream_rpn.sinks.record import Contents
 
 
 def read_mot(path: str | Path, width: int, height: int) -> dict[int, np.ndarray]:
@@ -81,7 +83,8 @@ class _Saved(NamedTuple):
 def read_predictions(path: str | Path, images: Mapping[int, Annotated]) -> dict[int, np.ndarray]:
     """Returns saved proposals as boxes [P, 4] by image id, best first.
 
-    Reads COCO results (.json), detectron2's box proposals (.pkl) and what stream-rpn itself writes.
+    Reads COCO results and datasets (.json), detectron2's box proposals (.pkl) and what stream-rpn
+    itself writes.
     Pickles may hold numbers and arrays only: nothing in them is ever executed.
 
     Args:
@@ -98,7 +101,7 @@ def read_predictions(path: str | Path, images: Mapping[int, Annotated]) -> dict[
     if path.suffix == ".json":
         saved: Iterable[_Saved] = _read_coco_results(path)
     elif path.suffix in (".pkl", ".pickle"):
-        saved = _read_detectron2(path)
+        saved = map(_saved, read_detectron2(path, Contents()))
     else:
         saved = _read_ours(path)
     return _match(path, saved, images)
@@ -186,12 +189,18 @@ class _Index:
 
 
 def _read_ours(path: Path) -> Iterator[_Saved]:
-    for p in results.read(path):
-        yield _Saved(p.boxes, p.image_id, p.name, p.frame, p.width, p.height)
+    return map(_saved, results.read(path))
+
+
+def _saved(p: Proposals) -> _Saved:
+    return _Saved(p.boxes, p.image_id, p.name, p.frame, p.width, p.height)
 
 
 def _read_coco_results(path: Path) -> Iterator[_Saved]:
     rows = read_json(path, "results file")
+    if isinstance(rows, dict):  # a dataset
+        yield from map(_saved, read_coco(path, Contents()))
+        return
     try:
         ids = np.array([row["image_id"] for row in rows], dtype=np.int64)
         boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
@@ -209,39 +218,6 @@ def _read_coco_results(path: Path) -> Iterator[_Saved]:
         # Where a name stands beside it, the id is the position among the images of a folder.
         name = names.get(image_id)
         yield _Saved(boxes[ids == image_id], None if name else image_id, name, image_id)
-
-
-def _read_detectron2(path: Path) -> Iterator[_Saved]:
-    try:
-        data = read_arrays(path)
-    except Exception as error:  # a damaged pickle raises anything
-        raise StreamRPNError(
-            f"'{path}' is not read: a proposals pickle may hold arrays and numbers only ({error})"
-        ) from error
-    keys = ("ids", "boxes", "objectness_logits")
-    lists = [data.get(key) for key in keys] if isinstance(data, Mapping) else [None]
-    if not all(isinstance(values, Sequence | np.ndarray) for values in lists):
-        raise StreamRPNError(f"'{path}' is no detectron2 proposals file: it lacks {keys}")
-    mode = data.get("bbox_mode", 0)
-    if mode not in (0, 1):
-        raise StreamRPNError(
-            f"'{path}' has boxes in mode {mode}; 0 (x1, y1, x2, y2) or 1 (x, y, width, height) is "
-            "expected"
-        )
-    try:
-        for image_id, rows, logits in zip(*lists, strict=True):
-            boxes = np.array(rows, dtype=np.float64).reshape(-1, 4)
-            if mode == 1:
-                boxes[:, 2:] += boxes[:, :2]
-            order = np.argsort(-np.asarray(logits, dtype=np.float64), kind="stable")
-            if order.shape != boxes.shape[:1]:
-                raise ValueError(f"{len(boxes)} boxes have scores of shape {order.shape}")
-            yield _Saved(boxes[order], int(image_id), frame=int(image_id))
-    except (ValueError, TypeError, IndexError, OverflowError) as error:
-        raise StreamRPNError(
-            f"'{path}' is no detectron2 proposals file: its lists do not fit together "
-            f"({type(error).__name__}: {error})"
-        ) from error
 
 
 def read_json(path: Path, what: str) -> Any:

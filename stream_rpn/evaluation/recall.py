@@ -132,6 +132,17 @@ class Recall:
         return result
 
 
+def enough(recall: Recall, share: float = 0.95) -> int:
+    """Returns how many proposals find that share of what the largest limit finds (by AR).
+
+    Between limits AR is taken to be straight over the logarithm of their number.
+    """
+    limits = sorted(recall.limits)
+    found = np.array([recall.average(limit) for limit in limits])
+    wanted = share * found[-1]
+    return round(float(np.exp(np.interp(wanted, np.maximum.accumulate(found), np.log(limits)))))
+
+
 def evaluate(
     predictions: Mapping[int, np.ndarray],
     ground_truth: Mapping[int, np.ndarray],

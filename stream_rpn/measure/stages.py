@@ -25,7 +25,7 @@ from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.measure.meter import Meter, Usage
 from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.network.network import Network
-from stream_rpn.pipeline import Pipeline, parameters
+from stream_rpn.pipeline import Pipeline
 from stream_rpn.queues import prefetch
 from stream_rpn.sources import open_source
 from stream_rpn.sources.select import Selection
@@ -364,8 +364,7 @@ def _sink(path: Path) -> sinks.Sink:
 
 
 def _header(pipeline: Pipeline, source: Source) -> dict[str, Any]:
-    settings = parameters(pipeline.model, Selection())
-    return sinks.make_header(source.info, model=pipeline.model.name, parameters=settings)
+    return sinks.make_header(source.info, **pipeline.provenance(Selection()))
 
 
 def _count(number: int, noun: str) -> str:

@@ -33,6 +33,8 @@ class ModelEntry:
         megabytes: download or package size of the weights, 0 without.
         licence: of the weights.
         summary: one line.
+        enough: how many proposals find 95 % of what 1,000 find (`python -m bench.presets`), 0 where
+            that was not measured.
     """
 
     builder: str
@@ -44,6 +46,7 @@ class ModelEntry:
     licence: str
     summary: str
     backbone_only: bool = False
+    enough: int = 0
 
     def build(self) -> RPN:
         """Returns the model, randomly initialised."""
@@ -64,6 +67,7 @@ MODELS: dict[str, ModelEntry] = {
         megabytes=2.4,
         licence="Apache-2.0 (RangiLyu/nanodet); trained on COCO 2017",
         summary="the default: NanoDet-Plus-m, real time on a laptop's CPU",
+        enough=269,
     ),
     "nanodet_m_1.5x": ModelEntry(
         builder="stream_rpn.models.nanodet_plus:nanodet_m_1_5x",

@@ -7,16 +7,29 @@ from __future__ import annotations
 
 import os
 import stat
-from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.sinks.formats import (
+    ENDINGS,
+    FOLDERS,
+    READABLE,
+    SCHEMES,
+    SINKS,
+    is_directory,
+    is_file,
+    load_member,
+    near_misses,
+    path_of,
+    sink_of,
+)
 from stream_rpn.sinks.place import HIDDEN_FOLDER
 from stream_rpn.sinks.record import make_header
 from stream_rpn.sinks.sink import ReaderGone, Sink, SinkOptions
 
 __all__ = [
+    "ENDINGS",
+    "FOLDERS",
     "READABLE",
     "SCHEMES",
     "SINKS",
@@ -28,61 +41,9 @@ __all__ = [
     "load_member",
     "make_header",
     "open_sink",
+    "path_of",
     "sink_class_of",
 ]
-
-
-class Format(NamedTuple):
-    """Who writes and who reads a format, as "module:name" within this package.
-
-    Attributes:
-        sink: the class of its sink.
-        reader: the function that reads it, see `record.Reader`; "" for what is not read back.
-        source_names: a function that returns the names of all sources in a file without reading
-            its results; "" where the first step of a reader knows them.
-    """
-
-    sink: str
-    reader: str = ""
-    source_names: str = ""
-
-
-_PARQUET = Format("parquet:ParquetSink", "parquet:read_parquet")
-
-# By the end of the name, the longest that fits; "-" and "null" are whole names.
-SINKS: dict[str, Format] = {
-    "-": Format("jsonl:JSONLinesSink"),
-    "null": Format("null:NullSink"),
-    ".jsonl": Format("jsonl:JSONLinesSink", "jsonl:read_json_lines", "jsonl:source_names"),
-    ".jsonl.gz": Format("jsonl:GzipJSONLinesSink", "jsonl:read_json_lines", "jsonl:source_names"),
-    ".parquet": _PARQUET,
-    ".parquet/": _PARQUET._replace(reader=""),
-    ".npz": Format("npz:NPZSink", "npz:read_npz"),
-    ".coco.json": Format("coco:COCOSink", "coco:read_coco"),
-    ".mot.txt": Format("mot:MOTSink", "mot:read_mot_detections"),
-    ".mp4": Format("video:MP4Sink"),
-    ".mkv": Format("video:MatroskaSink"),
-    "/": Format("crops:CropsSink"),
-}
-
-READABLE = {ending: form for ending, form in SINKS.items() if form.reader}
-
-# By the beginning of the name: what is no file.
-SCHEMES: dict[str, str] = {
-    "serve:": "web.sink:WebSink",
-    "zmq:": "zeromq:ZeroMQSink",
-    "rtsp://": "stream:StreamSink",
-    "rtsps://": "stream:StreamSink",
-    "rtmp://": "stream:StreamSink",
-    "rtmps://": "stream:StreamSink",
-    "udp://": "stream:StreamSink",
-}
-
-
-def load_member(name: str) -> Any:
-    """Returns the class or function that "module:name" within this package stands for."""
-    module, _, member = name.partition(":")
-    return getattr(import_module(f"stream_rpn.sinks.{module}"), member)
 
 
 def open_sink(
@@ -96,8 +57,8 @@ def open_sink(
     """Returns the sink for an output, chosen by the end of its name, or the scheme of its address.
 
     Args:
-        spec: a file name ending as one of `SINKS`, a directory ending in "/", "-" or "null", or an
-            address beginning as one of `SCHEMES`.
+        spec: a file name ending as one of `SINKS`, a directory ending in "/" or beginning as one
+            of `FOLDERS`, "-" or "null", or an address beginning as one of `SCHEMES`.
         overwrite: whether an existing file may be replaced.
         draw: how many of the best boxes an annotated video shows per frame.
         crops: how many of the best boxes are cut out per frame.
@@ -109,12 +70,8 @@ def open_sink(
     sink_class = sink_class_of(spec)
     if is_file(spec):
         check_place(spec, overwrite=overwrite, in_place=sink_class.writes_in_place)
-    return sink_class(spec, SinkOptions(draw, crops, multiple_sources, replace=overwrite)).open()
-
-
-def is_file(spec: str) -> bool:
-    """Tells whether an output is a file or a directory by its name."""
-    return spec not in ("-", "null") and not spec.startswith(tuple(SCHEMES))
+    options = SinkOptions(draw, crops, multiple_sources=multiple_sources, replace=overwrite)
+    return sink_class(path_of(spec), options).open()
 
 
 def sink_class_of(spec: str) -> type[Sink]:
@@ -123,36 +80,30 @@ def sink_class_of(spec: str) -> type[Sink]:
     Raises:
         StreamRPNError: none has such a name.
     """
-    if spec in ("-", "null"):
-        return _loaded(SINKS[spec].sink)
-    for scheme, sink in SCHEMES.items():
-        if spec.startswith(scheme):
-            return _loaded(sink)
-    endings = [ending for ending in SINKS if ending not in ("-", "null")]
-    fitting = [ending for ending in endings if spec.lower().endswith(ending)]
-    if not fitting:
-        hint = f"; for crops end it in '/', as in {spec + '/'!r}" if os.path.isdir(spec) else ""
+    sink = sink_of(spec)
+    if not sink:
+        meant = " or ".join(map(repr, near_misses(spec)))
         raise StreamRPNError(
             f"output {spec!r} has an unknown extension; "
-            f"known are {', '.join(endings)}, '-', 'null' and what begins with "
-            f"{', '.join(SCHEMES)}{hint}"
+            + (f"did you mean {meant}? Known" if meant else "known")
+            + f" are {', '.join(ENDINGS)}, '-', 'null' and what begins with "
+            f"{', '.join([*FOLDERS, *(scheme for scheme in SCHEMES if scheme != 'serve:')])}"
         )
-    return _loaded(SINKS[max(fitting, key=len)].sink)
-
-
-def _loaded(sink: str) -> type[Sink]:
     sink_class: type[Sink] = load_member(sink)
     return sink_class
 
 
 def check_place(name: str, *, overwrite: bool, in_place: bool) -> None:
     """Checks that something can be created or replaced under this name."""
+    is_directory_sink = is_directory(name)
+    if not path_of(name):
+        raise StreamRPNError(f"output {name!r} names no directory; name one, as in '{name}DIR/'")
+    name = path_of(name)
     path = Path(name)
     parent = path.parent
     # Unlike Path's, the functions of os.path answer False where a name is too long.
     if not os.path.isdir(parent):
         raise StreamRPNError(f"cannot write {name!r}: the directory {str(parent)!r} does not exist")
-    is_directory_sink = name.endswith("/") or name.lower().endswith(".parquet")
     if not os.path.exists(path):
         if not os.access(parent, os.W_OK | os.X_OK):
             raise StreamRPNError(

@@ -5,50 +5,37 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import select
-import stat
-import sys
 import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import orjson
 
 from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
-from stream_rpn.sinks.place import Place, growing_file
-from stream_rpn.sinks.record import DAMAGE, Contents, check_end, check_header, saved_proposals
-from stream_rpn.sinks.sink import Sink, SinkOptions
+from stream_rpn.sinks.lines import LinesSink
+from stream_rpn.sinks.record import (
+    DAMAGE,
+    Contents,
+    check_end,
+    check_header,
+    lacking,
+    saved_proposals,
+)
+from stream_rpn.sinks.sink import SinkOptions
 
 LONGEST_LINE = 1 << 26
 """Bytes of a line that is still read: a frame of a million boxes."""
 
 
-class JSONLinesSink(Sink):
+class JSONLinesSink(LinesSink):
     """Writes a line per frame, at once, so that a killed run leaves every whole line readable."""
-
-    takes_several_sources: ClassVar[bool] = True
-    writes_in_place: ClassVar[bool] = True
 
     def __init__(self, name: str, options: SinkOptions) -> None:
         self._sizes: dict[str, tuple[int, int]] = {}  # by source
         super().__init__(name, options)
-
-    def _claim(self) -> Place:
-        if self.name == "-":
-            return super()._claim()
-        return growing_file(self.name, replace=self.options.replace)
-
-    def _open(self) -> None:
-        self._file = _unbuffered(self.name if self.name == "-" else str(self._place.path))
-        # The remains of a line after a failed write can be cut off in a regular file only, and must
-        # not be where standard output was redirected to the end of another file.
-        regular = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
-        self._can_cut = regular and self.name != "-"
-        self._whole_bytes = 0
 
     def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
         self._sizes[info.source] = (info.width, info.height)
@@ -64,30 +51,7 @@ class JSONLinesSink(Sink):
         self._put(_dumps(line) + b"\n")
 
     def _lacks(self, source: str, why: str) -> None:
-        self._put(_dumps({"end": {"frames": 0, "stopped": why}, "source": source}) + b"\n")
-
-    def _close(self) -> None:
-        self._file.close()
-
-    def _abort(self) -> None:
-        self._file.close()
-
-    def _put(self, data: bytes) -> None:
-        """Writes all of `data` or, where that fails, nothing of it."""
-        left = memoryview(data)
-        try:
-            while left:
-                written = self._file.write(left)
-                if written is None:  # a non-blocking pipe whose reader is slow
-                    select.select([], [self._file], [])
-                else:
-                    left = left[written:]
-        except OSError:
-            if self._can_cut:
-                with contextlib.suppress(OSError):
-                    self._file.truncate(self._whole_bytes)
-            raise
-        self._whole_bytes += len(data)
+        self._put(_dumps({"end": lacking(why), "source": source}) + b"\n")
 
     def _line(self, proposals: Proposals) -> bytes:
         source = self._source_of(proposals)
@@ -176,13 +140,6 @@ class GzipJSONLinesSink(JSONLinesSink):
             self._finish()
         finally:
             super()._abort()
-
-
-def _unbuffered(name: str) -> io.FileIO:
-    if name == "-":
-        sys.stdout.flush()
-        return io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
-    return io.FileIO(name, "wb")
 
 
 def _dumps(value: dict[str, Any]) -> bytes:

@@ -1,11 +1,13 @@
-"""Parquet: a directory of part files, one row a frame, readable by pyarrow, pandas, DuckDB, …."""
+"""Parquet: a directory of part files, one row a frame, that pandas, Polars and DuckDB read."""
 
 from __future__ import annotations
 
 import json
 import re
 import time
+import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -19,11 +21,20 @@ from stream_rpn.sinks.record import (
     Contents,
     check_end,
     check_header,
+    lacking,
     saved_proposals,
 )
 from stream_rpn.sinks.sink import Sink, SinkOptions
 
-HEADER_FILE = "_header.json"  # readers of Parquet directories pass over names with an underscore
+FIRST_PART = "part-00000.parquet"
+
+ABOUT = b"stream_rpn"
+"""The key of our record in the metadata of a file."""
+
+OLD_HEADER_FILE = "_header.json"  # of the first release, which only some readers pass over
+
+
+_PART = re.compile(r"part-\d{5,}\.parquet")
 
 
 class ParquetSink(Sink):
@@ -32,9 +43,10 @@ class ParquetSink(Sink):
     A Parquet file is unreadable without its footer, which comes last; so a run that is killed
     leaves the parts before, and loses `PART_FRAMES` frames or `PART_SECONDS` at most. The columns
     are frame, pts, pts_seconds, unix_seconds (live sources), width, height, image_id, name, source,
-    drops, boxes, scores, levels and anchors, and with a gate held. Headers and ends of the sources
-    lie in `_header.json` in the directory, with the names of the parts: before each of them is
-    written.
+    drops, boxes, scores, levels and anchors, and with a gate held. Nothing but parts lies in the
+    directory, so that every reader takes it as it is: headers and ends of the sources so far stand
+    as JSON under `stream_rpn` in the key-value metadata of each part, with the run and the number
+    of the part. The first part has no rows, and is there from the start; so may be others.
     """
 
     takes_several_sources: ClassVar[bool] = True
@@ -81,31 +93,36 @@ class ParquetSink(Sink):
             ]
         )
         self._rows: list[dict[str, Any]] = []
-        self._arrays: dict[str, list[np.ndarray]] = {}
+        self._arrays = _no_arrays()
         self._part_began = 0.0
-        self._about: dict[str, list[Any]] = {"headers": [], "ends": [], "parts": []}
+        self._about: dict[str, Any] = {
+            "run": uuid.uuid4().hex,
+            "part": 0,
+            "headers": [],
+            "ends": [],
+        }
         super().__init__(name, options)
 
     def _claim(self) -> Folder:
         return Folder(
             self.name,
             replace=self.options.replace,
-            record=HEADER_FILE,
-            members=_parts,
+            record=FIRST_PART,
+            members=_other_parts,
             ending=".parquet",
         )
 
     def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
         self._about["headers"].append(header)
-        # All parts have the same columns, and a run has a gate or none.
-        if "gate" in header["parameters"] and "held" not in self._schema.names:
-            self._schema = self._schema.append(self._arrow.field("held", self._arrow.int64()))
-        self._write_about()
+        if self._about["part"] == 0:
+            # All parts have the same columns, and a run has a gate or none.
+            if "gate" in header["parameters"]:
+                self._schema = self._schema.append(self._arrow.field("held", self._arrow.int64()))
+            self._write_part()
 
     def _write(self, proposals: Proposals) -> None:
         if not self._rows:
             self._part_began = time.monotonic()
-            self._arrays = {"boxes": [], "scores": [], "levels": [], "anchors": []}
         # Only the small arrays are kept, never the image that may hang on the proposals.
         for name, arrays in self._arrays.items():
             arrays.append(getattr(proposals, name))
@@ -129,37 +146,26 @@ class ParquetSink(Sink):
             self._write_part()
 
     def _end(self, end: dict[str, Any]) -> None:
-        self._write_part()
         self._about["ends"].append(end)
-        self._write_about()
+        self._write_part()
 
     def _lacks(self, source: str, why: str) -> None:
-        self._end({"source": source, "frames": 0, "stopped": why})
+        self._end({"source": source, **lacking(why)})
 
     def _close(self) -> None:
-        self._write_part()
+        if self._rows:
+            self._write_part()
 
     def _abort(self) -> None:
-        self._write_part()
+        self._close()
 
     def _write_part(self) -> None:
-        if not self._rows:
-            return
-        rows, self._rows = self._rows, []
-        columns = {
-            name: self._arrow.array([row[name] for row in rows], self._schema.field(name).type)
-            for name in rows[0]
-        }
-        offsets = np.cumsum([0] + [len(scores) for scores in self._arrays["scores"]])
-        for name, arrays in self._arrays.items():
-            values = self._arrow.array(np.concatenate(arrays).ravel())
-            if name == "boxes":
-                values = self._arrow.FixedSizeListArray.from_arrays(values, 4)
-            columns[name] = self._arrow.ListArray.from_arrays(offsets.astype(np.int32), values)
-        part = f"part-{len(self._about['parts']):05d}.parquet"
-        self._about["parts"].append(part)
-        self._write_about(sync=False)  # what syncs the part does it with this, too
-        table = self._arrow.table(columns, schema=self._schema)
+        """Writes the rows so far, which may be none, and all that is known of the run."""
+        schema = self._schema.with_metadata({ABOUT: json.dumps(self._about)})
+        table = self._table(schema) if self._rows else schema.empty_table()
+        self._rows, self._arrays = [], _no_arrays()
+        part = f"part-{self._about['part']:05d}.parquet"
+        self._about["part"] += 1
         cast(Folder, self._place).put(
             part,
             lambda path: self._arrow.parquet.write_table(
@@ -167,21 +173,61 @@ class ParquetSink(Sink):
             ),
         )
 
-    def _write_about(self, *, sync: bool = True) -> None:
-        text = json.dumps(self._about, indent=1).encode()
-        cast(Folder, self._place).put(HEADER_FILE, lambda path: path.write_bytes(text), sync=sync)
+    def _table(self, schema: Any) -> Any:
+        columns = {
+            name: self._arrow.array([row[name] for row in self._rows], schema.field(name).type)
+            for name in self._rows[0]
+        }
+        offsets = np.cumsum([0] + [len(scores) for scores in self._arrays["scores"]])
+        for name, arrays in self._arrays.items():
+            values = self._arrow.array(np.concatenate(arrays).ravel())
+            if name == "boxes":
+                values = self._arrow.FixedSizeListArray.from_arrays(values, 4)
+            columns[name] = self._arrow.ListArray.from_arrays(offsets.astype(np.int32), values)
+        return self._arrow.table(columns, schema=schema)
 
 
-def _parts(directory: Path) -> list[str]:
-    """Returns the names of the parts that the header file of a directory tells of."""
-    about = json.loads((directory / HEADER_FILE).read_bytes())
-    # The first release did not record them.
-    parts = about.get("parts") or [path.name for path in directory.glob("part-?????.parquet")]
-    if not isinstance(about["headers"], list) or not all(
-        re.fullmatch(r"part-\d{5,}\.parquet", part) for part in parts
-    ):
-        raise ValueError("not a header file of ours")
-    return list(parts)
+def _no_arrays() -> dict[str, list[np.ndarray]]:
+    return {"boxes": [], "scores": [], "levels": [], "anchors": []}
+
+
+def _parts(directory: Path) -> list[Path]:
+    """Returns the files of a directory that are called like parts, in order."""
+    named = [path for path in directory.iterdir() if _PART.fullmatch(path.name)]
+    return sorted(named, key=lambda path: int(path.stem.removeprefix("part-")))
+
+
+def _about(metadata: Any) -> dict[str, Any] | None:
+    """Returns our record in the metadata of a Parquet file, None where there is none.
+
+    Raises:
+        ValueError: it is none of ours.
+        TypeError: neither.
+    """
+    text = (metadata.metadata or {}).get(ABOUT)
+    return None if text is None else check_end(json.loads(text))
+
+
+def _other_parts(directory: Path) -> list[str]:
+    """Returns the names of what the run wrote that wrote the first part of a directory."""
+    import pyarrow.parquet
+
+    first = _about(pyarrow.parquet.read_metadata(directory / FIRST_PART))
+    if first is None:
+        if not (directory / OLD_HEADER_FILE).is_file():
+            raise ValueError("not a part of ours")
+        about = json.loads((directory / OLD_HEADER_FILE).read_bytes())
+        names = [*about["parts"], OLD_HEADER_FILE]
+        if not all(_PART.fullmatch(name) for name in about["parts"]):
+            raise ValueError("not a header file of ours")
+        return [name for name in names if name != FIRST_PART]
+    names = []
+    for part in _parts(directory)[1:]:
+        with suppress(*DAMAGE, OSError):
+            about = _about(pyarrow.parquet.read_metadata(part))
+            if about is not None and about["run"] == first["run"]:
+                names.append(part.name)
+    return names
 
 
 def read_parquet(path: Path, contents: Contents) -> Iterator[Proposals]:
@@ -193,33 +239,40 @@ def read_parquet(path: Path, contents: Contents) -> Iterator[Proposals]:
         raise StreamRPNError(
             f"reading {str(path)!r} needs pyarrow; `pip install 'stream-rpn[parquet]'` provides it"
         ) from error
-    parts = [path]
-    if path.is_dir():
-        if not (path / HEADER_FILE).exists():
-            raise StreamRPNError(f"{str(path)!r} is not a directory of stream-rpn results")
-        try:
-            about = json.loads((path / HEADER_FILE).read_bytes())
-            contents.headers += map(check_header, about["headers"])
-            contents.ends += map(check_end, about["ends"])
-            parts = [path / part for part in sorted(_parts(path))]
-        except DAMAGE as error:
-            raise StreamRPNError(
-                f"{str(path / HEADER_FILE)!r} does not tell of stream-rpn results"
-            ) from error
-    for part in parts:
-        if part != path and not part.exists():
-            continue
-        try:
+    damage = (pyarrow.ArrowException, *DAMAGE)
+    parts = _parts(path) if path.is_dir() else [path]
+    if not parts:
+        raise StreamRPNError(f"{str(path)!r} is not a directory of stream-rpn results")
+    part = parts[-1]
+    try:
+        # Every part tells of those before it.
+        about = _about(pyarrow.parquet.read_metadata(part)) or _old_about(path)
+        contents.headers += map(check_header, about["headers"])
+        contents.ends += map(check_end, about["ends"])
+        run = about.get("run")
+        whole = path.is_file() or len(parts) == about["part"] + 1
+        for part in parts:
             file = pyarrow.parquet.ParquetFile(part)
             _check_size(file.metadata, part)
+            if (_about(file.metadata) or {}).get("run") != run:
+                whole = False  # of another run, whose end was replaced
+                continue
             for batch in file.iter_batches(batch_size=256):
                 yield from _from_batch(batch)
-        except (pyarrow.ArrowException, *DAMAGE) as error:
-            raise StreamRPNError(
-                f"{str(part)!r} is not a Parquet file of stream-rpn results, or is damaged"
-            ) from error
+    except damage as error:
+        raise StreamRPNError(
+            f"{str(part)!r} is not a Parquet file of stream-rpn results, or is damaged"
+        ) from error
     contents.settle()
-    contents.complete &= all(part.exists() for part in parts)
+    contents.complete &= whole
+
+
+def _old_about(path: Path) -> dict[str, Any]:
+    """Returns what the first release recorded in a file beside the parts."""
+    if not (path / OLD_HEADER_FILE).is_file():
+        return {"headers": [], "ends": [], "part": 0}
+    about = json.loads((path / OLD_HEADER_FILE).read_bytes())
+    return {**about, "part": len(about.get("parts") or _parts(path)) - 1}
 
 
 def _check_size(metadata: Any, part: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.sinks.claim import Claim
+from stream_rpn.sinks.formats import ending_of
 
 HIDDEN_FOLDER = ".part"
 """Within a directory of results, what is held while a run writes it."""
@@ -245,6 +245,7 @@ class Folder(Place):
             write(temporary)
             if sync:
                 _sync(temporary)
+            (self.path / member).parent.mkdir(parents=True, exist_ok=True)
             os.replace(temporary, self.path / member)
         except BaseException:
             with suppress(OSError):
@@ -280,15 +281,17 @@ class Folder(Place):
         new = self._recorded(self.path)
         for member in new:
             place = self._final / member
-            foreign = place.parent != self._final and os.path.lexists(place.parent)
-            foreign = foreign and (place.parent.is_symlink() or not place.parent.is_dir())
+            foreign = any(
+                os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir())
+                for folder in _folders(self._final, member)
+            )
             if foreign or (os.path.lexists(place) and not self._is_ours(member)):
                 raise self._in_the_way(member)
         # Without its record a directory tells of nothing, so that one is the first to go, and comes
         # last: until then the whole new results are those of two directories.
         self._remove(self._final, self._old)
         for member in new:
-            (self._final / member).parent.mkdir(exist_ok=True)
+            (self._final / member).parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.path / member, self._final / member)
         self._remove_empty(self.path, new)
         with suppress(OSError):  # somebody put something there
@@ -336,7 +339,8 @@ class Folder(Place):
         self._remove_empty(directory, members)
 
     def _remove_empty(self, directory: Path, members: list[str]) -> None:
-        for parent in {(directory / member).parent for member in members} - {directory}:
+        emptied = {folder for member in members for folder in _folders(directory, member)}
+        for parent in sorted(emptied, reverse=True):  # those within others first
             with suppress(OSError):  # it is a link, not empty, or gone
                 parent.rmdir()
 
@@ -357,10 +361,15 @@ def _is_plain(directory: Path, member: str) -> bool:
     """Tells whether there is a regular file of that name, reached through no link."""
     path = directory / member
     try:
-        linked = path.parent != directory and path.parent.is_symlink()
+        linked = any(folder.is_symlink() for folder in _folders(directory, member))
         return not linked and stat.S_ISREG(path.lstat().st_mode)
     except OSError:
         return False
+
+
+def _folders(directory: Path, member: str) -> list[Path]:
+    """Returns the folders between a directory and what is named in it, the innermost first."""
+    return [directory / folder for folder in Path(member).parents if folder != Path()]
 
 
 def growing_file(name: str, *, replace: bool) -> Place:
@@ -405,9 +414,8 @@ def reason(error: OSError) -> str:
 
 def partial_name(name: str) -> str:
     """Returns the name of a file that is not whole, with the ending that tells its format."""
-    whole_ending = re.search(r"((\.coco|\.mot)?\.\w+(\.gz)?)?$", name, re.IGNORECASE)
-    assert whole_ending is not None
-    return f"{name[: whole_ending.start()]}.partial{whole_ending[0]}"
+    ending = ending_of(name) or Path(name).suffix
+    return f"{name[: len(name) - len(ending)]}.partial{name[len(name) - len(ending) :]}"
 
 
 def _sync(path: Path) -> None:

@@ -6,13 +6,17 @@ import dataclasses
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from stream_rpn import __version__
 from stream_rpn.frame import Drop, Proposals, StreamInfo
+from stream_rpn.sources.address import local_file
 
 FORMAT_VERSION = 1
 
@@ -63,21 +67,58 @@ It puts the first header there before it yields anything, closing totals as it m
 
 
 def make_header(
-    info: StreamInfo, *, model: str, parameters: Mapping[str, Any] | None = None
+    info: StreamInfo,
+    *,
+    model: str = "",
+    parameters: Mapping[str, Any] | None = None,
+    **made_by: Any,
 ) -> dict[str, Any]:
-    """Returns what stands at the head of a result file: version, source, model and parameters.
+    """Returns what stands at the head of a result file: what was read, when, and by what.
 
+    Beside the fields of `StreamInfo` (the rate as `source_fps`, since summaries have an `fps` that
+    is another) these are the `version` of stream-rpn, `started` (UTC), `source_bytes` where the
+    source is a file, and what is given here.
     Values that JSON does not know become what it does: infinities and NaN None, tuples lists.
+
+    Args:
+        info: of the source.
+        model: the model's name.
+        parameters: every number that shaped the results.
+        **made_by: what else is known of their making: `weights` (file and SHA-256), `engine`,
+            `device`, `dtype`.
     """
     stream = dataclasses.asdict(info)
     del stream["stem"]
+    stream["source_fps"] = stream.pop("fps")
     header = {
         "stream_rpn": FORMAT_VERSION,
+        "version": __version__,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         **stream,
+        "source_bytes": _num_bytes(info.source),
         "model": model,
+        **made_by,
         "parameters": parameters or {},
     }
     return {name: _plain(value) for name, value in header.items()}
+
+
+def picture_name(frame: int, name: str | None) -> str:
+    """Returns the name of a picture's file; of a frame that has none, what CVAT calls it."""
+    return f"frame_{frame:06d}.jpg" if name is None else name
+
+
+def lacking(why: str) -> dict[str, Any]:
+    """Returns the totals of a source that has no results where it should: "failed", …."""
+    return {"frames": 0, "complete": False, "stopped": why}
+
+
+def _num_bytes(source: str) -> int | None:
+    """Returns the size of the file that a source is, None where it is none."""
+    with suppress(OSError, ValueError):
+        if (path := local_file(source)) is not None:
+            return path.stat().st_size
+    return None
 
 
 def _plain(value: Any) -> Any:
@@ -172,9 +213,12 @@ def check_header(value: Any) -> dict[str, Any]:
     Raises:
         TypeError: it is no header.
     """
-    if not isinstance(check_end(value).get("source"), str):
+    header = check_end(value)
+    if not isinstance(header.get("source"), str):
         raise TypeError("a header tells the source")
-    return check_end(value)
+    if "fps" in header:  # as the first release called it
+        header.setdefault("source_fps", header.pop("fps"))
+    return header
 
 
 def check_end(value: Any) -> dict[str, Any]:

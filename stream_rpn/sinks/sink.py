@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -29,16 +29,21 @@ class SinkOptions:
     Attributes:
         draw: how many of the best boxes an annotated video shows per frame.
         crops: how many of the best boxes are cut out per frame.
+        draw_fps: how many pictures without a time an annotated video shows a second; None for 25.
         multiple_sources: True where one output receives several sources, one after another.
         token: what clients of a server must know, "auto" for one that is made up, "" for none.
         replace: whether what lies there already may be replaced, once there is something whole.
+        image_id_of: returns the id that a picture of that name has in an annotation file; None
+            leaves ids as they are.
     """
 
     draw: int = 20
     crops: int = 10
+    draw_fps: float | None = None
     multiple_sources: bool = False
     token: str = ""
     replace: bool = False
+    image_id_of: Callable[[str | None], int] | None = None
 
 
 class Sink:
@@ -111,6 +116,8 @@ class Sink:
 
     def write(self, proposals: Proposals) -> None:
         """Writes the proposals of one frame."""
+        if self.options.image_id_of is not None:
+            proposals = replace(proposals, image_id=self.options.image_id_of(proposals.name))
         with self._naming_failures():
             self._write(proposals)
             if (now := time.monotonic()) > self._check_at:

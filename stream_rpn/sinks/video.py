@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import mmap
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, cast
 
 import av
@@ -25,6 +28,8 @@ TIME_BASE = Fraction(1, 90_000)
 # and where a clock jumps nobody wants to wait.
 _LONGEST_GAP = 1 << 28
 
+_ROOM_FOR_TOTALS = 2000
+
 # AVColorPrimaries that go with a matrix, for streams that do not say.
 _PRIMARIES = {"bt709": 1, "bt601": 6, "bt2020": 9}
 _UNSPECIFIED = 2
@@ -34,9 +39,11 @@ class VideoSink(Sink):
     """Encodes every frame with its best boxes at the time it is shown in the source.
 
     The first frame is at time zero. Frames of another size than the first one are scaled to fit it.
+    A file has the header of the results as JSON in its tag `comment`, with the totals as `end`.
     """
 
     needs_image: ClassVar[bool] = True
+    tagged: ClassVar[bool] = False
     container_format: ClassVar[str]
     container_options: ClassVar[dict[str, str]] = {}
     low_delay: ClassVar[bool] = False
@@ -50,6 +57,11 @@ class VideoSink(Sink):
 
     def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
         self._info = info
+        self._header = header
+        self._totals: dict[str, Any] | None = None
+
+    def _end(self, end: dict[str, Any]) -> None:
+        self._totals = end
 
     def _write(self, proposals: Proposals) -> None:
         if proposals.image is None:
@@ -71,7 +83,10 @@ class VideoSink(Sink):
         self._container = av.open(
             self._path(), "w", format=self.container_format, options=self.container_options
         )
-        rate = max(Fraction(self._info.fps or 25.0).limit_denominator(1001), Fraction(1, 1000))
+        if self.tagged:
+            self._container.metadata["comment"] = _comment(self._header, None)
+        fps = self._info.fps or self.options.draw_fps or 25.0
+        rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1000))
         codec, options = _encoder(low_delay=self.low_delay)
         self._stream = cast(VideoStream, self._container.add_stream(codec, rate, options))
         self._stream.width, self._stream.height = canvas.width, canvas.height
@@ -120,11 +135,23 @@ class VideoSink(Sink):
             raise StreamRPNError(f"cannot write {masked(self.name)!r}: there was no frame to show")
         self._encode(None)
         self._container.close()
+        if self.tagged and self._totals is not None and Path(str(self._path())).is_file():
+            self._tell_the_end(Path(str(self._path())))
+
+    def _tell_the_end(self, path: Path) -> None:
+        """Writes the totals where room was left for them: containers take tags at the start."""
+        before = _comment(self._header, None).encode()
+        after = _comment(self._header, self._totals).encode()
+        with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+            at = data.find(before)
+            if at >= 0 and len(after) == len(before):
+                data[at : at + len(after)] = after
 
 
 class MP4Sink(VideoSink):
     """An MP4 with its index in front; it appears under its name when whole."""
 
+    tagged: ClassVar[bool] = True
     container_format: ClassVar[str] = "mp4"
     container_options: ClassVar[dict[str, str]] = {"movflags": "+faststart"}
 
@@ -146,8 +173,10 @@ class MatroskaSink(VideoSink):
     """A Matroska file, readable while it grows: a killed run leaves what was shown until then."""
 
     writes_in_place: ClassVar[bool] = True
+    tagged: ClassVar[bool] = True
     container_format: ClassVar[str] = "matroska"
     container_options: ClassVar[dict[str, str]] = {
+        "write_crc32": "0",  # which would not fit the tags any more
         "flush_packets": "1",
         "cluster_time_limit": "1000",
     }
@@ -168,6 +197,16 @@ class MatroskaSink(VideoSink):
             self._encode(None)
         finally:
             self._container.close()
+
+
+def _comment(header: dict[str, Any], totals: dict[str, Any] | None) -> str:
+    """Returns header and totals as JSON, as long without totals as with them."""
+    end = json.dumps(totals)
+    if len(end) > _ROOM_FOR_TOTALS and totals is not None:
+        end = json.dumps(
+            {k: v for k, v in totals.items() if k in ("frames", "complete", "stopped")}
+        )
+    return f'{json.dumps(header)[:-1]}, "end": {end.ljust(_ROOM_FOR_TOTALS)}}}'
 
 
 def _encoder(*, low_delay: bool) -> tuple[str, dict[str, str]]:

@@ -177,6 +177,12 @@ def left_out(uri: str) -> list[str]:
     return sorted(p.name for p in paths if p.suffix.lower() not in _VIDEOS | _IMAGES)
 
 
+def picture_names(files: Sequence[Path]) -> list[str]:
+    """Returns what results call the pictures of a source: of several folders, with their folder."""
+    folder = os.path.commonpath([file.parent for file in files])
+    return [file.relative_to(folder).as_posix() for file in files]
+
+
 def members_of(uri: str) -> list[Path] | None:
     """Returns the files of a directory or pattern: all videos or all images; None for the rest."""
     if uri == "-" or uri.startswith(tuple(OPENERS)) or is_url(uri) or is_device(uri):

@@ -5,7 +5,6 @@ What a picture is, and how it is displayed, `picture` tells.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from stream_rpn.clock import Clock
 from stream_rpn.decode import PlaneConverter
 from stream_rpn.frame import DropReason, Frame, StreamInfo, StreamRPNError
 from stream_rpn.limits import MAX_PIXELS
-from stream_rpn.sources import members_of, picture, stem
+from stream_rpn.sources import members_of, picture, picture_names, stem
 from stream_rpn.sources.address import local_path
 from stream_rpn.sources.source import Source
 from stream_rpn.tally import Tally
@@ -135,14 +134,13 @@ def open_images(
             f"{uri} cannot be decoded by NVDEC: still images are decoded on the CPU"
         )
     files = members_of(uri) or [local_path(uri)]
-    # Of a pattern that reaches into several folders names tell the folder, too.
-    folder = os.path.commonpath([file.parent for file in files])
+    names = dict(zip(files, picture_names(files), strict=True))
     return ImagesSource(
         uri,
         ((file, None) for file in files),
         stem=stem(uri),
         num_frames=len(files),
-        name_of=lambda file: file.relative_to(folder).as_posix(),
+        name_of=names.__getitem__,
         max_pixels=max_pixels,
     )
 

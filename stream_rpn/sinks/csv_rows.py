@@ -1,0 +1,79 @@
+"""CSV: one row a box, for spreadsheets."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stream_rpn.frame import Proposals, StreamRPNError
+from stream_rpn.sinks.lines import LinesSink
+from stream_rpn.sinks.record import DAMAGE, Contents, saved_proposals
+
+COLUMNS = ("source", "frame", "pts_seconds", "name", "x1", "y1", "x2", "y2", "score", "level")
+
+_DAMAGE: tuple[type[Exception], ...] = (*DAMAGE, csv.Error)
+
+
+class CSVSink(LinesSink):
+    """Writes the columns of `COLUMNS`; frames without boxes have no row."""
+
+    def _open(self) -> None:
+        super()._open()
+        self._put(_row(COLUMNS).encode())
+
+    def _write(self, proposals: Proposals) -> None:
+        if not len(proposals):
+            return
+        seconds = proposals.pts_seconds
+        frame = (
+            self._source_of(proposals),
+            proposals.frame,
+            "" if seconds is None else f"{seconds:.6f}".rstrip("0").rstrip("."),
+            proposals.name or "",
+        )
+        begin = _row(frame).rstrip("\r\n").replace("%", "%%")
+        rows = np.column_stack([proposals.boxes, proposals.scores, proposals.levels])
+        line = begin + ",%.2f,%.2f,%.2f,%.2f,%.6g,%d\r\n"
+        self._put((line * len(rows) % tuple(rows.ravel().tolist())).encode())
+
+
+def _row(values: tuple[Any, ...]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerow(values)
+    return text.getvalue()
+
+
+def read_csv(path: Path, contents: Contents) -> Iterator[Proposals]:
+    """Yields the frames of a CSV file that have boxes."""
+    number = 1
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, strict=True)
+            if not set(COLUMNS) <= set(rows.fieldnames or ()):
+                raise ValueError("other columns")
+            for (source, frame), group in itertools.groupby(
+                rows, key=lambda row: (row["source"], row["frame"])
+            ):
+                items = list(group)
+                number += len(items)
+                seconds = items[0]["pts_seconds"]
+                yield saved_proposals(
+                    int(frame),
+                    [[float(item[side]) for side in ("x1", "y1", "x2", "y2")] for item in items],
+                    [float(item["score"]) for item in items],
+                    [int(item["level"]) for item in items],
+                    pts_seconds=float(seconds) if seconds else None,
+                    name=items[0]["name"] or None,
+                    source=source,
+                )
+    except _DAMAGE as error:
+        raise StreamRPNError(
+            f"{str(path)!r}, line {number}: not a CSV file of stream-rpn results, or damaged"
+        ) from error
+    contents.complete = True
