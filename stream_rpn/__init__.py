@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 if TYPE_CHECKING:
-    from stream_rpn.api import load, propose, stream
+    from stream_rpn.api import explain, load, propose, stream
     from stream_rpn.frame import (
         Drop,
         DropKind,
@@ -36,6 +36,7 @@ _EXPORTS = {
     "stream": "api",
     "propose": "api",
     "load": "api",
+    "explain": "api",
     "read": "results",
     "fuse": "fusion",
     "unfuse": "fusion",
@@ -62,6 +63,7 @@ __all__ = [
     "Stream",
     "StreamInfo",
     "StreamRPNError",
+    "explain",
     "fuse",
     "load",
     "propose",

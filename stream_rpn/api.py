@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import numpy as np
 
 from stream_rpn import models, multistream, sources
+from stream_rpn.cores import available_cores
 from stream_rpn.engines import choose_engine
 from stream_rpn.frame import Proposals, StreamRPNError
 from stream_rpn.gate import HOLD_SECONDS, GateSpec
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from stream_rpn.explanation.facts import Explanation
     from stream_rpn.rpn import RPN
 
     Picture = Tensor | np.ndarray | Image.Image | str | Path
@@ -304,6 +306,54 @@ def propose(
         for index, one in enumerate(images)
     ]
     return results if several else results[0]
+
+
+def explain(
+    source: str | Path,
+    *,
+    model: str | Path | RPN = models.DEFAULT_MODEL,
+    frame: int | None = None,
+    time: float | None = None,
+    at: tuple[float, float] | None = None,
+    gt: str | Path | None = None,
+    threads: int | None = None,
+    **load_options: Any,
+) -> Explanation:
+    """Returns everything about one frame's proposals: where they come from, and why no others.
+
+    Computed by PyTorch, on the CPU, in float32: the boxes are those of `stream` up to rounding.
+
+    Args:
+        source: as for `stream`.
+        model: see `load`; an RPN of your own stays as it is.
+        frame: its number, from 0; the first one where neither it nor a time is given.
+        time: the first frame from so many seconds on.
+        at: the point to look at, x and y in pixels of the frame. By default where the first object
+            that was missed is, or where the best proposal comes from.
+        gt: ground truth: COCO instances (.json) of pictures, or MOTChallenge (.txt) of a video.
+        threads: cores to compute on; by default all that this process may use.
+        **load_options: see `load`.
+
+    Raises:
+        StreamRPNError: something cannot be read, there is no such frame or point, or no object in
+            the ground truth of the frame; in one sentence.
+    """
+    import torch
+
+    from stream_rpn.explanation.facts import explain_frame, find_frame
+    from stream_rpn.explanation.look import copy_on_cpu
+    from stream_rpn.timing import StageTimes
+
+    if frame is not None and time is not None:
+        raise StreamRPNError("a frame is chosen by its number or by its time, not by both")
+    if (frame or 0) < 0 or not (time or 0.0) >= 0:
+        raise StreamRPNError("the number of a frame and its time must not be negative")
+    torch.set_num_threads(threads or min(torch.get_num_threads(), available_cores()))
+    rpn = copy_on_cpu(load(model, **load_options))
+    times = StageTimes()
+    chosen = find_frame(str(source), frame, time, times)
+    truth = None if gt is None else str(gt)
+    return explain_frame(rpn, str(source), chosen, times, at=at, gt=truth)
 
 
 def _pixels(image: Picture, index: int) -> Tensor | np.ndarray:

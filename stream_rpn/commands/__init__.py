@@ -7,6 +7,10 @@ COMMANDS = {
         "measure recall on annotated images",
     ),
     "train": ("stream_rpn.commands.train", "train a proposal network"),
+    "explain": (
+        "stream_rpn.commands.explain",
+        "open the network up on one frame: why these boxes, and not that one",
+    ),
     "bench": (
         "stream_rpn.commands.bench",
         "measure speed on your video and machine, and say what limits it",
