@@ -90,11 +90,18 @@ def svg(figure: Any) -> str:
     return text.replace(INK, "currentColor").replace(LINE, "var(--line-strong)")
 
 
-def _axes(title: str, **labels: str) -> tuple[Any, Any]:
+def _axes(
+    title: str, *, height: float = HEIGHT, left: float = 0.65, below: float = 0.5, **labels: str
+) -> tuple[Any, Any]:
+    """Returns a figure and its axes, with so many inches for labels at the left and below.
+
+    Margins are given, as finding them out draws everything twice.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height))
     axes = figure.subplots()
+    figure.subplots_adjust(left / WIDTH, below / height, 1 - 0.1 / WIDTH, 1 - 0.3 / height)
     axes.set(title=title, **labels)
     return figure, axes
 
@@ -115,8 +122,8 @@ def _dot(facts: Explanation) -> Any:
         names.append("how sure its sides are")
         values.append(dot.rest)
     logit = dot.total + dot.rest
-    figure, axes = _axes(f"weight × feature, summed up: {logit:.3f}")
-    figure.set_size_inches(WIDTH, 3.9)
+    title = f"weight × feature, summed up: {logit:.3f}"
+    figure, axes = _axes(title, height=3.9, left=1.45, below=0.3)
     colours = [COLOURS[0] if value >= 0 else COLOURS[3] for value in values]
     axes.barh(names, values, color=colours, height=0.7)
     axes.invert_yaxis()
@@ -139,7 +146,7 @@ def _logits(facts: Explanation) -> Any:
             axes.axvline(level.cut, color=colour, linestyle=(0, (4, 2)), linewidth=1)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.7)
-    axes.legend(title="dashed: its cut" if _is_cut(facts) else None, ncols=2)
+    axes.legend(title="dashed: its cut" if _is_cut(facts) else None, ncols=2, loc="upper right")
     return figure
 
 
@@ -196,7 +203,7 @@ def _moved(facts: Explanation) -> Any:
             moved, bins, color=colour, alpha=0.75, label=f"picture moved {shift.expected:.1f}"
         )
         axes.axvline(shift.expected, color=colour, linewidth=1, linestyle=(0, (4, 2)))
-    axes.legend()
+    axes.legend(loc="upper left")
     return figure
 
 
@@ -205,8 +212,8 @@ def _cost(facts: Explanation) -> Any:
     stages = facts.look.times.stages
     names = list(stages)
     values = [stage.total_ms / max(stage.count, 1) for stage in stages.values()]
-    figure, axes = _axes("milliseconds, this frame alone, PyTorch in float32")
-    figure.set_size_inches(WIDTH, 2.0)
+    title = "milliseconds, this frame alone, PyTorch in float32"
+    figure, axes = _axes(title, height=2.0, left=0.85, below=0.3)
     bars = axes.barh(names, values, color=COLOURS[0], height=0.62)
     axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=3, color=INK)
     axes.set_xlim(0, 1.15 * max(max(values), 1e-3))

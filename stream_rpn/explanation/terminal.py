@@ -148,7 +148,8 @@ def _taught(record: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 def _heading(number: int, text: str) -> RenderableType:
-    return Padding(f"[bold cyan]{number}[/bold cyan]  [bold]{text}[/bold]", (1, 0, 0, 0), expand=False)
+    head = f"[bold cyan]{number}[/bold cyan]  [bold]{text}[/bold]"
+    return Padding(head, (1, 0, 0, 0), expand=False)
 
 
 def _text(text: str, answer: dict[str, Any] | None = None) -> RenderableType:
