@@ -60,7 +60,12 @@ def rendered() -> dict[str, str]:
         int(chosen.sum()) for chosen in (match >= 0, match == BACKGROUND, match == IGNORED)
     )
     box_text = "{:g}, {:g}, {:g}, {:g}".format(*OBJECT)
-    [field], [window] = receptive.nominal(rpn)
+    row, column = rows // 2, columns // 2
+    fields = receptive.fields(rpn, images)
+    # In the middle neither is cut off by the border.
+    box = fields.box(0, row, column)
+    window, across = box[2] - box[0], fields.maps[0][1]
+    field = across.high[column] - across.low[column]
     per_cell = len(base)
     sides = (base[:, 2:] - base[:, :2]).tolist()
     table = "\n".join(
@@ -111,9 +116,7 @@ objectness, “dx, dy, dw, dh” of each anchor for the deltas. A 1×1 convoluti
 are positive (IoU of at least 0.7, or the best there is), {background:,} are background (below
 0.3), and {ignored:,} are ignored. Offsets are zero but for the positive ones.
 """
-    row, column = rows // 2, columns // 2
     cell = base.numpy() + np.array([column, row] * 2) * stride
-    box = receptive.fields(rpn, images).box(0, row, column)
     return {"classic.md": text, "classic.svg": _drawing(stride, rows, columns, cell, box)}
 
 

@@ -1,5 +1,6 @@
 """`explain`: its boxes are those that are written, and each of its answers is true."""
 
+import asyncio
 import json
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from stream_rpn.kernels.generate import generate_proposals
 from stream_rpn.kernels.proposals import HeadOutputs
 from stream_rpn.timing import StageTimes
 from tests.agreement import Limits, Selection, assert_same_selection
+from tests.browser import Browser
 from tests.synthetic_coco import write_dataset
 
 SIZE = (96, 128)
@@ -199,6 +201,13 @@ class TestAnswers:
         assert missed
 
 
+class Gate(torch.nn.Module):
+    """Scales a map by its average, as squeeze-and-excitation does."""
+
+    def forward(self, x):
+        return x * torch.nn.functional.adaptive_avg_pool2d(x, 1).sigmoid()
+
+
 class TestReceptiveFields:
     def test_of_a_made_up_network_they_are_the_formulas(self):
         rpn = copy_on_cpu(api.load("classic", "random"))
@@ -228,9 +237,9 @@ class TestReceptiveFields:
         torch.testing.assert_close(logits(outside), logits(seen.images), rtol=1e-5, atol=1e-6)
 
     def test_behind_a_global_average_everything_is_seen(self):
-        rpn = copy_on_cpu(api.load("mobilenet_v3_large_320_fpn", "random"))
-        _, windows = receptive.nominal(rpn)
-        assert windows == [None, None, None]
+        rpn = copy_on_cpu(api.load("classic", "random"))
+        rpn.backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 96, 3, stride=16), Gate())
+        assert receptive.nominal(rpn) == ([None], [None])
 
     def test_the_gradient_lies_within_the_window(self, facts):
         for cell in facts.cells:
@@ -367,7 +376,7 @@ class TestCommand:
         return cli.main(["explain", *map(str, arguments), *self.FAST])
 
     def test_the_boxes_are_those_that_are_written(self, picture, tmp_path, monkeypatch):
-        monkeypatch.setattr(figures, "DPI", 30)
+        monkeypatch.setattr(figures, "pngs", lambda _: {"01-input.png": b"a picture"})
         options = ("--model", "nanodet_m", "--size", "96", "--quiet")
         out = tmp_path / "facts"
         written = tmp_path / "written.jsonl"
@@ -443,6 +452,49 @@ class TestCommand:
             source, model="tiny", weights="random", size=64, gt=annotations, top=20
         )
         assert len(facts.truth.objects) == 2
+
+
+class TestInABrowser:
+    async def _look(self, folder, html):
+        (folder / "report.html").write_text(html, encoding="utf-8")
+        async with Browser(folder, size=(390, 800)) as browser:
+            await browser.open((folder / "report.html").as_uri())
+            await browser.wait_for("document.documentElement.dataset.ready == 'yes'")
+            assert await browser.run("document.documentElement.scrollWidth <= innerWidth")
+
+            # Another threshold keeps another number of boxes.
+            await browser.run("slider.value = 0, slider.dispatchEvent(new Event('input'))")
+            first = await browser.run("JSON.stringify(order)")
+            await browser.run("slider.value = slider.max, slider.dispatchEvent(new Event('input'))")
+            assert await browser.run("JSON.stringify(order)") != first
+
+            # A suppressed box says who did it, with the keyboard alone.
+            await browser.run("slider.value = 0, part('before').click()")
+            place = await browser.run("facts.suppressions[0].suppressors.findIndex(s => s >= 0)")
+            await browser.run(f"drawn.value = {place + 1}, drawNMS()")
+            await browser.run("nms.place.focus()")
+            press = "new KeyboardEvent('keydown', {key: 'ArrowLeft', bubbles: true})"
+            await browser.run(f"document.activeElement.dispatchEvent({press})")
+            said = await browser.run("part('nms-status').textContent")
+            assert f"Number {place + 1} by score" in said
+            assert "is suppressed by number" in said
+
+            # Another point is followed by the answer and by the equations.
+            before = await browser.run("part('equations').textContent + part('why').textContent")
+            await browser.run("part('point').value = 2")
+            await browser.run("part('point').dispatchEvent(new Event('change'))")
+            after = await browser.run("part('equations').textContent + part('why').textContent")
+            assert after != before
+            assert await browser.run("chosen.point") == 2
+            right = "new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true})"
+            await browser.run(f"overview.place.dispatchEvent({right})")
+
+            ground = "theme.click(), getComputedStyle(document.body).backgroundColor"
+            assert await browser.run(ground) != await browser.run(ground)
+
+    def test_the_page_answers_to_sliders_keys_and_choices(self, facts, tmp_path, monkeypatch):
+        monkeypatch.setattr(charts, "draw_charts", lambda _: {})
+        asyncio.run(self._look(tmp_path, page.render(facts)))
 
 
 def test_the_classic_example_is_what_the_code_gives():

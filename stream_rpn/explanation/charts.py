@@ -203,6 +203,7 @@ def _moved(facts: Explanation) -> Any:
             moved, bins, color=colour, alpha=0.75, label=f"picture moved {shift.expected:.1f}"
         )
         axes.axvline(shift.expected, color=colour, linewidth=1, linestyle=(0, (4, 2)))
+    axes.set_ylim(top=1.4 * axes.get_ylim()[1])  # room for the legend
     axes.legend(loc="upper left")
     return figure
 

@@ -16,6 +16,8 @@ from stream_rpn.kernels import boxes as box_ops
 
 ACCENT, GOOD, BAD, TRUTH, WHITE = "#12b5ff", "#45d483", "#ff5a50", "#ffc53d", "#ffffff"
 DPI = 130
+# Inches above each panel.
+TITLE = 0.3
 # Boxes drawn in one picture.
 BEST, FEW = 30, 15
 # Panels of heat maps.
@@ -49,9 +51,11 @@ def _panels(titles: Sequence[str], shape: tuple[int, int], columns: int = 2) -> 
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
     wide = 11.0 / columns
-    high = wide * shape[0] / shape[1] + 0.3
-    figure = Figure(figsize=(wide * columns, min(high * rows, 30.0)), layout="constrained")
+    high = min(wide * shape[0] / shape[1], 30.0 / rows)
+    figure = Figure(figsize=(wide * columns, (high + TITLE) * rows))
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    # Margins are given, as finding them out draws everything twice.
+    figure.subplots_adjust(0, 0, 1, 1 - TITLE / figure.get_figheight(), 0.02, TITLE / high)
     for place, title in zip(axes, titles, strict=False):
         place.set(title=title)
     for place in axes:

@@ -274,7 +274,7 @@ function drawFollow() {
     equation("Box", "centre ± half its sides", moved.map(v => near(v)).join(", "), "var(--soft)"),
     equation("Clipped", `to 0 … ${facts.input.resized[1]}, 0 … ${facts.input.resized[0]}`, anchor.box_in_input.map(v => near(v)).join(", "), ACCENT),
     equation("In the frame", `x ÷ ${facts.input.scale[0]}, y ÷ ${facts.input.scale[1]}`, `${fx1}, ${fy1}, ${fx2}, ${fy2}`),
-    equation("Score", `1 / (1 + e^−${near(anchor.logit, 3)}), number ${count(anchor.rank)} of its level`, near(anchor.score, 3)),
+    equation("Score", `1 / (1 + e^(${near(-anchor.logit, 3)})), number ${count(anchor.rank)} of its level`, near(anchor.score, 3)),
     equation("Fate", fateText(anchor), anchor.fate));
 }
 function fateText(anchor) {
