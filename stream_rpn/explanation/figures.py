@@ -195,9 +195,11 @@ def _nms(facts: Explanation, rgb: np.ndarray) -> Any:
     figure, axes = _panels(titles, rgb.shape[:2])
     boxes = _in_frame(facts, facts.every.boxes[facts.candidates])
     scores = box_ops.sigmoid(facts.every.logits[facts.candidates]).tolist()
-    for place, shown in zip(axes, (range(min(BEST, len(boxes))), run.kept[:BEST]), strict=True):
+    for place, shown in zip(
+        axes, (list(range(min(BEST, len(boxes)))), run.kept[:BEST].tolist()), strict=True
+    ):
         _show(place, rgb)
-        for index in reversed(list(shown)):
+        for index in reversed(shown):
             _box(place, boxes[index], _by_score(scores[index]))
     return figure
 
