@@ -75,12 +75,12 @@ def points_of(
             if answer.outcome != "proposed"
         ]
         named = [*missed[:1], *named, *objects[:OBJECTS]]
+    centre = named[0][1] if named else (width / 2, height / 2)
     columns, rows = GRID
     for row in range(rows):
         for column in range(columns):
             middle = ((column + 0.5) * width / columns, (row + 0.5) * height / rows)
             named.append((f"row {row + 1}, column {column + 1}", middle))
-    centre = named[0][1] if named[0][0][0] in "op" else (width / 2, height / 2)
     for name, where in [("chosen", at or centre), *named]:
         x = min(max(where[0], 0.0), width - 1e-3)
         y = min(max(where[1], 0.0), height - 1e-3)
