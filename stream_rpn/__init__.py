@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from stream_rpn.api import load, propose, stream
+    from stream_rpn.api import explain, load, propose, stream
     from stream_rpn.frame import (
         Drop,
         DropKind,
@@ -42,6 +42,7 @@ _EXPORTS = {
     "stream": "api",
     "propose": "api",
     "load": "api",
+    "explain": "api",
     "read": "results",
     "Results": "results",
     "LivePolicy": "sources.live",
@@ -74,6 +75,7 @@ __all__ = [
     "Stream",
     "StreamInfo",
     "StreamRPNError",
+    "explain",
     "fuse",
     "load",
     "propose",

@@ -11,6 +11,10 @@ COMMANDS = {
         "stream_rpn.commands.export",
         "write a model as a graph for ONNX Runtime, OpenVINO and others",
     ),
+    "explain": (
+        "stream_rpn.commands.explain",
+        "open the network up on one frame: why these boxes, and not that one",
+    ),
     "bench": (
         "stream_rpn.commands.bench",
         "measure speed on your video and machine, and say what limits it",

@@ -15,6 +15,7 @@ def add_model_arguments(
     parser: argparse.ArgumentParser,
     *,
     several: bool = False,
+    computed: bool = True,
     batch: str | None = "auto",
     batch_help: str = "frames per call of torch, or auto",
 ) -> None:
@@ -23,6 +24,7 @@ def add_model_arguments(
     Args:
         parser: gets them as a group.
         several: `--model` may be given more than once; and frames are not batched.
+        computed: whether it may be said what computes, and in which number format.
         batch: the default of `--batch`.
         batch_help: what is said of `--batch`.
     """
@@ -43,15 +45,17 @@ def add_model_arguments(
     model.add_argument(
         "--weights", metavar="FILE", help="a checkpoint, or 'random' to measure speed only"
     )
-    model.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
-    model.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    if not several:
+    if computed:
+        model.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
+        model.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    if computed and not several:
         model.add_argument(
             "--engine",
             default="auto",
             help="auto (OpenVINO on a CPU, where it can), torch or openvino",
         )
         model.add_argument("--batch", default=batch, metavar="N", help=batch_help)
+    if not several:
         model.add_argument(
             "--threads",
             type=positive,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from stream_rpn.frame import StreamRPNError
 
@@ -14,8 +13,8 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def print_table(table: Table) -> None:
-    """Prints a table on standard output; a pipe has no width, so nothing is folded there.
+def print_table(table: RenderableType) -> None:
+    """Prints tables on standard output; a pipe has no width, so nothing is folded there.
 
     Raises:
         StreamRPNError: standard output cannot be written.

@@ -216,6 +216,30 @@ class CocoDataset:
         """Returns the (height, width) of every image, as annotated."""
         return [(record["height"], record["width"]) for record in self._records]
 
+    def objects_in(self, name: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the boxes [G, 4] and the crowd regions [C, 4] of the image of a file's name.
+
+        Args:
+            name: the file's name; folders in front of it may be left out, here or there.
+            size: its (height, width), which must be as annotated.
+
+        Raises:
+            StreamRPNError: no image has that name, or several, or its size is another.
+        """
+        names: NameIndex[int] = NameIndex()
+        for position, record in enumerate(self._records):
+            names.add(record["file_name"], position)
+        found = names.find(name)
+        if found is None:
+            raise StreamRPNError(f"{self.path} has no image '{name}'")
+        record = self._records[found]
+        if (record["height"], record["width"]) != size:
+            raise StreamRPNError(
+                f"{name}: the image is {size[1]}x{size[0]}, {self.path} says "
+                f"{record['width']}x{record['height']}"
+            )
+        return self._boxes[found], self._crowds[found]
+
     def ground_truth(self) -> dict[int, np.ndarray]:
         """Returns the boxes [G, 4] by image id, without reading an image."""
         return {r["id"]: boxes for r, boxes in zip(self._records, self._boxes, strict=True)}
