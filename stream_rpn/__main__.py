@@ -9,9 +9,20 @@ import sys
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from stream_rpn.cli import main
+from stream_rpn import cli
 
-__all__ = ["main"]
+
+def main() -> int:
+    """Runs the command line and returns its exit code."""
+    try:
+        return cli.main()
+    finally:
+        # Nothing is left to put in order: a signal while Python ends is a traceback otherwise.
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -669,9 +669,9 @@ class TestWhole:
 
     def test_bad_values_are_refused_before_a_model_is_loaded(self):
         with pytest.raises(StreamRPNError, match="off, auto or a number above 0, got 'always'"):
-            next(stream_rpn.stream("none.mp4", gate="always"))
+            next(stream_rpn.stream("synthetic:", gate="always"))
         with pytest.raises(StreamRPNError, match="hold time"):
-            next(stream_rpn.stream("none.mp4", gate="auto", gate_hold=-1))
+            next(stream_rpn.stream("synthetic:", gate="auto", gate_hold=-1))
 
 
 @pytest.mark.parametrize("held", [None, 3])

@@ -46,6 +46,14 @@ def test_ctrl_c_that_was_ignored_stays_so():
     assert python(f"import signal; {ignored}; {unwinding}; {CTRL_C}").returncode == 0
 
 
+def test_ctrl_c_after_the_end_of_a_command_is_no_traceback():
+    done = python(
+        "from stream_rpn import __main__, cli\nfrom stream_rpn.commands import signals\n"
+        f"cli.main = signals.unwind_on_signals; __main__.main(); {CTRL_C}"
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
 def test_the_console_script_begins_there_too():
     project = (ROOT / "pyproject.toml").read_text()
     assert 'stream-rpn = "stream_rpn.__main__:main"' in project
