@@ -481,6 +481,12 @@ class TestVideo:
         with av.open(str(tmp_path / "x.mp4")) as container:
             assert [float(f.time) for f in container.decode(video=0)] == [0, 0.5, 1]
 
+    def test_a_picture_too_long_for_h264_is_said_in_a_sentence(self, tmp_path):
+        wide = make_proposals(0, [], width=16_386, height=32)
+        wide.image = gray_frame(16_386, 32)
+        with pytest.raises(StreamRPNError, match=r"16386x32, and no side .* 16,384 in H\.264"):
+            write_all(tmp_path / "x.mp4", [wide])
+
     def test_a_later_size_is_letterboxed_into_the_first(self, tmp_path):
         tall = make_proposals(1, [[0, 0, 32, 64]], [1.0], width=32, height=64)
         tall.image = gray_frame(32, 64, luma=200)
