@@ -85,7 +85,8 @@ class VideoSink(Sink):
         if max(canvas.width, canvas.height) > _LONGEST_SIDE:
             raise StreamRPNError(
                 f"cannot write {masked(self.name)!r}: the picture is "
-                f"{canvas.width}x{canvas.height}, and no side may be longer than {_LONGEST_SIDE:,} in H.264; write annotated:DIR/"
+                f"{canvas.width}x{canvas.height}, "
+                f"and no side may be longer than {_LONGEST_SIDE:,} in H.264; write annotated:DIR/"
             )
         self._container = av.open(
             self._path(), "w", format=self.container_format, options=self.container_options

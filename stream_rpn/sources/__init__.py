@@ -168,7 +168,7 @@ def holds_images(uri: str) -> bool:
 
 def _is_animated(path: Path) -> bool:
     """Tells whether a picture by its name is a PNG that moves, which is read as a video."""
-    if path.suffix.lower() not in (".png", ".apng"):
+    if path.suffix.lower() != ".png":
         return False
     try:
         with path.open("rb") as file:
