@@ -326,6 +326,23 @@ class TestOtherData:
         }
         assert second["predictions"][0]["result"] == []
 
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("x.csv", b"a\\udce9.png"),
+            ("x.parquet", b"a\\udce9.png"),
+            ("x.labelstudio.json", b"a%E9.png"),
+            ("x.jsonl", b"a\\udce9.png"),
+        ],
+    )
+    def test_names_that_are_no_text_are_written_as_far_as_they_can_be(self, tmp_path, name, text):
+        write_all(tmp_path / name, [make_proposals(0, name="a\udce9.png")])
+        if name == "x.parquet":
+            (row,) = stream_rpn.read(tmp_path / name)
+            assert row.name.encode() == text
+        else:
+            assert text in (tmp_path / name).read_bytes()
+
     def test_several_sources_share_lines_and_rows(self, tmp_path):
         for name in ("x.jsonl", "x.parquet"):
             with open_sink(str(tmp_path / name), multiple_sources=True) as sink:
