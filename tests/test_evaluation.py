@@ -176,7 +176,7 @@ class TestMot:
 
     def test_boxes_end_at_the_border(self, tmp_path):
         path = tmp_path / "gt.txt"
-        path.write_text("1,1,-19,1,40,90,1\n")
+        path.write_text("\ufeff1,1,-19,1,40,90,1\n", encoding="utf-8")  # as Windows saves it
         assert read_mot(path, 100, 50)[0].tolist() == [[0, 0, 20, 50]]
 
     def test_a_bad_line_is_named(self, tmp_path):

@@ -96,6 +96,10 @@ class TestRecipe:
         assert re.search(says, error)
         assert error.count("\n") == 1
 
+    def test_a_byte_order_mark_in_front_is_none_of_its_text(self, tmp_path):
+        (tmp_path / "r.toml").write_text("\ufeffseed = 7\n", encoding="utf-8")
+        assert read_recipe(tmp_path / "r.toml").config == {"seed": 7}
+
     def test_an_unreadable_recipe_is_named(self, tmp_path):
         with pytest.raises(StreamRPNError, match=r"'.*no\.toml' cannot be read \(No such file"):
             read_recipe(tmp_path / "no.toml")

@@ -7,6 +7,7 @@ import pytest
 
 import stream_rpn
 from stream_rpn.cli import main
+from stream_rpn.commands.arguments import split_paths
 from stream_rpn.commands.image_ids import ImageIds
 from stream_rpn.commands.outputs import resolve_outputs
 from stream_rpn.frame import StreamInfo, StreamRPNError
@@ -74,3 +75,19 @@ def test_a_name_that_may_be_two_is_refused():
     Path("two.json").write_text(json.dumps({"images": images}))
     with pytest.raises(StreamRPNError, match="name it with its folder"):
         ImageIds("two.json")("a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("text", "paths"),
+    [
+        ("here,b", ["here", "b"]),
+        ("a,b", ["a,b"]),
+        ("x.tar,a,b,here", ["x.tar", "a,b", "here"]),
+        ("nowhere,", ["nowhere"]),
+    ],
+)
+def test_a_folder_may_have_a_comma_in_its_name(tmp_path, monkeypatch, text, paths):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a,b").mkdir()
+    (tmp_path / "here").mkdir()
+    assert split_paths(text) == paths

@@ -326,6 +326,23 @@ class TestOtherData:
         }
         assert second["predictions"][0]["result"] == []
 
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("x.csv", b"a\\udce9.png"),
+            ("x.parquet", b"a\\udce9.png"),
+            ("x.labelstudio.json", b"a%E9.png"),
+            ("x.jsonl", b"a\\udce9.png"),
+        ],
+    )
+    def test_names_that_are_no_text_are_written_as_far_as_they_can_be(self, tmp_path, name, text):
+        write_all(tmp_path / name, [make_proposals(0, name="a\udce9.png")])
+        if name == "x.parquet":
+            (row,) = stream_rpn.read(tmp_path / name)
+            assert row.name.encode() == text
+        else:
+            assert text in (tmp_path / name).read_bytes()
+
     def test_several_sources_share_lines_and_rows(self, tmp_path):
         for name in ("x.jsonl", "x.parquet"):
             with open_sink(str(tmp_path / name), multiple_sources=True) as sink:
@@ -480,6 +497,12 @@ class TestVideo:
                 sink.write(make_proposals(index, pts=None, pts_seconds=None))
         with av.open(str(tmp_path / "x.mp4")) as container:
             assert [float(f.time) for f in container.decode(video=0)] == [0, 0.5, 1]
+
+    def test_a_picture_too_long_for_h264_is_said_in_a_sentence(self, tmp_path):
+        wide = make_proposals(0, [], width=16_386, height=32)
+        wide.image = gray_frame(16_386, 32)
+        with pytest.raises(StreamRPNError, match=r"16386x32, and no side .* 16,384 in H\.264"):
+            write_all(tmp_path / "x.mp4", [wide])
 
     def test_a_later_size_is_letterboxed_into_the_first(self, tmp_path):
         tall = make_proposals(1, [[0, 0, 32, 64]], [1.0], width=32, height=64)

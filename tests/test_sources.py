@@ -26,7 +26,7 @@ from PIL import Image
 from stream_rpn.decode import KEPT_FORMATS
 from stream_rpn.frame import Color, Drop, Frame, StreamRPNError
 from stream_rpn.preprocess import planes
-from stream_rpn.sources import expand, open_source
+from stream_rpn.sources import expand, open_source, promise
 from stream_rpn.sources.images import images_source
 from stream_rpn.sources.select import parse_time, select
 from stream_rpn.sources.synthetic import SyntheticVideo
@@ -717,3 +717,29 @@ def test_a_closed_source_gives_no_more_frames(video: Path):
     source.close()
     assert list(frames) == []
     assert source.frames_decoded == 1
+
+
+def test_numbers_in_names_count(tmp_path: Path):
+    for name in ("img10.png", "img2.png", "img1.png", "img02.png"):
+        write_image(tmp_path / name)
+    with open_source(str(tmp_path)) as source:
+        names = [frame.name for frame in source]
+    assert names == ["img1.png", "img02.png", "img2.png", "img10.png"]
+
+
+def test_a_png_that_moves_is_a_video(tmp_path: Path):
+    path = tmp_path / "moving.png"
+    pictures = [Image.new("RGB", (40, 30), (level, 0, 0)) for level in (0, 90, 180)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100)
+    with open_source(str(path), decoder="cpu") as source:
+        assert [frame.pts_seconds for frame in source] == pytest.approx([0, 0.1, 0.2])
+
+
+def test_a_file_of_empty_boxes_is_not_walked_to_its_end(tmp_path: Path, monkeypatch):
+    path = tmp_path / "boxes.mp4"
+    path.write_bytes(b"\x00\x00\x00\x08ftyp" + b"\x00\x00\x00\x08free" * 100)
+    monkeypatch.setattr(promise, "_MOST_BOXES", 10)
+    with path.open("rb") as file:
+        seen = [name for name, _ in promise._boxes(file, path.stat().st_size)]
+    assert seen == [b"ftyp"] + 9 * [b"free"]
+    assert promise.lacks_index(path)

@@ -629,6 +629,13 @@ class TestLoop:
         with pytest.raises(StreamRPNError, match="no checkpoint"):
             train(replace(config, output=config.output + ".other.safetensors"), resume=True)
 
+    @pytest.mark.parametrize("content", [{"config": "[1]"}, {"model": {}}, [1]])
+    def test_a_checkpoint_of_something_else_is_refused(self, config, content):
+        config.folder.mkdir(parents=True)
+        torch.save(content, config.checkpoint)
+        with pytest.raises(StreamRPNError, match=r"last\.pt' cannot be read .*--overwrite"):
+            train(config, resume=True)
+
     def test_images_without_boxes_train(self, config):
         path = Path(config.annotations)
         data = json.loads(path.read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from typing import Any
 
 from stream_rpn.frame import StreamRPNError
@@ -190,3 +191,14 @@ _PROPOSAL_OPTIONS: dict[str, dict[str, Any]] = {
         "help": "other ratios height/width, as many as the model has",
     },
 }
+
+
+def split_paths(text: str) -> list[str]:
+    """Returns the paths of a list with commas; one that exists may have commas of its own."""
+    parts, paths = text.split(","), []
+    while parts:
+        ends = range(len(parts), 0, -1)
+        end = next((end for end in ends if os.path.exists(",".join(parts[:end]))), 1)
+        paths.append(",".join(parts[:end]))
+        del parts[:end]
+    return [path for path in paths if path]

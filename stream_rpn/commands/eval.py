@@ -20,6 +20,7 @@ from stream_rpn.commands.arguments import (
     add_model_arguments,
     add_proposal_arguments,
     load_options,
+    split_paths,
 )
 from stream_rpn.commands.outputs import resolve_outputs
 from stream_rpn.commands.progress import complain
@@ -206,7 +207,7 @@ class _Images(_Data):
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)
         self._dataset = CocoDataset(
-            arguments.annotations, arguments.images.split(","), cache_bytes=0
+            arguments.annotations, split_paths(arguments.images), cache_bytes=0
         )
         self.ground_truth = self._dataset.ground_truth()
         self.images = self._dataset.images()

@@ -9,6 +9,7 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stream_rpn.commands.arguments import split_paths
 from stream_rpn.commands.progress import PLAIN_SECONDS, complain, say
 from stream_rpn.commands.signals import Signals
 from stream_rpn.frame import StreamRPNError
@@ -220,7 +221,7 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
     given.pop("device")  # which one "auto" is, torch knows
     for name in _LISTS:
         if name in given:
-            given[name] = tuple(part for part in given[name].split(",") if part)
+            given[name] = tuple(split_paths(given[name]))
     if "scale" in given:
         given["scale"] = tuple(given["scale"])
     of_image = {field.name for field in fields(Augmentation)}

@@ -32,7 +32,7 @@ def read_mot(path: str | Path, width: int, height: int) -> dict[int, np.ndarray]
         StreamRPNError: the file cannot be read, or a line of it.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise StreamRPNError(f"{path}: cannot be read ({error})") from error
     frames: dict[int, list[list[float]]] = {}

@@ -13,7 +13,7 @@ import numpy as np
 
 from stream_rpn.frame import Proposals, StreamRPNError
 from stream_rpn.sinks.lines import LinesSink
-from stream_rpn.sinks.record import DAMAGE, Contents, saved_proposals
+from stream_rpn.sinks.record import DAMAGE, NO_TEXT, Contents, saved_proposals
 
 COLUMNS = ("source", "frame", "pts_seconds", "name", "x1", "y1", "x2", "y2", "score", "level")
 
@@ -40,7 +40,7 @@ class CSVSink(LinesSink):
         begin = _row(frame).rstrip("\r\n").replace("%", "%%")
         rows = np.column_stack([proposals.boxes, proposals.scores, proposals.levels])
         line = begin + ",%.2f,%.2f,%.2f,%.2f,%.6g,%d\r\n"
-        self._put((line * len(rows) % tuple(rows.ravel().tolist())).encode())
+        self._put((line * len(rows) % tuple(rows.ravel().tolist())).encode(errors=NO_TEXT))
 
 
 def _row(values: tuple[Any, ...]) -> str:

@@ -39,8 +39,9 @@ class LabelStudioSink(WholeFileSink):
     def _write(self, proposals: Proposals) -> None:
         picture = picture_name(proposals.frame, proposals.name)
         folder = self._stem if proposals.name is None else self._folder
+        place = quote(f"{folder}/{picture}", errors="surrogateescape")
         task = {
-            "data": {"image": f"/data/local-files/?d={quote(f'{folder}/{picture}')}"},
+            "data": {"image": f"/data/local-files/?d={place}"},
             "predictions": [
                 {
                     "model_version": self._model,

@@ -18,6 +18,7 @@ from stream_rpn.limits import check_unpacked
 from stream_rpn.sinks.place import Folder
 from stream_rpn.sinks.record import (
     DAMAGE,
+    NO_TEXT,
     Contents,
     check_end,
     check_header,
@@ -135,8 +136,8 @@ class ParquetSink(Sink):
                 "width": proposals.width,
                 "height": proposals.height,
                 "image_id": proposals.image_id,
-                "name": proposals.name,
-                "source": self._source_of(proposals),
+                "name": None if proposals.name is None else _text(proposals.name),
+                "source": _text(self._source_of(proposals)),
                 "drops": [drop.record() for drop in proposals.drops],
                 **({"held": proposals.held} if "held" in self._schema.names else {}),
             }
@@ -185,6 +186,10 @@ class ParquetSink(Sink):
                 values = self._arrow.FixedSizeListArray.from_arrays(values, 4)
             columns[name] = self._arrow.ListArray.from_arrays(offsets.astype(np.int32), values)
         return self._arrow.table(columns, schema=schema)
+
+
+def _text(name: str) -> str:
+    return name.encode(errors=NO_TEXT).decode()
 
 
 def _no_arrays() -> dict[str, list[np.ndarray]]:

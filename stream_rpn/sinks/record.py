@@ -20,6 +20,8 @@ from stream_rpn.sources.address import local_file
 
 FORMAT_VERSION = 1
 
+NO_TEXT = "backslashreplace"  # file names may hold bytes that are no UTF-8, a text may not
+
 DAMAGE: tuple[type[Exception], ...] = (
     ValueError,
     LookupError,

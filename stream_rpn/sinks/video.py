@@ -28,6 +28,8 @@ TIME_BASE = Fraction(1, 90_000)
 # and where a clock jumps nobody wants to wait.
 _LONGEST_GAP = 1 << 28
 
+_LONGEST_SIDE = 16_384  # of what encodes H.264
+
 _ROOM_FOR_TOTALS = 2000
 
 # AVColorPrimaries that go with a matrix, for streams that do not say.
@@ -80,6 +82,12 @@ class VideoSink(Sink):
         self._encode(frame)
 
     def _start(self, canvas: Canvas, image: av.VideoFrame, color: Color) -> None:
+        if max(canvas.width, canvas.height) > _LONGEST_SIDE:
+            raise StreamRPNError(
+                f"cannot write {masked(self.name)!r}: the picture is "
+                f"{canvas.width}x{canvas.height}, "
+                f"and no side may be longer than {_LONGEST_SIDE:,} in H.264; write annotated:DIR/"
+            )
         self._container = av.open(
             self._path(), "w", format=self.container_format, options=self.container_options
         )

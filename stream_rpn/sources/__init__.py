@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import itertools
 import os
+import re
 import urllib.parse
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -160,7 +161,21 @@ def holds_images(uri: str) -> bool:
     """Tells whether `uri`, as `expand` names it, stands for still images."""
     files = members_of(uri)
     first = files[0] if files else local_path(uri)
-    return not is_url(uri) and first.suffix.lower() in _IMAGES
+    if is_url(uri) or first.suffix.lower() not in _IMAGES:
+        return False
+    return bool(files) or not _is_animated(first)
+
+
+def _is_animated(path: Path) -> bool:
+    """Tells whether a picture by its name is a PNG that moves, which is read as a video."""
+    if path.suffix.lower() != ".png":
+        return False
+    try:
+        with path.open("rb") as file:
+            before_the_picture = file.read(1 << 16).partition(b"IDAT")[0]
+    except OSError:
+        return False
+    return before_the_picture.startswith(b"\x89PNG") and b"acTL" in before_the_picture
 
 
 def stem(uri: str) -> str:
@@ -206,10 +221,18 @@ def members_of(uri: str) -> list[Path] | None:
         empty = f"{uri} matches no videos or images"
     else:
         raise StreamRPNError(f"{uri}: no such file or directory")
-    files = sorted(p for p in paths if p.suffix.lower() in _VIDEOS | _IMAGES and p.is_file())
+    wanted = (p for p in paths if p.suffix.lower() in _VIDEOS | _IMAGES and p.is_file())
+    files = sorted(wanted, key=_by_number)
     if not files:
         raise StreamRPNError(empty)
     kinds = {p.suffix.lower() in _IMAGES for p in files}
     if len(kinds) > 1:
         raise StreamRPNError(f"{what} of both videos and images; name one kind, e.g. '*.mp4'")
     return files
+
+
+def _by_number(path: Path) -> tuple[list[str | int], Path]:
+    """Returns what puts img2 before img10, and names that count alike in the order of letters."""
+    parts: list[str | int] = list(re.split(r"([0-9]+)", str(path)))
+    parts[1::2] = map(int, parts[1::2])
+    return parts, path

@@ -32,6 +32,9 @@ _DURATION_AT_HEAD = {"matroska,webm", "avi", "flv", "asf", "ivf", "mxf", "rm"}
 _COUNTED = {"avi"}
 
 
+# A file of nothing but empty boxes would be walked for very long; of fragments of a frame each this
+# is hours.
+_MOST_BOXES = 1 << 20
 _ASF_HEAD = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _FLV_HEAD = re.compile(rb"FLV\x01[\x00\x01\x04\x05]\x00\x00\x00\x09")
@@ -294,15 +297,21 @@ def _mpegts(file: BinaryIO, size: int) -> bool | None:
 def lacks_index(path: Path) -> bool:
     """Tells whether a file is an MP4 or MOV without a whole index (`moov`)."""
     size = path.stat().st_size
+    is_mp4 = False
     with path.open("rb") as file:
-        names = {name for name, end in _boxes(file, size) if name != b"moov" or end <= size}
-    return not names.isdisjoint({b"ftyp", b"mdat"}) and b"moov" not in names
+        for name, end in _boxes(file, size):
+            if name == b"moov" and end <= size:
+                return False
+            is_mp4 = is_mp4 or name in (b"ftyp", b"mdat")
+    return is_mp4
 
 
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
     """Yields name and end of the outer boxes of an MP4 or MOV, up to what is none."""
     position = 0
-    while position + 8 <= size:
+    for _ in range(_MOST_BOXES):
+        if position + 8 > size:
+            return
         file.seek(position)
         head = file.read(16)
         length = int.from_bytes(head[:4], "big")

@@ -87,7 +87,7 @@ def read_recipe(path: str | Path) -> Recipe:
             the line.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise StreamRPNError(f"the recipe '{path}' cannot be read ({reason})") from error

@@ -43,7 +43,7 @@ def read_state(config: TrainConfig) -> dict[str, Any]:
         raise StreamRPNError(f"there is no checkpoint '{path}' to resume from")
     try:
         state: dict[str, Any] = torch.load(path, map_location=config.device, weights_only=True)
-        then = json.loads(state.pop("config"))
+        then = dict(json.loads(state.pop("config")))
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise StreamRPNError(
