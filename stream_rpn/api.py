@@ -19,6 +19,7 @@ from stream_rpn.pictures import Picture, frame_of, pixels_of, rgb_of_any
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.sources.given import Given, One, resolve
 from stream_rpn.sources.select import Selection
+from stream_rpn.tracking import TrackSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,6 +136,7 @@ def open_pipeline(
     threads: int | None = None,
     gate: str | float = "off",
     gate_hold: float = HOLD_SECONDS,
+    track: str | bool | None = None,
     **load_options: Unpack[LoadOptions],
 ) -> Pipeline:
     """Returns a pipeline of a model; for OpenVINO without torch, where its graph is there already.
@@ -150,12 +152,13 @@ def open_pipeline(
         threads: cores to compute on.
         gate: see `stream`.
         gate_hold: see `stream`.
+        track: see `stream`.
         **load_options: see `load`.
 
     Raises:
         StreamRPNError: what was asked for does not exist or does not fit, in one sentence.
     """
-    gate_spec = GateSpec.parse(gate, gate_hold)
+    gate_spec, track_spec = GateSpec.parse(gate, gate_hold), TrackSpec.parse(track)
     chosen = choose_engine(engine, device=device, dtype=dtype, features=features)
     if chosen == "openvino" and not isinstance(model, Model):
         ready = _ready(str(model), **load_options)
@@ -174,6 +177,7 @@ def open_pipeline(
         images=images,
         threads=threads,
         gate=gate_spec,
+        track=track_spec,
     )
 
 
@@ -214,6 +218,7 @@ def stream(
     threads: int | None = None,
     gate: str | float = "off",
     gate_hold: float = HOLD_SECONDS,
+    track: str | bool | None = None,
     start: float | None = None,
     end: float | None = None,
     stride: int = 1,
@@ -254,6 +259,9 @@ def stream(
             the network looked at, which `held` of the result names; "off" looks at all. A number is
             how much must change, in multiples of what "auto" asks for.
         gate_hold: the longest time without a look, in seconds.
+        track: follow objects, each source's by themselves: `track_ids` of results are set. True is
+            ByteTrack; others are named in `stream_rpn.tracking.TRACKERS`. Needs the library
+            trackers, `pip install 'stream-rpn[track]'`.
         start: seconds from the first timestamp.
         end: seconds from the first timestamp, exclusive.
         stride: use every stride-th frame.
@@ -286,6 +294,7 @@ def stream(
         threads=threads,
         gate=gate,
         gate_hold=gate_hold,
+        track=track,
         **load_options,
     )
     selection = Selection(start, end, stride, fps, max_frames, video_stream, decoder, max_pixels)
