@@ -106,6 +106,24 @@ class TestWhatTheTrackerIsGiven:
         assert Tracking(TrackSpec(), fps)._tracker.settings == (taken, TrackSpec().start_score)
 
 
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("realtime", [False, True])
+def test_every_source_of_a_run_is_followed_by_itself(monkeypatch, realtime):
+    made = []
+    init = Tracking.__init__
+    monkeypatch.setattr(
+        Tracking, "__init__", lambda self, *given: made.append(self) or init(self, *given)
+    )
+    sources = ["synthetic:64x48@25,3", "synthetic:96x64@25,3"]
+    policy = stream_rpn.LivePolicy(realtime=realtime, max_age=60.0)
+    results = list(stream_rpn.stream(sources, size=64, track=True, policy=policy))
+    assert {p.source_index for p in results} == {0, 1}
+    assert all(p.track_ids.shape == (len(p),) for p in results)
+    calls = sorted(len(one._tracker.calls) for one in made)
+    by_source = sorted(sum(p.source_index == i for p in results) for i in (0, 1))
+    assert calls == by_source
+
+
 class TestWhatIsAskedFor:
     @pytest.mark.parametrize("nothing", [None, False, "off"])
     def test_nothing_is_followed_unless_asked_for(self, nothing):
