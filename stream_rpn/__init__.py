@@ -18,7 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from stream_rpn.api import explain, load, propose, stream
+    from stream_rpn.api import load, propose, stream
+    from stream_rpn.explanation.explain import explain
     from stream_rpn.frame import (
         Drop,
         DropKind,
@@ -42,7 +43,7 @@ _EXPORTS = {
     "stream": "api",
     "propose": "api",
     "load": "api",
-    "explain": "api",
+    "explain": "explanation.explain",
     "read": "results",
     "Results": "results",
     "LivePolicy": "sources.live",

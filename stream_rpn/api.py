@@ -19,12 +19,12 @@ from stream_rpn.pictures import Picture, frame_of, pixels_of, rgb_of_any
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.sources.given import Given, One, resolve
 from stream_rpn.sources.select import Selection
+from stream_rpn.tracking import TrackSpec
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from stream_rpn.explanation.facts import Explanation
     from stream_rpn.rpn import RPN
 
 M = TypeVar("M", bound=Model)
@@ -136,6 +136,7 @@ def open_pipeline(
     threads: int | None = None,
     gate: str | float = "off",
     gate_hold: float = HOLD_SECONDS,
+    track: str | bool | None = None,
     **load_options: Unpack[LoadOptions],
 ) -> Pipeline:
     """Returns a pipeline of a model; for OpenVINO without torch, where its graph is there already.
@@ -151,12 +152,13 @@ def open_pipeline(
         threads: cores to compute on.
         gate: see `stream`.
         gate_hold: see `stream`.
+        track: see `stream`.
         **load_options: see `load`.
 
     Raises:
         StreamRPNError: what was asked for does not exist or does not fit, in one sentence.
     """
-    gate_spec = GateSpec.parse(gate, gate_hold)
+    gate_spec, track_spec = GateSpec.parse(gate, gate_hold), TrackSpec.parse(track)
     chosen = choose_engine(engine, device=device, dtype=dtype, features=features)
     if chosen == "openvino" and not isinstance(model, Model):
         ready = _ready(str(model), **load_options)
@@ -175,6 +177,7 @@ def open_pipeline(
         images=images,
         threads=threads,
         gate=gate_spec,
+        track=track_spec,
     )
 
 
@@ -215,6 +218,7 @@ def stream(
     threads: int | None = None,
     gate: str | float = "off",
     gate_hold: float = HOLD_SECONDS,
+    track: str | bool | None = None,
     start: float | None = None,
     end: float | None = None,
     stride: int = 1,
@@ -255,6 +259,9 @@ def stream(
             the network looked at, which `held` of the result names; "off" looks at all. A number is
             how much must change, in multiples of what "auto" asks for.
         gate_hold: the longest time without a look, in seconds.
+        track: follow objects, each source's by themselves: `track_ids` of results are set. True is
+            ByteTrack; others are named in `stream_rpn.tracking.TRACKERS`. Needs the library
+            trackers, `pip install 'stream-rpn[track]'`.
         start: seconds from the first timestamp.
         end: seconds from the first timestamp, exclusive.
         stride: use every stride-th frame.
@@ -287,6 +294,7 @@ def stream(
         threads=threads,
         gate=gate,
         gate_hold=gate_hold,
+        track=track,
         **load_options,
     )
     selection = Selection(start, end, stride, fps, max_frames, video_stream, decoder, max_pixels)
@@ -408,43 +416,3 @@ def propose(
     for proposals, frame in zip(results, frames, strict=images):
         proposals.image, proposals.color = frame.image, frame.color
     return results if several else results[0]
-
-
-def explain(
-    source: str | Path,
-    *,
-    model: str | Path | RPN = models.DEFAULT_MODEL,
-    frame: int | None = None,
-    time: float | None = None,
-    at: tuple[float, float] | None = None,
-    gt: str | Path | None = None,
-    threads: int | None = None,
-    **load_options: Unpack[LoadOptions],
-) -> Explanation:
-    """Returns everything about one frame's proposals: where they come from, and why no others.
-
-    Computed by PyTorch, on the CPU, in float32: the boxes are those of `stream` up to rounding.
-
-    Args:
-        source: as for `stream`.
-        model: see `load`; an RPN of your own stays as it is.
-        frame: its number, from 0; the first one where neither it nor a time is given.
-        time: the first frame from so many seconds on.
-        at: the point to look at, x and y in pixels; by default the first object that was missed,
-            or where the best proposal comes from.
-        gt: ground truth: COCO instances (.json) of pictures, or MOTChallenge (.txt) of a video.
-        threads: cores to compute on; by default all that this process may use.
-        **load_options: see `load`.
-
-    Raises:
-        StreamRPNError: something cannot be read, there is no such frame or point, or no object in
-            the ground truth of the frame; in one sentence.
-    """
-    from stream_rpn.explanation.facts import explain_frame, find_frame
-    from stream_rpn.explanation.look import copy_on_cpu
-    from stream_rpn.timing import StageTimes
-
-    rpn = copy_on_cpu(load(model, **load_options), threads)
-    times = StageTimes()
-    chosen = find_frame(str(source), frame, time, times)
-    return explain_frame(rpn, str(source), chosen, times, at=at, gt=gt)

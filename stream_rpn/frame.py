@@ -273,6 +273,8 @@ class Proposals:
         unix_seconds: the same moment as `arrived`, by the machine's calendar.
         held: the frame whose proposals these are, where the picture has not changed since and the
             network did not look at this one; None where it did.
+        track_ids: [N] int64, the same number for the same object in all frames of a source, from
+            1, and −1 for boxes of none; None where objects were not followed.
     """
 
     frame: int
@@ -299,6 +301,7 @@ class Proposals:
     source_index: int = 0
     unix_seconds: float | None = None
     held: int | None = None
+    track_ids: np.ndarray | None = None
 
     @classmethod
     def of(

@@ -32,6 +32,7 @@ from stream_rpn.sources.select import Selection
 from stream_rpn.sources.source import Source
 from stream_rpn.statistics import StreamStatistics
 from stream_rpn.timing import StageTimes
+from stream_rpn.tracking import Tracking, TrackSpec
 
 # Seconds after which a caller that waits for results may look at something else.
 _TICK_SECONDS = 0.25
@@ -68,6 +69,13 @@ class LiveStream(StreamStatistics):
         self._notice = notice
         self._finished = False
         self._came_to_end = False
+        self._tracking: Tracking | None = None
+
+    def followed(self, proposals: Proposals, spec: TrackSpec) -> Proposals:
+        """Returns the next proposals with their tracks."""
+        if self._tracking is None:
+            self._tracking = Tracking(spec, self.info.fps)
+        return self._tracking.track(proposals)
 
     def _stopped(self) -> bool:
         return self._all_stopped() or self.lane.closed
@@ -215,6 +223,7 @@ class LiveStreams(Closing):
         stop: threading.Event | None = None,
         notice: Callable[[str], None] = log.warning,
     ) -> None:
+        self._track = pipeline.track
         stopped = (stop or threading.Event()).is_set
         self.times = StageTimes()
         self.streams = [
@@ -242,7 +251,11 @@ class LiveStreams(Closing):
             except StopIteration:
                 return
             if proposals is not None:
-                self.streams[proposals.source_index].count(proposals)
+                stream = self.streams[proposals.source_index]
+                if self._track is not None:
+                    with stream.times.measure("track"):
+                        proposals = stream.followed(proposals, self._track)
+                stream.count(proposals)
             yield proposals
 
     def end(self, stream: LiveStream) -> None:

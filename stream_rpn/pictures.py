@@ -126,7 +126,7 @@ def drawn(proposals: Proposals, picture: Picture | None, top: int) -> Image.Imag
             )
         height, width = pixels.shape[:2]
         canvas = Canvas.of(*PlaneConverter().convert(frame_of(pixels)))
-    canvas.draw(proposals.boxes[:top], proposals.scores[:top])
+    canvas.draw_best(proposals, top)
     return Image.fromarray(np.ascontiguousarray(canvas.rgb()[:height, :width]))
 
 

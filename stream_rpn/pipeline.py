@@ -26,6 +26,7 @@ from stream_rpn.sources.select import Selection
 from stream_rpn.sources.source import Source
 from stream_rpn.statistics import StreamStatistics
 from stream_rpn.timing import StageTimes
+from stream_rpn.tracking import Tracking, TrackSpec
 
 if TYPE_CHECKING:
     from stream_rpn.network.converted import Converted
@@ -48,6 +49,7 @@ class Pipeline:
         images: keep the decoded frame in the results.
         threads: cores to compute on, on a CPU; by default all that this process may use.
         gate: how much a picture must change to be looked at; None looks at all.
+        track: how objects are followed; None follows none.
 
     Attributes:
         model: as it is computed.
@@ -56,6 +58,7 @@ class Pipeline:
         dtype: the number format's name.
         batch: frames per call.
         gate: how much a picture must change to be looked at, or None.
+        track: how objects are followed, or None.
         network: what computes it.
     """
 
@@ -71,7 +74,9 @@ class Pipeline:
         images: bool = False,
         threads: int | None = None,
         gate: GateSpec | None = None,
+        track: TrackSpec | None = None,
     ) -> None:
+        self.track = track
         self.engine = choose_engine(engine, device=device, dtype=dtype, features=features)
         self.features = features
         self.images = images
@@ -181,7 +186,7 @@ class Pipeline:
             "engine": self.engine,
             "device": self.device,
             "dtype": self.dtype,
-            "parameters": parameters(self.model, selection, self.gate),
+            "parameters": parameters(self.model, selection, self.gate, self.track),
         }
 
     @property
@@ -222,9 +227,14 @@ class Stream(StreamStatistics, Closing):
         if not source.on_gpu:
             frames = prefetch(frames, pipeline.queue_size, name="decode")
         self._queues = pipeline.network.queues(frames, self.times)
+        spec = pipeline.track
+        self._tracking = None if spec is None else Tracking(spec, source.info.fps)
 
     def __iter__(self) -> Iterator[Proposals]:
         for proposals in self._queues:
+            if self._tracking is not None:
+                with self.times.measure("track"):
+                    proposals = self._tracking.track(proposals)
             self.count(proposals)
             yield proposals
 
@@ -271,7 +281,12 @@ def _converted(model: Model, *, required: bool) -> tuple[Model, str]:
         return model, "torch"
 
 
-def parameters(model: Model, selection: Selection, gate: GateSpec | None = None) -> dict[str, Any]:
+def parameters(
+    model: Model,
+    selection: Selection,
+    gate: GateSpec | None = None,
+    track: TrackSpec | None = None,
+) -> dict[str, Any]:
     """Returns every number that shaped the results, for a result file's header."""
     return {
         "trained": model.trained,
@@ -279,6 +294,7 @@ def parameters(model: Model, selection: Selection, gate: GateSpec | None = None)
         "proposals": asdict(model.proposal_spec),
         "selection": asdict(selection),
         **({} if gate is None else {"gate": asdict(gate)}),
+        **({} if track is None else {"tracking": asdict(track)}),
     }
 
 

@@ -138,4 +138,5 @@ def detections(proposals: Proposals) -> supervision.Detections:
         xyxy=proposals.boxes,
         confidence=proposals.scores,
         class_id=np.zeros(len(proposals), int),
+        tracker_id=proposals.track_ids,
     )

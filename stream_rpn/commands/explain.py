@@ -85,10 +85,10 @@ def run(arguments: argparse.Namespace) -> int:
     if output is not None:
         _check(output, arguments.source, overwrite=arguments.overwrite)
 
-    from stream_rpn import api
+    from stream_rpn.explanation.explain import explain
 
     def facts() -> Explanation:
-        return api.explain(
+        return explain(
             arguments.source,
             model=arguments.model,
             frame=arguments.frame,

@@ -93,6 +93,7 @@ def _load(arguments: argparse.Namespace, *, images: bool) -> Pipeline:
         threads=arguments.threads,
         gate=arguments.gate,
         gate_hold=arguments.gate_hold,
+        track=arguments.track,
         **load_options(arguments),
     )
     if not pipeline.model.trained:

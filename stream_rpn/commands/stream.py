@@ -16,6 +16,7 @@ from stream_rpn.commands.arguments import (
     rate,
 )
 from stream_rpn.limits import MAX_PIXELS
+from stream_rpn.tracking import TRACKERS, TrackSpec
 
 EPILOG = """\
 subcommands:
@@ -48,6 +49,16 @@ exit codes:
   0 whole   2 nothing could be produced   3 results, but something failed, was damaged or cut off
   130 after Ctrl-C   143 after SIGTERM   129 after SIGHUP   1 a bug in stream-rpn
 """
+
+
+def tracker(text: str) -> str:
+    """Returns the name of a tracker, which argparse may have taken from a source that follows."""
+    if text not in TRACKERS:
+        raise argparse.ArgumentTypeError(
+            f"there is no tracker '{text}', known are {', '.join(TRACKERS)}; a SOURCE goes before "
+            "a bare --track"
+        )
+    return text
 
 
 def stream_parser() -> argparse.ArgumentParser:
@@ -150,6 +161,16 @@ def stream_parser() -> argparse.ArgumentParser:
         default=5.0,
         metavar="S",
         help="look again after S seconds at the latest (5)",
+    )
+    out.add_argument(
+        "--track",
+        nargs="?",
+        const="bytetrack",
+        type=tracker,
+        metavar="NAME",
+        help=f"follow objects and number them, by {', '.join(TRACKERS)} (--track=NAME; bytetrack): "
+        f"of the boxes of score {TrackSpec.score} and more those that an NMS of {TrackSpec.nms} "
+        "leaves, others have the id -1; needs stream-rpn[track]",
     )
     live = parser.add_argument_group("live sources")
     live.add_argument(

@@ -29,8 +29,7 @@ class AnnotatedSink(IndexedFolderSink):
             )
         color = proposals.color or self._info.color
         canvas = Canvas.of(proposals.image, color, rotation=proposals.rotation)
-        count = min(self.options.draw, len(proposals))
-        canvas.draw(proposals.boxes[:count], proposals.scores[:count])
+        count = canvas.draw_best(proposals, self.options.draw)
         encoded = jpeg.encode(
             canvas.frame(),
             size=(proposals.width, proposals.height),

@@ -11,7 +11,7 @@ import functools
 import av
 import numpy as np
 
-from stream_rpn.frame import Color
+from stream_rpn.frame import Color, Proposals
 
 # Weak boxes are drawn in cold colours, strong ones in hot ones.
 _GRADIENT = np.array(
@@ -122,7 +122,28 @@ class Canvas:
         canvas._scale, canvas._offset = scale, np.array([left, top, left, top])
         return canvas
 
-    def draw(self, boxes: np.ndarray, scores: np.ndarray, *, labels: int = 5) -> None:
+    def draw_best(self, proposals: Proposals, top: int) -> int:
+        """Draws the best boxes of a frame, and returns how many.
+
+        Where objects were followed it is the best of these, and each is labelled with its id.
+        """
+        tracks = proposals.track_ids
+        if tracks is None:
+            shown = proposals[:top]
+            self.draw(shown.boxes, shown.scores)
+        else:
+            shown = proposals[tracks >= 0][:top]
+            self.draw(shown.boxes, shown.scores, numbers=shown.track_ids)
+        return len(shown)
+
+    def draw(
+        self,
+        boxes: np.ndarray,
+        scores: np.ndarray,
+        *,
+        labels: int = 5,
+        numbers: np.ndarray | None = None,
+    ) -> None:
         """Draws boxes, the last first, so that the best lie on top.
 
         Lines are 2 pixels wide up to 720p, 4 at 1080p, and begin on even pixels, where chroma is
@@ -132,6 +153,7 @@ class Canvas:
             boxes: [N, 4] x1, y1, x2, y2 in pixels of the frame, best first.
             scores: [N] in [0, 1].
             labels: how many of the best get their score in percent written beside them.
+            numbers: [N] what is written beside all of them instead.
         """
         thickness = 2 * max(1, round(min(self.width, self.height) / 540))
         shades = _shades(self._color.matrix, self._color.full_range)
@@ -149,10 +171,11 @@ class Canvas:
             half = (x1 // 2, y1 // 2, x2 // 2, y2 // 2, thickness // 2)
             _outline(self.u, *half, blue)
             _outline(self.v, *half, red)
-        for rank in range(min(labels, len(corners)) - 1, -1, -1):
-            percent = round(float(scores[rank]) * 100)
+        if numbers is None:
+            numbers = np.rint(np.asarray(scores[:labels], np.float64) * 100).astype(int)
+        for rank in range(min(len(numbers), len(corners)) - 1, -1, -1):
             x1, y1 = corners[rank][:2]
-            self._label(str(percent), x1, y1, thickness, shades[indices[rank]], black)
+            self._label(str(int(numbers[rank])), x1, y1, thickness, shades[indices[rank]], black)
 
     def _label(
         self, text: str, x1: int, y1: int, thickness: int, shade: tuple[int, int, int], ink: int

@@ -91,11 +91,13 @@ def frame_line(
         head["held"] = proposals.held
     if proposals.drops:
         head["drops"] = [drop.record() for drop in proposals.drops]
-    return b'%b,"boxes":%b,"scores":%b,"levels":%b}\n' % (
+    tracks = proposals.track_ids
+    return b'%b,"boxes":%b,"scores":%b,"levels":%b%b}\n' % (
         _dumps(head)[:-1],
         _array(np.round(proposals.boxes, 2)),
         _array(proposals.scores),
         _array(proposals.levels),
+        b"" if tracks is None else b',"track_ids":%b' % _array(tracks),
     )
 
 
@@ -254,6 +256,7 @@ def _from_record(record: dict[str, Any], header: dict[str, Any]) -> Proposals:
         record["boxes"],
         record["scores"],
         record["levels"],
+        track_ids=record.get("track_ids"),
         pts=record["pts"],
         pts_seconds=record["pts_seconds"],
         unix_seconds=record.get("unix_seconds"),

@@ -53,19 +53,26 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "scores": ("<f4", ()),
     "levels": ("<i4", ()),
     "anchors": ("<i4", ()),
+    "track_ids": ("<i8", ()),
 }
-"""Arrays of an archive: dtype and shape of one item. The last four have a row per box."""
+"""Arrays of an archive: dtype and shape of one item."""
+
+BY_BOX = ("boxes", "scores", "levels", "anchors", "track_ids")
+"""Those that have a row per box."""
+
+OPTIONAL = ("held", "track_ids")
+"""Those that an archive has where they say anything."""
 
 
 class NPZSink(Sink):
     """Writes an archive for `np.load`, without pickles, in memory that does not grow.
 
     The boxes of the i-th frame are `boxes[offsets[i]:offsets[i + 1]]`, and so for `scores`,
-    `levels` and `anchors`; `frame`, `pts` (−2⁶³ where unknown), `pts_seconds` (NaN where unknown),
-    `width`, `height` and `image_id` (−1 where unknown) have one item per frame, and where some have
-    the proposals of an earlier one, so has `held`: which one (−1 where none). `about` is a string
-    of JSON with `header` and `end`, and with `names` and `drops` of the frames that have any, by
-    position.
+    `levels`, `anchors` and, where objects were followed, `track_ids`; `frame`, `pts` (−2⁶³ where
+    unknown), `pts_seconds` (NaN where unknown), `width`, `height` and `image_id` (−1 where unknown)
+    have one item per frame, and where some have the proposals of an earlier one, so has `held`:
+    which one (−1 where none). `about` is a string of JSON with `header` and `end`, and with `names`
+    and `drops` of the frames that have any, by position.
     """
 
     def _claim(self) -> Place:
@@ -77,7 +84,7 @@ class NPZSink(Sink):
         self._files = {name: open(self._columns / name, "wb") for name in COLUMNS}  # noqa: SIM115
         self._num_frames = 0
         self._num_boxes = 0
-        self._any_held = False
+        self._said: set[str] = set()  # of what is optional
         self._append("offsets", 0)
         self._about: dict[str, Any] = {"header": {}, "end": None, "names": {}, "drops": {}}
 
@@ -93,7 +100,8 @@ class NPZSink(Sink):
         self._append("height", proposals.height)
         self._append("image_id", -1 if proposals.image_id is None else proposals.image_id)
         self._append("held", -1 if proposals.held is None else proposals.held)
-        self._any_held |= proposals.held is not None
+        told = {"held": proposals.held, "track_ids": proposals.track_ids}
+        self._said |= {name for name, value in told.items() if value is not None}
         if proposals.name is not None:
             self._about["names"][self._num_frames] = proposals.name
         if proposals.drops:
@@ -102,6 +110,8 @@ class NPZSink(Sink):
             ]
         for name in ("boxes", "scores", "levels", "anchors"):
             self._append(name, getattr(proposals, name))
+        none = np.full(len(proposals), -1)
+        self._append("track_ids", none if proposals.track_ids is None else proposals.track_ids)
         self._num_frames += 1
         self._num_boxes += len(proposals)
         self._append("offsets", self._num_boxes)
@@ -114,7 +124,7 @@ class NPZSink(Sink):
             file.close()
         with zipfile.ZipFile(self._place.path, "w") as archive:
             for name, (dtype, item_shape) in COLUMNS.items():
-                if name == "held" and not self._any_held:
+                if name in OPTIONAL and name not in self._said:
                     continue
                 column = self._columns / name
                 count = column.stat().st_size // (
@@ -149,7 +159,7 @@ def read_npz(path: Path, contents: Contents) -> Iterator[Proposals]:
             check_unpacked(sum(member.file_size for member in file.infolist()), path)
         with np.load(path) as archive:
             about = json.loads(str(archive["about"]))
-            columns = {n: archive[n] for n in COLUMNS if n != "held" or n in archive}
+            columns = {n: archive[n] for n in COLUMNS if n not in OPTIONAL or n in archive}
         columns.setdefault("held", np.full(len(columns["frame"]), -1))
         _check(columns)
         contents.headers.append(check_header(about["header"]))
@@ -176,6 +186,7 @@ def _frames(columns: dict[str, np.ndarray], about: dict[str, Any]) -> Iterator[P
             columns["scores"][rows],
             columns["levels"][rows],
             columns["anchors"][rows],
+            track_ids=columns["track_ids"][rows] if "track_ids" in columns else None,
             pts=None if pts == NO_PTS else pts,
             pts_seconds=None if math.isnan(seconds) else seconds,
             width=int(columns["width"][index]),
@@ -195,9 +206,9 @@ def _check(columns: dict[str, np.ndarray]) -> None:
         ValueError: they do not.
     """
     num_frames, num_boxes = len(columns["frame"]), len(columns["boxes"])
-    for name, (dtype, item_shape) in COLUMNS.items():
-        by_box = name in ("boxes", "scores", "levels", "anchors")
-        length = num_boxes if by_box else num_frames + (name == "offsets")
+    for name in columns:
+        dtype, item_shape = COLUMNS[name]
+        length = num_boxes if name in BY_BOX else num_frames + (name == "offsets")
         if columns[name].shape != (length, *item_shape) or columns[name].dtype != np.dtype(dtype):
             raise ValueError(f"{name} is {columns[name].dtype}{columns[name].shape}")
     offsets = columns["offsets"]

@@ -35,6 +35,8 @@ ABOUT = b"stream_rpn"
 OLD_HEADER_FILE = "_header.json"  # of the first release, which only some readers pass over
 
 
+_BY_BOX = ("boxes", "scores", "levels", "anchors", "track_ids")
+
 _PART = re.compile(r"part-\d{5,}\.parquet")
 
 
@@ -44,10 +46,11 @@ class ParquetSink(Sink):
     A Parquet file is unreadable without its footer, which comes last; so a run that is killed
     leaves the parts before, and loses `PART_FRAMES` frames or `PART_SECONDS` at most. The columns
     are frame, pts, pts_seconds, unix_seconds (live sources), width, height, image_id, name, source,
-    drops, boxes, scores, levels and anchors, and with a gate held. Nothing but parts lies in the
-    directory, so that every reader takes it as it is: headers and ends of the sources so far stand
-    as JSON under `stream_rpn` in the key-value metadata of each part, with the run and the number
-    of the part. The first part has no rows, and is there from the start; so may be others.
+    drops, boxes, scores, levels and anchors, with a gate held, with tracking track_ids. Nothing but
+    parts lies in the directory, so that every reader takes it as it is: headers and ends of the
+    sources so far stand as JSON under `stream_rpn` in the key-value metadata of each part, with the
+    run and the number of the part. The first part has no rows, and is there from the start; so may
+    be others.
     """
 
     takes_several_sources: ClassVar[bool] = True
@@ -94,7 +97,7 @@ class ParquetSink(Sink):
             ]
         )
         self._rows: list[dict[str, Any]] = []
-        self._arrays = _no_arrays()
+        self._arrays = self._no_arrays()
         self._part_began = 0.0
         self._about: dict[str, Any] = {
             "run": uuid.uuid4().hex,
@@ -119,6 +122,10 @@ class ParquetSink(Sink):
             # All parts have the same columns, and a run has a gate or none.
             if "gate" in header["parameters"]:
                 self._schema = self._schema.append(self._arrow.field("held", self._arrow.int64()))
+            if "tracking" in header["parameters"]:
+                numbers = self._arrow.list_(self._arrow.int64())
+                self._schema = self._schema.append(self._arrow.field("track_ids", numbers))
+            self._arrays = self._no_arrays()
             self._write_part()
 
     def _write(self, proposals: Proposals) -> None:
@@ -126,7 +133,8 @@ class ParquetSink(Sink):
             self._part_began = time.monotonic()
         # Only the small arrays are kept, never the image that may hang on the proposals.
         for name, arrays in self._arrays.items():
-            arrays.append(getattr(proposals, name))
+            array = getattr(proposals, name)
+            arrays.append(np.full(len(proposals), -1) if array is None else array)
         self._rows.append(
             {
                 "frame": proposals.frame,
@@ -164,7 +172,7 @@ class ParquetSink(Sink):
         """Writes the rows so far, which may be none, and all that is known of the run."""
         schema = self._schema.with_metadata({ABOUT: json.dumps(self._about)})
         table = self._table(schema) if self._rows else schema.empty_table()
-        self._rows, self._arrays = [], _no_arrays()
+        self._rows, self._arrays = [], self._no_arrays()
         part = f"part-{self._about['part']:05d}.parquet"
         self._about["part"] += 1
         cast(Folder, self._place).put(
@@ -173,6 +181,9 @@ class ParquetSink(Sink):
                 table, path, compression="zstd", use_dictionary=["name", "source"]
             ),
         )
+
+    def _no_arrays(self) -> dict[str, list[np.ndarray]]:
+        return {name: [] for name in _BY_BOX if name in self._schema.names}
 
     def _table(self, schema: Any) -> Any:
         columns = {
@@ -190,10 +201,6 @@ class ParquetSink(Sink):
 
 def _text(name: str) -> str:
     return name.encode(errors=NO_TEXT).decode()
-
-
-def _no_arrays() -> dict[str, list[np.ndarray]]:
-    return {"boxes": [], "scores": [], "levels": [], "anchors": []}
 
 
 def _parts(directory: Path) -> list[Path]:
@@ -292,22 +299,19 @@ def _check_size(metadata: Any, part: Path) -> None:
 
 def _from_batch(batch: Any) -> Iterator[Proposals]:
     """Yields the rows of a record batch, their arrays without a detour over Python numbers."""
-    arrays = ("boxes", "scores", "levels", "anchors")
+    arrays = [name for name in _BY_BOX if name in batch.schema.names]
     rows = batch.select([name for name in batch.schema.names if name not in arrays]).to_pylist()
     lists = {name: batch.column(batch.schema.names.index(name)) for name in arrays}
     for index, row in enumerate(rows):
-        boxes, scores, levels, anchors = (
-            (values.flatten() if name == "boxes" else values).to_numpy(zero_copy_only=False)
-            for name, values in ((name, lists[name][index].values) for name in arrays)
-        )
+        values = {name: lists[name][index].values for name in arrays}
+        boxes = values.pop("boxes").flatten().to_numpy(zero_copy_only=False)
+        others = {name: v.to_numpy(zero_copy_only=False) for name, v in values.items()}
         drops = tuple(Drop(**drop) for drop in row.pop("drops") or ())
         width, height = (row.pop(name) or 0 for name in ("width", "height"))
         yield saved_proposals(
             row.pop("frame"),
             boxes.reshape(-1, 4),
-            scores,
-            levels,
-            anchors,
+            **others,
             width=width,
             height=height,
             drops=drops,

@@ -144,6 +144,7 @@ def saved_proposals(
     levels: np.ndarray | Sequence[int] | None = None,
     anchors: np.ndarray | None = None,
     *,
+    track_ids: np.ndarray | Sequence[int] | None = None,
     pts: int | None = None,
     pts_seconds: float | None = None,
     unix_seconds: float | None = None,
@@ -166,11 +167,14 @@ def saved_proposals(
     scores = np.asarray(scores, np.float32)
     levels = unknown if levels is None else _integers(levels)
     anchors = unknown if anchors is None else _integers(anchors)
+    tracks = None if track_ids is None else _integers(track_ids, np.int64)
     count = (len(scores),)
     if boxes.shape != (*count, 4) and (boxes.size or count != (0,)):
         raise ValueError(f"there are boxes of shape {boxes.shape} and {len(scores)} scores")
     if not scores.shape == levels.shape == anchors.shape == count:
         raise ValueError("scores and levels are not as many as boxes")
+    if tracks is not None and tracks.shape != count:
+        raise ValueError("track ids are not as many as boxes")
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise ValueError("boxes and scores must be finite")
     optional = (value or 0 for value in (pts, image_id, held))
@@ -197,16 +201,17 @@ def saved_proposals(
         drops=drops,
         image_id=image_id,
         held=held,
+        track_ids=tracks,
         name=name,
         source=source,
     )
 
 
-def _integers(values: np.ndarray | Sequence[int]) -> np.ndarray:
+def _integers(values: np.ndarray | Sequence[int], dtype: type = np.int32) -> np.ndarray:
     array = np.asarray(values)
     if array.size and array.dtype.kind not in "iu":
-        raise TypeError("levels and anchors are integers")
-    return array.astype(np.int32)
+        raise TypeError("levels, anchors and track ids are integers")
+    return array.astype(dtype)
 
 
 def check_header(value: Any) -> dict[str, Any]:
