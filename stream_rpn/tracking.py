@@ -12,11 +12,12 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from stream_rpn.frame import Proposals, StreamRPNError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 TRACKERS = {
     "bytetrack": "ByteTrackTracker",
@@ -115,7 +116,7 @@ class Tracking:
         known = inspect.signature(found).parameters
         self._tracker = found(**{name: v for name, v in settings.items() if name in known})
         self._looked: int | None = None
-        self._ids = np.empty(0, np.int64)
+        self._ids: np.ndarray | None = None
         self._seconds = -math.inf
 
     def track(self, proposals: Proposals) -> Proposals:
@@ -125,12 +126,14 @@ class Tracking:
         frames were lost or left out between. A frame that was held has the ids of the one that it
         shows again: nothing has moved since.
         """
-        if proposals.held is None or proposals.held != self._looked:
+        if self._ids is None or proposals.held is None or proposals.held != self._looked:
             self._ids = self._next(proposals)
             self._looked = proposals.frame
         return replace(proposals, track_ids=self._ids.copy())
 
     def _next(self, proposals: Proposals) -> np.ndarray:
+        # Here, as `--help` tells of trackers at once.
+        import numpy as np
         import supervision
 
         rows = np.flatnonzero(proposals.scores >= self._spec.score)
