@@ -97,6 +97,7 @@ class SimulatedNetwork:
 
 def pipeline(seconds: float, breaks_at: int | None, batch: int = 1) -> SimpleNamespace:
     return SimpleNamespace(
+        track=None,
         network=SimulatedNetwork(seconds, breaks_at),
         model=SimpleNamespace(input_spec=InputSpec(min_size=64, max_size=128)),
         queue_size=2 * batch + 2,
