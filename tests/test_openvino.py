@@ -339,6 +339,25 @@ class TestChoice:
         assert engines.choose_engine(device="cpu", dtype="bfloat16") == expected
 
 
+def test_a_cache_that_another_process_tidies_is_done_without(monkeypatch):
+    real, asked = engine.core(), []
+
+    class Core:
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        def compile_model(self, graph, device, config):
+            asked.append("CACHE_DIR" in config)
+            if asked[-1]:
+                raise RuntimeError("No such file or directory")
+            return real.compile_model(graph, device, config)
+
+    monkeypatch.setattr(engine, "core", Core)
+    found = list(stream_rpn.stream("synthetic:64x64@10,2", size=64, engine="openvino"))
+    assert len(found) == 2
+    assert asked == [True, False]
+
+
 def test_what_cannot_be_compiled_is_told_in_a_sentence(tmp_path):
     """As on a processor that OpenVINO has no code for."""
     code = """

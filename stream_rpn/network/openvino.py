@@ -172,7 +172,13 @@ class OpenVINONetwork(Network):
             config["CACHE_DIR"] = str(folder / "compiled")
             _tidy(folder / "compiled")
         try:
-            return core().compile_model(graph, "CPU", config)
+            try:
+                return core().compile_model(graph, "CPU", config)
+            except RuntimeError:
+                # Another process may tidy the folder while this one reads in it.
+                if config.pop("CACHE_DIR", None) is None:
+                    raise
+                return core().compile_model(graph, "CPU", config)
         except RuntimeError as error:
             if "bad_alloc" in str(error):
                 raise MemoryError from error
