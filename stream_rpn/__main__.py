@@ -10,6 +10,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from stream_rpn import cli
+from stream_rpn.commands import signals
 
 
 def main() -> int:
@@ -18,10 +19,8 @@ def main() -> int:
         return cli.main()
     finally:
         # Nothing is left to put in order: a signal while Python ends is a traceback otherwise.
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, signal.SIG_DFL)
+        for number in signals.numbers():
+            signal.signal(number, signal.SIG_DFL)
 
 
 if __name__ == "__main__":
