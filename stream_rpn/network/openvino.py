@@ -172,13 +172,7 @@ class OpenVINONetwork(Network):
             config["CACHE_DIR"] = str(folder / "compiled")
             _tidy(folder / "compiled")
         try:
-            try:
-                return core().compile_model(graph, "CPU", config)
-            except RuntimeError:
-                # Another process may tidy the folder while this one reads in it.
-                if config.pop("CACHE_DIR", None) is None:
-                    raise
-                return core().compile_model(graph, "CPU", config)
+            return _compiled(graph, config)
         except RuntimeError as error:
             if "bad_alloc" in str(error):
                 raise MemoryError from error
@@ -186,6 +180,17 @@ class OpenVINONetwork(Network):
                 f"OpenVINO cannot compile {model.name} for this machine "
                 f"({' '.join(str(error).split())[-120:]}); --engine torch does without it"
             ) from error
+
+
+def _compiled(graph: ov.Model, config: dict[str, Any]) -> ov.CompiledModel:
+    try:
+        return core().compile_model(graph, "CPU", config)
+    except RuntimeError:
+        if "CACHE_DIR" not in config:
+            raise
+    # Another process may have tidied the folder while this one read in it.
+    without = {key: value for key, value in config.items() if key != "CACHE_DIR"}
+    return core().compile_model(graph, "CPU", without)
 
 
 class _OfThread(threading.local):
