@@ -195,10 +195,7 @@ def pack(
         resized = resized_size(frame.height, frame.width, spec.min_size, spec.max_size)
         rows[index] = _layout(format, height, width, frame.rotation, resized)
         rows[index, :3] += offset
-        color = frame.color
-        matrices[index] = yuv.color_matrix(
-            color.matrix, color.full_range, format.bits, format.shift
-        )
+        matrices[index] = frame_matrix(frame).numpy()
         sizes = _plane_bytes(format, height, width)
         for plane, size in zip(_stored_planes(frame), sizes, strict=True):
             view = plane.view(torch.uint8)
