@@ -132,7 +132,8 @@ def test_a_subscriber_that_stops_reading_costs_nothing():
                 began = time.perf_counter()
                 sink.write(record)
                 slowest = max(slowest, time.perf_counter() - began)
-                while reading.poll(0):
+                # Now and then it waits: writing is quicker than what carries messages to a reader.
+                while reading.poll(1 if number % 20 == 0 else 0):
                     got += 1
                     reading.recv_multipart()
                 if number == 500:
@@ -154,8 +155,7 @@ def test_a_subscriber_that_stops_reading_costs_nothing():
     assert slowest < 10
     # 3,500 messages of 33 KB, were they kept, would be 110 MiB.
     assert grown_mib < 10
-    # Not all: writing is quicker than what carries it to a reader that keeps up.
-    assert got > 10
+    assert got > 100
 
 
 @pytest.mark.parametrize(
