@@ -339,23 +339,78 @@ class TestChoice:
         assert engines.choose_engine(device="cpu", dtype="bfloat16") == expected
 
 
-def test_a_cache_that_another_process_tidies_is_done_without(monkeypatch):
-    real, asked = engine.core(), []
+class _Core:
+    """OpenVINO's, which also does `hinder` when asked to compile with a folder for its graphs."""
 
-    class Core:
-        def __getattr__(self, name):
-            return getattr(real, name)
+    def __init__(self, hinder):
+        self._real, self._hinder = engine.core(), hinder
+        self.asked = []
 
-        def compile_model(self, graph, device, config):
-            asked.append("CACHE_DIR" in config)
-            if asked[-1]:
-                raise RuntimeError("No such file or directory")
-            return real.compile_model(graph, device, config)
+    def __getattr__(self, name):
+        return getattr(self._real, name)
 
-    monkeypatch.setattr(engine, "core", Core)
-    found = list(stream_rpn.stream("synthetic:64x64@10,2", size=64, engine="openvino"))
-    assert len(found) == 2
-    assert asked == [True, False]
+    def compile_model(self, graph, device, config):
+        self.asked.append("CACHE_DIR" in config)
+        if self.asked[-1]:
+            self._hinder(Path(config["CACHE_DIR"]))
+        return self._real.compile_model(graph, device, config)
+
+
+def propose_twice() -> None:
+    clip = "synthetic:64x64@10,2"
+    assert len(list(stream_rpn.stream(clip, size=64, engine="openvino"))) == 2
+
+
+class TestKeptGraphs:
+    @pytest.fixture
+    def kept(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        return tmp_path / "stream-rpn" / "compiled"
+
+    def test_graphs_appear_whole_and_are_never_written_in_place(self, kept, monkeypatch):
+        """Another process may have a file in its memory: cut off under it, it is killed."""
+        seen = []
+        core = _Core(seen.append)
+        monkeypatch.setattr(engine, "core", lambda: core)
+        propose_twice()
+        (graph,) = kept.iterdir()
+        first = graph.read_bytes(), graph.stat().st_ino
+        propose_twice()
+        assert (graph.read_bytes(), graph.stat().st_ino) == first
+        assert kept not in seen
+        # One that is damaged is made anew, in another file; who reads this one may go on.
+        whole = graph.read_bytes()
+        graph.unlink()
+        graph.write_bytes(whole[:1000])
+        with graph.open("rb") as reader:
+            propose_twice()
+            assert reader.read() == whole[:1000]
+        assert len(graph.read_bytes()) > 1000
+        assert list(kept.iterdir()) == [graph]
+
+    def test_only_the_latest_stay_and_nothing_of_the_killed(self, kept, monkeypatch):
+        propose_twice()
+        (graph,) = kept.iterdir()
+        for number in range(30):
+            (kept / f"{number}.blob").touch()
+            os.utime(kept / f"{number}.blob", (number, number))
+        (kept / "of-a-killed-one").mkdir()
+        os.utime(kept / "of-a-killed-one", (0, 0))
+        propose_twice()
+        assert sorted(path.name for path in kept.iterdir()) == sorted(
+            [graph.name, *(f"{number}.blob" for number in range(7, 30))]
+        )
+
+    @pytest.mark.parametrize("error", [RuntimeError("No such file"), OSError("no space")])
+    def test_a_cache_that_fails_is_done_without(self, kept, monkeypatch, error):
+        def fail(folder):
+            raise error
+
+        core = _Core(fail)
+        monkeypatch.setattr(engine, "core", lambda: core)
+        propose_twice()
+        assert core.asked == [True, False]
+        assert list(kept.iterdir()) == []
 
 
 def test_what_cannot_be_compiled_is_told_in_a_sentence(tmp_path):

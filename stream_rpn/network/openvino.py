@@ -23,6 +23,7 @@ from stream_rpn import yuv
 from stream_rpn.cache import cache_folder
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.input_spec import frame_boxes, input_shape, padded_size, resized_size
+from stream_rpn.network.compiled import compiled_graphs
 from stream_rpn.network.converted import Converted
 from stream_rpn.network.network import Network
 from stream_rpn.network.openvino_stage import whole_graph
@@ -39,8 +40,7 @@ ANY_SHAPE = (-1, -1)
 MAX_STREAMS = 8
 # Of an input. OpenVINO's own sentence about more of them is about layers.
 MAX_VALUES = 2**31
-# Compiled graphs on disk, and the pixels of the largest input whose graph goes there.
-MAX_FILES = 24
+# The pixels of the largest input whose compiled graph is kept on disk.
 MAX_CACHED = 2**21
 
 
@@ -52,14 +52,6 @@ def core() -> ov.Core:
     would abort.
     """
     return ov.Core()
-
-
-def _tidy(folder: Path) -> None:
-    """Leaves the latest compiled graphs only: each has some megabytes."""
-    with suppress(OSError):
-        files = sorted(folder.glob("*.blob"), key=lambda path: path.stat().st_mtime)
-        for path in files[:-MAX_FILES]:
-            path.unlink()
 
 
 class OpenVINONetwork(Network):
@@ -166,13 +158,12 @@ class OpenVINONetwork(Network):
             # Decoding needs the cores as well.
             "ENABLE_CPU_PINNING": False,
         }
-        folder = cache_folder()
+        folder, kept = cache_folder(), None
         if folder is not None and 0 < shape[0] * shape[1] <= MAX_CACHED:
             # Compiled for this processor: a third of the time at the next start.
-            config["CACHE_DIR"] = str(folder / "compiled")
-            _tidy(folder / "compiled")
+            kept = folder / "compiled"
         try:
-            return _compiled(graph, config)
+            return _compiled(graph, config, kept)
         except RuntimeError as error:
             if "bad_alloc" in str(error):
                 raise MemoryError from error
@@ -182,15 +173,11 @@ class OpenVINONetwork(Network):
             ) from error
 
 
-def _compiled(graph: ov.Model, config: dict[str, Any]) -> ov.CompiledModel:
-    try:
-        return core().compile_model(graph, "CPU", config)
-    except RuntimeError:
-        if "CACHE_DIR" not in config:
-            raise
-    # Another process may have tidied the folder while this one read in it.
-    without = {key: value for key, value in config.items() if key != "CACHE_DIR"}
-    return core().compile_model(graph, "CPU", without)
+def _compiled(graph: ov.Model, config: dict[str, Any], kept: Path | None) -> ov.CompiledModel:
+    if kept is not None:
+        with suppress(RuntimeError, OSError), compiled_graphs(kept) as folder:
+            return core().compile_model(graph, "CPU", {**config, "CACHE_DIR": str(folder)})
+    return core().compile_model(graph, "CPU", config)
 
 
 class _OfThread(threading.local):
