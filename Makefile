@@ -23,20 +23,25 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# Two tests at a time, each with as many threads as it likes: none of them spins while it waits.
-SIDE_BY_SIDE := -n 2 --dist loadgroup
-test-main test-interpreted test-furthest test-processors test-oldest: export OMP_WAIT_POLICY = PASSIVE
+# Two tests at a time, each with as many threads as it likes: none of them spins while it waits. After
+# a worker has crashed the others would wait for its tests for ever, so that ends the run.
+SIDE_BY_SIDE := -n 2 --dist loadgroup --max-worker-restart 0
+TESTS := test-main test-interpreted test-furthest test-processors test-oldest
+$(TESTS): export OMP_WAIT_POLICY = PASSIVE
+# Hundreds of processes start: what they import is compiled once, whatever the environment wishes.
+$(TESTS): export PYTHONDONTWRITEBYTECODE =
 
-# Those that are marked numeric run below, as two processors.
+# Those that are marked numeric run below, as two processors. A third of the time these wait for
+# senders, signals and processes, hence one more at a time.
 test-main: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not numeric"
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -n 3 -m "not slow and not numeric"
 
 # Triton decides at import whether it interprets, so these run in processes of their own; torch has
 # next to nothing to do in them.
 INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1
 
 test-interpreted: $(VENV)/.installed-dev
-	$(INTERPRETED) $(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m "interpreter and not slow"
+	$(INTERPRETED) $(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m "interpreter and not slow" tests/test_*interpreted.py
 
 # Processors round differently, as they have other instructions and sum up in another order. oneDNN and
 # torch use none that are above what is named here, and none that are not there.
