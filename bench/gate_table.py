@@ -1,4 +1,4 @@
-"""The README's tables of what `--gate` holds and loses, from the report of `bench.gate`."""
+"""The tables of what `--gate` holds and loses, from the report of `bench.gate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's tables of the GPU, from the reports of `bench.gpu_proof` and `bench.decoders`."""
+"""The tables of the GPU, from the reports of `bench.gpu_proof` and `bench.decoders`."""
 
 from __future__ import annotations
 

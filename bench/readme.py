@@ -1,9 +1,9 @@
-"""Writes the numbers and pictures of README.md from bench/results/*.json.
+"""Writes the numbers and pictures of README.md and of docs/ from bench/results/*.json.
 
     python -m bench.readme [--check]
 
-Each block of README.md between `<!-- NAME:begin -->` and `<!-- NAME:end -->` is made by the
-function of that name in `BLOCKS`. The pictures carry the digest of the results that they were drawn
+What stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` on a page is made by the function
+of that name in `PAGES`. The pictures carry the digest of the results that they were drawn
 from, so that `--check` can tell whether they are current whatever the version of matplotlib.
 """
 
@@ -21,7 +21,6 @@ from bench import gate_table, gpu_table
 from bench.gpu_table import number, shape_in_words
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
 DOCS = ROOT / "docs"
 # Above this share of the cores in other processes' hands, a measurement says so.
@@ -48,9 +47,9 @@ RECALL_DATA = {
 Report = dict[str, Any]
 
 
-def rendered(text: str) -> str:
-    """Returns the README's text with what stands between its marks made anew."""
-    for name, block in BLOCKS.items():
+def rendered(page: str, text: str) -> str:
+    """Returns the text of a page with what stands between its marks made anew."""
+    for name, block in PAGES[page].items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         before, rest = text.split(begin)
         text = f"{before}{begin}\n{block()}{end}{rest.split(end)[1]}"
@@ -82,7 +81,7 @@ def _speed() -> str:
     """The first screen: how fast, on what, compared with what, how to repeat it."""
     repeat = (
         "On your video and machine: `stream-rpn bench video.mp4 --compare`; all numbers of "
-        "[How fast](#how-fast): `make bench`.\n"
+        "[How fast](docs/performance.md): `make bench`.\n"
     )
     report = _load("scripts_cpu.json")
     if report is None:
@@ -188,7 +187,7 @@ def _pipeline() -> str:
         lines.append(f"| {name} | " + " | ".join(_fps(row) for row in found) + " |")
     tuned = "“Tuned” is channels-last and bfloat16 autocast where the hardware has it."
     lines += ["", f"{tuned} {_noise(report)}".rstrip()]
-    return "\n".join([*lines, "", "![Frames per second, ours and others'](docs/speed.png)", ""])
+    return "\n".join([*lines, "", "![Frames per second, ours and others'](speed.png)", ""])
 
 
 def _fps(row: Report | None) -> str:
@@ -238,7 +237,7 @@ def _growth() -> str:
             f"| {row['x']} | {row['from']} | {row['to']} | {time} | {growth} "
             f"| {row['mb_from']:.0f} → {row['mb_to']:.0f} | x^{row['memory_exponent']:.2f} |"
         )
-    return "\n".join([*lines, "", "![How time grows](docs/scaling.png)", ""])
+    return "\n".join([*lines, "", "![How time grows](scaling.png)", ""])
 
 
 def _recall() -> str:
@@ -377,12 +376,13 @@ def _load(name: str) -> Report | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-BLOCKS: dict[str, Callable[[], str]] = {
-    "speed": _speed,
-    "live": _live,
-    "gate": _gate,
-    "recall": _recall,
-    "numbers": _numbers,
+# Page → the blocks it has, by name.
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"speed": _speed},
+    "docs/cameras.md": {"live": _live},
+    "docs/gate.md": {"gate": _gate},
+    "docs/models.md": {"recall": _recall},
+    "docs/performance.md": {"numbers": _numbers},
 }
 # Name in docs/ → (the results it shows, what draws it).
 PICTURES: dict[str, tuple[tuple[str, ...], Callable[[Path, dict[str, str]], None]]] = {
@@ -393,15 +393,19 @@ PICTURES: dict[str, tuple[tuple[str, ...], Callable[[Path, dict[str, str]], None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="fail where the README is not current")
+    parser.add_argument("--check", action="store_true", help="fail where a page is not current")
     arguments = parser.parse_args()
-    text = README.read_text()
-    fresh = rendered(text)
-    if arguments.check and (fresh != text or stale_pictures()):
-        sys.exit("README.md does not say what bench/results says; run python -m bench.readme")
-    if not arguments.check:
-        draw_pictures()
-        README.write_text(fresh)
+    written = {page: (ROOT / page).read_text() for page in PAGES}
+    fresh = {page: rendered(page, text) for page, text in written.items()}
+    stale = [page for page in PAGES if fresh[page] != written[page]]
+    if arguments.check:
+        if stale := stale + stale_pictures():
+            what = ", ".join(stale)
+            sys.exit(f"{what}: not what bench/results says; run python -m bench.readme")
+        return
+    draw_pictures()
+    for page in stale:
+        (ROOT / page).write_text(fresh[page])
 
 
 if __name__ == "__main__":

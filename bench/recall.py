@@ -2,7 +2,7 @@
 
 DIR holds coco/annotations_val.json with coco/*.tar, unseen/*.json of things that are none of COCO's
 classes, with unseen/*.tar, and video/*.mp4 with MOTChallenge ground truth beside them (*.gt.txt).
-The numbers of the README and of the model cards come from here.
+The numbers of docs/models.md and of the model cards come from here.
 """
 
 import argparse

@@ -6,7 +6,7 @@ Each run draws, from the seed, a source (files, pipes, cameras, servers), output
 its turn), whether they replace old ones, a fault, and the moment at which it comes. The command is
 a process of its own, its sources are real senders. After each run `bench.soak_checks` looks at what
 is left: sums, results, old results, temporary files, exit code, messages, processes. Whatever is
-not as README promises is printed, kept in the report, and makes the exit code 1.
+not as the documentation promises is printed, kept in the report, and makes the exit code 1.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def _was_starting(after: After) -> bool:
 
 
 def _exit_code(after: After) -> list[str]:
-    """README: 0 whole, 2 nothing, 3 not all, 128 and the number of a signal."""
+    """docs/outputs.md: 0 whole, 2 nothing, 3 not all, 128 and the number of a signal."""
     allowed = {3 if after.source.damaged else 0} | {128 + number for number in after.signals}
     if after.fault in ("disk fills", "folder removed", "source dies", "source falls silent"):
         allowed |= {2, 3}

@@ -4,6 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from bench import readme
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,20 +29,35 @@ def test_the_kernels_are_reachable_under_the_package():
     assert (link / "__init__.py").is_file()
 
 
-def test_the_readme_says_what_was_measured():
-    text = readme.README.read_text()
-    assert readme.rendered(text) == text
+@pytest.mark.parametrize("page", readme.PAGES)
+def test_a_page_says_what_was_measured(page):
+    text = (ROOT / page).read_text()
+    assert readme.rendered(page, text) == text
 
 
-def test_the_readmes_pictures_show_what_was_measured():
+def test_the_pictures_show_what_was_measured():
     assert readme.stale_pictures() == []
 
 
-def test_the_readmes_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
-    assert links
-    missing = [link for link in links if not (ROOT / link).exists()]
+PAGES = sorted(path.relative_to(ROOT) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_the_links_of_a_page_lead_somewhere(page):
+    """To files of the repository, and to headings in them; the site's own check sees fewer."""
+    text = (ROOT / page).read_text()
+    missing = []
+    for link in re.findall(r"\]\(([^):]+)\)", text):
+        target, _, heading = link.partition("#")
+        place = (ROOT / page).parent / target if target else ROOT / page
+        if not place.exists() or (heading and heading not in _anchors(place)):
+            missing.append(link)
     assert missing == []
+
+
+def _anchors(page):
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_map_shows_rooms_that_are_there():

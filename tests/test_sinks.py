@@ -822,9 +822,9 @@ def test_lines_to_a_full_device(tmp_path):
         write_all(tmp_path / "x.jsonl", [make_proposals(0)])
 
 
-@pytest.mark.parametrize("place", ["--help", "README.md"])
+@pytest.mark.parametrize("place", ["--help", "docs/outputs.md"])
 def test_every_ending_is_told(place):
-    text = Path(__file__).parents[1] / "README.md"
+    text = Path(__file__).parents[1] / "docs" / "outputs.md"
     told = stream_parser().format_help() if place == "--help" else text.read_text()
     known = {word.strip("`,|") for word in told.split()}
     assert {ending for ending in SINKS if ending.startswith(".")} <= known

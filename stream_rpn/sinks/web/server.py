@@ -5,7 +5,7 @@ bounds on what clients may send, runs in a thread without taking over signals, a
 back whose reader is slow, which is what bounds the memory here. (starlette would need uvicorn and a
 WebSocket library beside it, and its flow control is theirs.)
 
-What it answers is described for programs in the README: `/` the page and `/live` its WebSocket,
+What it answers is described for users in docs/cameras.md: `/` the page and `/live` its WebSocket,
 `/results` every result as server-sent events, `/metrics` for Prometheus, `/healthz` for a
 supervisor. Files of the machine are not among it: the routes are fixed, and the page is the only
 file that is ever read.
