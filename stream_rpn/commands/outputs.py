@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from stream_rpn.commands.progress import complain
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
@@ -226,12 +228,14 @@ def resolve_outputs(
 
         ids = ImageIds(image_ids)
         ids.check(sources)
-    shared = SinkOptions(draw, crops, draw_fps, len(sources) > 1, token, overwrite, ids)
+    shared = SinkOptions(draw, crops, draw_fps, len(sources) > 1, token, overwrite, ids, complain)
     for spec in specs or [DEFAULT_OUTPUT]:
         if "{stem}" in spec:
             options = replace(shared, multiple_sources=False)
+            # In an address, "a b#1" would end before its "#".
+            quoted = partial(quote, safe="") if is_url(spec) else str
             outputs += [
-                Output(spec.replace("{stem}", unique_stem), (index,), options)
+                Output(spec.replace("{stem}", quoted(unique_stem)), (index,), options)
                 for index, unique_stem in enumerate(unique)
             ]
         else:

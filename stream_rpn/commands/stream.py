@@ -40,6 +40,7 @@ outputs, by extension; several may be given:
   -                                                    JSON lines on standard output
   rtsp://… rtmp://… udp://…                            annotated video as a live stream
   zmq:tcp://127.0.0.1:PORT                             messages to ZeroMQ subscribers
+  mqtt://BROKER/TOPIC mqtts://…                        messages to an MQTT broker
   null                                                 nothing
   What exists is refused. With --overwrite it stays until the new results are whole; until then
   .jsonl .jsonl.gz .csv .mkv grow beside it as NAME.partial.EXT, .parquet and DIR/ within it in

@@ -57,6 +57,8 @@ FOLDERS: dict[str, Format] = {
 SCHEMES: dict[str, str] = {
     "serve:": "web.sink:WebSink",
     "zmq:": "zeromq:ZeroMQSink",
+    "mqtt://": "mqtt:MQTTSink",
+    "mqtts://": "mqtt:MQTTSink",
     "rtsp://": "stream:StreamSink",
     "rtsps://": "stream:StreamSink",
     "rtmp://": "stream:StreamSink",

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
+from stream_rpn.log import log
 from stream_rpn.sinks.place import Place, WholeFile, reason
 from stream_rpn.sources.address import masked
 
@@ -35,6 +36,7 @@ class SinkOptions:
         replace: whether what lies there already may be replaced, once there is something whole.
         image_id_of: returns the id that a picture of that name has in an annotation file; None
             leaves ids as they are.
+        notice: told in a sentence, by whichever thread sees it, what becomes of a connection.
     """
 
     draw: int = 20
@@ -44,6 +46,7 @@ class SinkOptions:
     token: str = ""
     replace: bool = False
     image_id_of: Callable[[str | None], int] | None = None
+    notice: Callable[[str], None] = log.warning
 
 
 class Sink:

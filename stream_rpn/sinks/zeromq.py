@@ -1,9 +1,9 @@
 """ZeroMQ: results published to whoever subscribes, `-o zmq:tcp://127.0.0.1:5556`.
 
-Why not MQTT: it needs a broker, which somebody has to run, and a client that cannot reach it must
-either wait or keep what piles up. A ZeroMQ publisher has no broker, never waits, and keeps at most
-QUEUED_MESSAGES for each subscriber that is slow, dropping what comes later for that one only;
-subscribers come, go and reconnect as they like, and there are libraries for every language.
+Unlike MQTT (see `mqtt`) it needs no broker, which somebody has to run. A publisher never waits, and
+keeps at most QUEUED_MESSAGES for each subscriber that is slow, dropping what comes later for that
+one only; subscribers come, go and reconnect as they like, and there are libraries for every
+language.
 
 A message has two parts: the source's name, to subscribe by, and a line of JSON as in a `.jsonl`
 file: the header, results (with `source`, `width` and `height` in each, as who comes late has no

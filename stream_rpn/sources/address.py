@@ -24,11 +24,12 @@ _PATH_SECRET = re.compile(
 # Of a query or fragment all values are masked but those of these keys, which say what picture, how
 # it comes, or who is asked: a camera's maker calls its secrets as it likes.
 _HARMLESS = {
-    "audio", "bitrate", "camera", "channel", "channelno", "cmd", "codec", "compression", "fps",
-    "height", "h", "id", "latency", "listen", "loginuse", "mode", "name", "overrun_nonfatal",
-    "pkt_size", "profile", "proto", "quality", "resolution", "res", "size", "stream", "streamtype",
-    "sub", "subtype", "tcp", "timeout", "transport", "transportmode", "tunnel", "type", "udp",
-    "unicast", "user", "username", "usr", "v", "video", "width", "w", "x", "y",
+    "audio", "bitrate", "camera", "channel", "channelno", "cmd", "codec", "compression", "fps", "h",
+    "height", "homeassistant", "id", "latency", "listen", "loginuse", "mode", "name",
+    "overrun_nonfatal", "pkt_size", "profile", "proto", "qos", "quality", "res", "resolution",
+    "retain", "size", "stream", "streamtype", "sub", "subtype", "tcp", "timeout", "transport",
+    "transportmode", "tunnel", "type", "udp", "unicast", "user", "username", "usr", "v", "video",
+    "w", "width", "x", "y",
 }  # fmt: skip
 _PAIR = re.compile(r"([^&;=]*)=([^&;]*)")
 
