@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from stream_rpn.commands import COMMANDS
+from stream_rpn.commands import COMMANDS, config
 from stream_rpn.commands.progress import complain, let_messages_fail
 from stream_rpn.commands.signals import unwind_on_signals
 from stream_rpn.commands.stream import stream_parser
@@ -65,10 +65,10 @@ def _stream(argv: Sequence[str]) -> int:
     # the "--" behind which names may begin with a dash.
     end = argv.index("--") if "--" in argv else len(argv)
     names = [f"./{n}" if n.startswith("-") and n != "-" else n for n in argv[end + 1 :]]
-    arguments = stream_parser().parse_intermixed_args([*argv[:end], *names])
+    arguments = config.parse(stream_parser, [*argv[:end], *names])
     from stream_rpn.commands import runner
 
-    return _reporting(lambda: runner.run(arguments))
+    return _reporting(lambda: runner.run(config.completed(arguments, stream_parser())))
 
 
 def _reporting(command: Callable[[], int]) -> int:

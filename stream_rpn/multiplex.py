@@ -38,7 +38,6 @@ class Multiplexer(Queue):
         shape: the network's input shape for a frame.
         max_age: seconds from the arrival of a frame to the beginning of its batch.
         batch_wait: seconds that a batch waits for more frames.
-        limit: frames to give of each source; None without limit.
         stopped: tells that the run was stopped: what waits is still given.
     """
 
@@ -52,12 +51,10 @@ class Multiplexer(Queue):
         max_age: float,
         batch_wait: float,
         stopped: Callable[[], bool],
-        limit: int | None = None,
     ) -> None:
         self.lanes = [lane for lane, _ in upstreams]
         self._size, self._batch, self._shape = size, batch, shape
         self._max_age, self._batch_wait = max_age, batch_wait
-        self._limit = limit
         self._stopped = stopped
         self._over = False
         self._changed = threading.Condition()
@@ -171,7 +168,7 @@ class Multiplexer(Queue):
         lane = self.lanes[index]
         frame = lane.waiting.popleft()
         lane.taken += 1
-        if lane.taken == self._limit:
+        if lane.taken == lane.limit:
             self._end(lane)
         if not self._given or shape != self._batch_shape:
             self._begun, self._given, self._batch_shape = now, 0, shape
@@ -217,6 +214,7 @@ class Lane:
     """The frames of one source in a `Multiplexer`.
 
     Attributes:
+        limit: frames to give to the network; None without limit.
         waiting: frames that wait for their turn, the oldest first.
         carried: what was lost and waits for a frame to say so.
         losses: frames dropped here so far, by reason.
@@ -227,6 +225,7 @@ class Lane:
         finished: its thread has ended.
     """
 
+    limit: int | None = None
     waiting: deque[Frame] = field(default_factory=deque)
     carried: tuple[Drop, ...] = ()
     losses: dict[str, int] = field(default_factory=dict)

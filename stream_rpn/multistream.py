@@ -57,13 +57,13 @@ class LiveStream(StreamStatistics):
         stopped: Callable[[], bool],
         notice: Callable[[str], None],
     ) -> None:
-        super().__init__()
+        super().__init__(selection)
         self.index = index
         self.name = name_of(uri)
-        self.lane = Lane()
+        self.lane = Lane(limit=selection.max_frames)
         self.opened = False
         self._uri = uri
-        self._selection, self._policy = selection, policy
+        self._policy = policy
         self._network_times = network_times
         self._all_stopped = stopped
         self._notice = notice
@@ -84,7 +84,7 @@ class LiveStream(StreamStatistics):
         """Opens the source and yields the chosen frames; for the thread that decodes."""
         self._source = source = self._open()
         try:
-            for frame in self._selection.frames(self._decoded(source)):
+            for frame in self.selection.frames(self._decoded(source)):
                 if not self.opened:
                     self.info = source.info
                     self._started = time.perf_counter()
@@ -96,7 +96,7 @@ class LiveStream(StreamStatistics):
             source.close()
 
     def _open(self) -> Source:
-        selection = self._selection
+        selection = self.selection
         if selection.decoder == "nvdec":
             # Frames of several sources wait together, and its surfaces are few.
             raise StreamRPNError(
@@ -174,11 +174,11 @@ class LiveStream(StreamStatistics):
         """Closes the account, once, when no further result will come."""
         if not self._finished and self._source is not None:
             self._finished = True
-            self.settle(self._selection.max_frames)
+            self.settle(self.selection.max_frames)
             if self.failure is not None:
                 self.stopped = "failed"
             elif self._all_stopped() and not (
-                self._came_to_end or self.num_results == self._selection.max_frames
+                self._came_to_end or self.num_results == self.selection.max_frames
             ):
                 self.stopped = "interrupted"
 
@@ -202,8 +202,9 @@ class LiveStreams(Closing):
     Args:
         pipeline: the network.
         uris: as `stream_rpn.sources.expand` gives them, or objects.
-        selection: which frames to use of each source.
-        policy: what to do with sources that do not wait.
+        selection: which frames to use, of all sources or of each.
+        policy: what to do with sources that do not wait, with all or with each; `max_age` and
+            `batch_wait` of the first hold for all, as they share batches.
         stop: when set, no further frame is decoded; what waits still gets its results.
         notice: told in a sentence when a connection is lost and when it is back; by default the
             logger of the package.
@@ -217,8 +218,8 @@ class LiveStreams(Closing):
         self,
         pipeline: Pipeline,
         uris: Sequence[str | Given],
-        selection: Selection,
-        policy: LivePolicy,
+        selection: Selection | Sequence[Selection],
+        policy: LivePolicy | Sequence[LivePolicy],
         *,
         stop: threading.Event | None = None,
         notice: Callable[[str], None] = log.warning,
@@ -226,18 +227,21 @@ class LiveStreams(Closing):
         self._track = pipeline.track
         stopped = (stop or threading.Event()).is_set
         self.times = StageTimes()
+        selections = [selection] * len(uris) if isinstance(selection, Selection) else selection
+        policies = [policy] * len(uris) if isinstance(policy, LivePolicy) else policy
         self.streams = [
             LiveStream(i, uri, selection, policy, self.times, stopped, notice)
-            for i, uri in enumerate(uris)
+            for i, (uri, selection, policy) in enumerate(
+                zip(uris, selections, policies, strict=True)
+            )
         ]
         self._multiplexer = Multiplexer(
             [(stream.lane, stream.frames()) for stream in self.streams],
             size=pipeline.queue_size,
             batch=pipeline.batch,
             shape=partial(input_shape, spec=pipeline.model.input_spec),
-            max_age=policy.max_age,
-            batch_wait=policy.batch_wait,
-            limit=selection.max_frames,
+            max_age=policies[0].max_age,
+            batch_wait=policies[0].batch_wait,
             stopped=stopped,
         )
         self._queues = pipeline.network.queues(

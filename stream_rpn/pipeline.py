@@ -215,10 +215,10 @@ class Stream(StreamStatistics, Closing):
         selection: Selection,
         stop: threading.Event,
     ) -> None:
-        super().__init__()
+        super().__init__(selection)
         self.info = source.info
         self._source = source
-        self._num_chosen, self._limit = 0, selection.max_frames
+        self._num_chosen = 0
         frames: Iterable[Frame] = self.times.each("decode", source)
         frames = itertools.takewhile(lambda _: not self._is_stopped(stop), frames)
         frames = itertools.islice(selection.frames(frames), selection.max_frames)
@@ -264,7 +264,7 @@ class Stream(StreamStatistics, Closing):
         self._queues.close()
         assert self._source is not None
         self._source.close()
-        self.settle(self._limit)
+        self.settle(self.selection.max_frames)
 
 
 def _converted(model: Model, *, required: bool) -> tuple[Model, str]:

@@ -12,6 +12,7 @@ from stream_rpn.log import log
 from stream_rpn.timing import Histogram, StageTimes
 
 if TYPE_CHECKING:
+    from stream_rpn.sources.select import Selection
     from stream_rpn.sources.source import Source
 
 
@@ -19,6 +20,8 @@ class StreamStatistics:
     """The state of one source while it runs; may be read from any thread.
 
     Attributes:
+        info: what is known of the source, once it is open.
+        selection: what was asked of it.
         times: how long each stage took.
         ages: of live frames in milliseconds, from the arrival of the last packet until the result
             was written.
@@ -30,7 +33,8 @@ class StreamStatistics:
 
     info: StreamInfo
 
-    def __init__(self) -> None:
+    def __init__(self, selection: Selection) -> None:
+        self.selection = selection
         self.times = StageTimes()
         self.ages = Histogram()
         self.num_results = 0

@@ -40,7 +40,7 @@ def frame(index: int, *, live: bool = True, size: tuple[int, int] = (64, 48)) ->
     return Frame(index, index, None, *size, 0, COLOR, image=None, arrived=arrived)
 
 
-def multiplexer(*upstreams, **options) -> Multiplexer:
+def multiplexer(*upstreams, limit=None, **options) -> Multiplexer:
     settings = {
         "size": 3,
         "batch": 1,
@@ -49,7 +49,7 @@ def multiplexer(*upstreams, **options) -> Multiplexer:
         "batch_wait": 0.02,
         "stopped": lambda: False,
     }
-    return Multiplexer([(Lane(), frames) for frames in upstreams], **(settings | options))
+    return Multiplexer([(Lane(limit), frames) for frames in upstreams], **(settings | options))
 
 
 def losses(drops) -> dict[str, int]:

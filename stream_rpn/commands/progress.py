@@ -31,8 +31,7 @@ class Progress:
     On standard error only. Where that is no terminal, one plain line per source every ten seconds.
     """
 
-    def __init__(self, selection: Selection, device: str, *, quiet: bool = False) -> None:
-        self._selection = selection
+    def __init__(self, device: str, *, quiet: bool = False) -> None:
         self._device = device
         self._quiet = quiet
         self._next = time.monotonic() + PLAIN_SECONDS
@@ -51,7 +50,7 @@ class Progress:
             if self._rich is not None:
                 self._draw(self._rich, stream)
             else:
-                total = expected_results(stream.info, self._selection)
+                total = expected_results(stream.info, stream.selection)
                 of = f" of {total}" if total else ""
                 say(
                     f"{stream.info.stem}: {stream.num_results}{of} frames, {stream.fps:.1f} "
@@ -60,7 +59,7 @@ class Progress:
 
     def _draw(self, display: RichProgress, stream: StreamStatistics) -> None:
         if stream not in self._tasks:
-            total = expected_results(stream.info, self._selection)
+            total = expected_results(stream.info, stream.selection)
             self._tasks[stream] = display.add_task(
                 stream.info.stem, total=total, rate=0.0, state="", where=self._where(stream)
             )

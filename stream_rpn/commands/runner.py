@@ -8,6 +8,7 @@ import os
 import threading
 import types
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,15 @@ from stream_rpn.commands.arguments import load_options
 from stream_rpn.commands.outputs import Output, OutputInUse, check_file, resolve_outputs
 from stream_rpn.commands.progress import Progress, complain, expected_results, say
 from stream_rpn.commands.summary import describe, run_summary, source_summary
+from stream_rpn.commands.wanted import Wanted, together, wanted
 from stream_rpn.frame import DropKind, DropReason, Proposals, StreamRPNError
-from stream_rpn.multistream import LivePolicy, LiveStream, LiveStreams
+from stream_rpn.multistream import LiveStream, LiveStreams
 from stream_rpn.pipeline import Pipeline, Stream
 from stream_rpn.sinks import make_header
 from stream_rpn.sinks.place import write_whole
 from stream_rpn.sinks.web.sink import WebSink
-from stream_rpn.sources import expand, is_live, left_out, masked, stem
+from stream_rpn.sources import left_out, masked
 from stream_rpn.sources.packet_queue import Interrupted
-from stream_rpn.sources.select import Selection, parse_time
 from stream_rpn.statistics import StreamStatistics
 
 LEAST_TOKEN = 8
@@ -41,25 +42,19 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         StreamRPNError: nothing could be produced.
     """
-    uris = expand(arguments.sources)
-    for uri in [] if arguments.quiet else arguments.sources:
-        if others := left_out(uri):
+    for asked in [] if arguments.quiet else arguments.asked:
+        if others := left_out(asked.address):
             what = f"{others[0]} is" if len(others) == 1 else f"{len(others)} files are"
-            say(f"{uri}: {what} left out, by the name neither a video nor an image")
-    policy = _policy(arguments)
-    together = policy.realtime or any(map(is_live, uris))
-    # Passwords are no difference: results are told apart by names without them.
-    if together and len(set(map(masked, uris))) < len(uris):
-        raise StreamRPNError(
-            "a source is given twice; sources that run at a time must differ, and not by a password"
-        )
+            say(f"{asked.address}: {what} left out, by the name neither a video nor an image")
+    sources = wanted(arguments)
+    uris = [source.uri for source in sources]
     if arguments.serve_token and arguments.serve is None:
         raise StreamRPNError("--serve-token is for --serve, which is not given")
     serve = [] if arguments.serve is None else [f"serve:{arguments.serve}"]
     outputs = resolve_outputs(
         arguments.output + serve,
         uris,
-        stems=[stem(uri) for uri in uris],
+        stems=[source.name for source in sources],
         overwrite=arguments.overwrite,
         draw=arguments.draw,
         crops=arguments.crops,
@@ -69,17 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.json_summary is not None:
         check_file(arguments.json_summary, uris, outputs, overwrite=arguments.overwrite)
-    selection = Selection(
-        start=None if arguments.start is None else parse_time(arguments.start),
-        end=None if arguments.end is None else parse_time(arguments.end),
-        stride=arguments.stride,
-        fps=arguments.fps,
-        max_frames=arguments.max_frames,
-        video_stream=arguments.video_stream,
-        decoder=arguments.decoder,
-        max_pixels=arguments.max_pixels,
-    )
-    return _Run(arguments, selection, policy, uris, outputs, together).run()
+    return _Run(arguments, sources, outputs).run()
 
 
 def _load(arguments: argparse.Namespace, *, images: bool) -> Pipeline:
@@ -102,16 +87,6 @@ def _load(arguments: argparse.Namespace, *, images: bool) -> Pipeline:
             "only the speed is real"
         )
     return pipeline
-
-
-def _policy(arguments: argparse.Namespace) -> LivePolicy:
-    return LivePolicy(
-        max_age=arguments.max_age,
-        open_timeout=arguments.open_timeout,
-        read_timeout=arguments.read_timeout,
-        reconnect=arguments.reconnect,
-        realtime=arguments.realtime,
-    )
 
 
 def _token(given: str) -> str:
@@ -141,19 +116,14 @@ class _Run:
     def __init__(
         self,
         arguments: argparse.Namespace,
-        selection: Selection,
-        policy: LivePolicy,
-        uris: list[str],
+        sources: list[Wanted],
         outputs: list[Output],
-        together: bool,
     ) -> None:
         self.arguments = arguments
         self.quiet: bool = arguments.quiet
         self.images = any(output.needs_image for output in outputs)
-        self.selection = selection
-        self.policy = policy
-        self.uris = uris
-        self.together = together
+        self.sources = sources
+        self.together = together(sources)
         self.outputs = [OutputInUse(output, self._fail) for output in outputs]
         self.stop = threading.Event()
         self.signal: int | None = None
@@ -220,22 +190,22 @@ class _Run:
         return [o for o in self.outputs if index in o.sources and not o.given_up]
 
     def _run_in_turn(self) -> None:
-        for index, uri in enumerate(self.uris):
+        for index, source in enumerate(self.sources):
             for output in self._outputs_of(index):
                 if self.stop.is_set():
-                    output.lacks(masked(uri), "interrupted")
+                    output.lacks(masked(source.uri), "interrupted")
                 else:
                     output.claim_or_give_up()
             mine = self._outputs_of(index)
             if mine and not self.stop.is_set():
-                self._run_source(uri, mine)
+                self._run_source(source, mine)
 
-    def _run_source(self, uri: str, mine: list[OutputInUse]) -> None:
+    def _run_source(self, source: Wanted, mine: list[OutputInUse]) -> None:
         """Streams one source into its outputs."""
+        uri, timeout = source.uri, source.policy.open_timeout
         try:
-            stream = self.pipeline.open(
-                uri, self.selection, stop=self.stop, open_timeout=self.policy.open_timeout
-            )
+            stream = self.pipeline.open(uri, source.selection, stop=self.stop, open_timeout=timeout)
+            stream.info = replace(stream.info, stem=source.name)
         except (Interrupted, StreamRPNError) as error:
             # A pipe that ends because of a signal holds half a header.
             why = "interrupted" if self.stop.is_set() else "failed"
@@ -243,7 +213,7 @@ class _Run:
                 self._fail(str(error))
             self._end_without_results(masked(uri), mine, why)
             return
-        progress = Progress(self.selection, self.pipeline.device, quiet=self.quiet)
+        progress = Progress(self.pipeline.device, quiet=self.quiet)
         with stream, progress:
             try:
                 self._feed(stream, mine, progress)
@@ -278,13 +248,13 @@ class _Run:
         """Streams all sources at a time; each ends its own outputs when it ends."""
         streams = LiveStreams(
             self.pipeline,
-            self.uris,
-            self.selection,
-            self.policy,
+            [source.uri for source in self.sources],
+            [source.selection for source in self.sources],
+            [source.policy for source in self.sources],
             stop=self.stop,
             notice=complain,
         )
-        progress = Progress(self.selection, self.pipeline.device, quiet=self.quiet)
+        progress = Progress(self.pipeline.device, quiet=self.quiet)
         running = list(streams.streams)
         begun: set[LiveStream] = set()
         with streams, progress:
@@ -314,6 +284,7 @@ class _Run:
             return
         if stream not in begun:
             begun.add(stream)
+            stream.info = replace(stream.info, stem=self.sources[stream.index].name)
             self._begin(stream, mine)
         self._write(stream, mine, proposals)
         stream.written(proposals)
@@ -337,7 +308,7 @@ class _Run:
         self._finish_source(stream, mine)
 
     def _begin(self, stream: StreamStatistics, mine: list[OutputInUse]) -> None:
-        header = make_header(stream.info, **self.pipeline.provenance(self.selection))
+        header = make_header(stream.info, **self.pipeline.provenance(stream.selection))
         for output in mine:
             output.begin(header, stream.info, lambda: self._status(stream, mine))
 
@@ -398,11 +369,11 @@ class _Run:
         )
 
     def _summary(self, stream: StreamStatistics, mine: list[OutputInUse]) -> dict[str, Any]:
-        expected = expected_results(stream.info, self.selection)
+        expected = expected_results(stream.info, stream.selection)
         return source_summary(stream, self.pipeline.facts(), _names(mine), expected)
 
     def _write_json_summary(self, path: str) -> None:
-        if len(self.summaries) == len(self.uris) == 1:
+        if len(self.summaries) == len(self.sources) == 1:
             summary = {**self.summaries[0], "failures": self.failures}
         else:
             summary = run_summary(

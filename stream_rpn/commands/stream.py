@@ -11,6 +11,7 @@ from stream_rpn.commands.arguments import (
     add_model_arguments,
     add_proposal_arguments,
     level,
+    moment,
     natural,
     positive,
     rate,
@@ -74,7 +75,13 @@ def stream_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"stream-rpn {__version__}")
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="what to read, see below")
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help="what to read, see below")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="sources and options as TOML, by the names that they have here; what the command line "
+        "says goes before",
+    )
     out = parser.add_argument_group("results")
     out.add_argument(
         "-o",
@@ -124,8 +131,10 @@ def stream_parser() -> argparse.ArgumentParser:
         "options themselves go before it",
     )
     frames = parser.add_argument_group("frames")
-    frames.add_argument("--start", metavar="T", help="from this time on (seconds or HH:MM:SS)")
-    frames.add_argument("--end", metavar="T", help="up to this time, exclusive")
+    frames.add_argument(
+        "--start", type=moment, metavar="T", help="from this time on (seconds or HH:MM:SS)"
+    )
+    frames.add_argument("--end", type=moment, metavar="T", help="up to this time, exclusive")
     frames.add_argument(
         "--stride", type=positive, default=1, metavar="N", help="every N-th frame by index"
     )
@@ -182,27 +191,28 @@ def stream_parser() -> argparse.ArgumentParser:
         help="drop frames that wait longer than S seconds for the network (0.5)",
     )
     live.add_argument(
+        "--realtime", action="store_true", help="play files at their own pace, as if live"
+    )
+    connections = parser.add_argument_group("connections")
+    connections.add_argument(
         "--open-timeout",
         type=rate,
         default=30.0,
         metavar="S",
         help="give a source S seconds to send its first packet (30)",
     )
-    live.add_argument(
+    connections.add_argument(
         "--read-timeout",
         type=rate,
         default=10.0,
         metavar="S",
         help="a connection is lost after S seconds without a packet (10)",
     )
-    live.add_argument(
+    connections.add_argument(
         "--reconnect",
         type=natural,
         default=5,
         metavar="N",
         help="try N times in a row to get a lost connection back (5)",
-    )
-    live.add_argument(
-        "--realtime", action="store_true", help="play files at their own pace, as if live"
     )
     return parser

@@ -33,6 +33,10 @@ _HARMLESS = {
 }  # fmt: skip
 _PAIR = re.compile(r"([^&;=]*)=([^&;]*)")
 
+# What is shown nowhere, wherever in an address it stands; shorter values are none that can be kept.
+_secrets: set[str] = set()
+LEAST_SECRET = 4
+
 # These can only be played while they are sent.
 _STREAMING = ("rtsp", "rtsps", "rtmp", "rtmps", "rtmpt", "rtp", "udp", "udplite", "srt", "rist")
 
@@ -80,6 +84,19 @@ def masked(uri: str) -> str:
     """Returns `uri` as it may be shown and stored: with `***` in place of passwords and tokens."""
     if not is_url(uri):
         return uri
+    shown = _masked_url(uri)
+    for secret in sorted(_secrets, key=len, reverse=True):
+        shown = shown.replace(secret, "***")
+    return shown
+
+
+def keep_secret(value: str) -> None:
+    """Masks a value in all addresses from now on; of one that is an address what `masked` finds."""
+    if len(value) >= LEAST_SECRET and not is_url(value):
+        _secrets.add(value)
+
+
+def _masked_url(uri: str) -> str:
     protocol, rest = uri.split("://", 1)
     user, host, rest = _split_user(scheme(uri), rest)
     rest, sharp, fragment = rest.partition("#")
