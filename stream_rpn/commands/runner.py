@@ -234,7 +234,11 @@ class _Run:
         """Streams one source into its outputs."""
         try:
             stream = self.pipeline.open(
-                uri, self.selection, stop=self.stop, open_timeout=self.policy.open_timeout
+                uri,
+                self.selection,
+                stop=self.stop,
+                open_timeout=self.policy.open_timeout,
+                notice=complain,
             )
         except (Interrupted, StreamRPNError) as error:
             # A pipe that ends because of a signal holds half a header.
