@@ -118,6 +118,7 @@ class LiveStream(StreamStatistics):
                 max_pixels=selection.max_pixels,
                 open_timeout=self._policy.open_timeout,
                 stopped=self._stopped,
+                notice=self._notice,
             )
         return LiveSource(
             self._uri,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +17,7 @@ from stream_rpn.cores import available_cores
 from stream_rpn.engines import choose_batch, choose_engine, native_bfloat16
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.gate import GateSpec
+from stream_rpn.log import log
 from stream_rpn.model import Model
 from stream_rpn.network.gated import GatedNetwork
 from stream_rpn.network.network import Network
@@ -131,6 +132,7 @@ class Pipeline:
         *,
         stop: threading.Event | None = None,
         open_timeout: float = 30.0,
+        notice: Callable[[str], None] = log.warning,
     ) -> Stream:
         """Opens a source and starts decoding it.
 
@@ -140,6 +142,7 @@ class Pipeline:
             selection: which frames to use, all by default.
             stop: when set, no further frame is decoded and the stream ends with those under way.
             open_timeout: seconds for a URL or a pipe on standard input to open.
+            notice: told in a sentence where much of such a pipe is kept before its first frame.
 
         Raises:
             StreamRPNError: the source cannot be opened.
@@ -154,6 +157,7 @@ class Pipeline:
                 max_pixels=selection.max_pixels,
                 open_timeout=open_timeout,
                 stopped=stop.is_set,
+                notice=notice,
             )
         elif isinstance(source, Given):
             source = source.open(

@@ -204,7 +204,9 @@ class _Run:
         """Streams one source into its outputs."""
         uri, timeout = source.uri, source.policy.open_timeout
         try:
-            stream = self.pipeline.open(uri, source.selection, stop=self.stop, open_timeout=timeout)
+            stream = self.pipeline.open(
+                uri, source.selection, stop=self.stop, open_timeout=timeout, notice=complain
+            )
             stream.info = replace(stream.info, stem=source.name)
         except (Interrupted, StreamRPNError) as error:
             # A pipe that ends because of a signal holds half a header.

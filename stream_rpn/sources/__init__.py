@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.limits import MAX_PIXELS
+from stream_rpn.log import log
 from stream_rpn.sources import address
 from stream_rpn.sources.address import (
     is_device,
@@ -109,6 +110,7 @@ def open_source(
     max_pixels: int = MAX_PIXELS,
     open_timeout: float = 30.0,
     stopped: Callable[[], bool] = lambda: False,
+    notice: Callable[[str], None] = log.warning,
 ) -> Source:
     """Opens one source, as `expand` names them, and decodes its first frame.
 
@@ -122,6 +124,7 @@ def open_source(
         max_pixels: larger frames and images are refused.
         open_timeout: seconds for a URL or a pipe on standard input to open.
         stopped: tells that no more is wanted of a pipe on standard input, which then ends.
+        notice: told in a sentence where much of such a pipe is kept before its first frame.
 
     Raises:
         StreamRPNError: it cannot be opened, holds no video, or not by the decoder asked for.
@@ -141,6 +144,7 @@ def open_source(
         max_pixels=max_pixels,
         open_timeout=open_timeout,
         stopped=stopped,
+        notice=notice,
     )
     return source
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
 import av
 import av.error
@@ -28,8 +27,6 @@ _NETWORK_PROTOCOLS = (
     "http,https,httpproxy,tls,tcp,udp,udplite,rtp,srtp,rtsp,rtmp,rtmps,rtmpt,rtmpte,rtmpts,"
     "mmsh,mmst,ftp,sftp,srt,rist,gopher,gophers,hls,crypto,data"
 )
-
-PIPE_HINT = "an MP4 whose index stands at its end has to be given as a file"
 
 OPEN_SECONDS, READ_SECONDS = 30.0, 30.0
 
@@ -67,11 +64,6 @@ def open_container(
             options |= _STREAMING_OPTIONS
     elif is_device(uri):
         target, format_name, options = device_input(uri)
-    elif uri == "-":
-        # A file that was redirected to it can be read in any order, unlike a pipe.
-        seekable = sys.stdin is not None and sys.stdin.seekable()
-        target = sys.stdin.buffer if seekable else "pipe:0"
-        options = {"protocol_whitelist": "pipe"}
     else:
         # With its protocol in front, a name such as "12:30.mp4" is not taken for a protocol.
         target = f"file:{local_path(uri)}"
@@ -89,15 +81,13 @@ def open_container(
             hwaccel=hwaccel,
         )
     except av.error.FFmpegError as error:
-        why = _why_not_opened(uri, error, timeout[0])
-        if file is not None and uri != "-":  # whose name need not be a path
+        if file is None:
+            why = _why_not_opened(uri, error, timeout[0])
+        elif file.seekable() and lacks_index(file):
+            why = f"{name_of(uri)} is cut off: its index (moov) is missing"
+        else:  # its name need not be a path
             why = f"{name_of(uri)} is not a video that PyAV can read"
         raise StreamRPNError(why) from error
-
-
-def is_waitable(stdin: TextIO | None) -> bool:
-    """Tells whether it can be waited for; Windows cannot wait for pipes."""
-    return stdin is not None and not stdin.seekable() and sys.platform != "win32"
 
 
 def _why_not_opened(uri: str, error: av.error.FFmpegError, open_seconds: float) -> str:
@@ -114,8 +104,6 @@ def _why_not_opened(uri: str, error: av.error.FFmpegError, open_seconds: float) 
     if is_device(uri):
         hint = "" if uri.startswith("lavfi:") else "; `stream-rpn devices` lists the cameras"
         return f"{name} cannot be opened: {error.strerror}{hint}"
-    if uri == "-":
-        return f"{name} is not a video that can be read from a pipe ({PIPE_HINT})"
     path = local_path(uri)
     if not path.exists():
         return f"{name}: no such file"
@@ -125,8 +113,10 @@ def _why_not_opened(uri: str, error: av.error.FFmpegError, open_seconds: float) 
         return f"{name} cannot be read: permission denied"
     if path.is_file() and path.stat().st_size == 0:
         return f"{name} is empty"
-    if path.is_file() and lacks_index(path):
-        return f"{name} is cut off: its index (moov) is missing"
+    if path.is_file():
+        with path.open("rb") as opened:
+            if lacks_index(opened):
+                return f"{name} is cut off: its index (moov) is missing"
     return f"{name} is not a video that PyAV can read"
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +19,7 @@ from stream_rpn.cores import available_cores
 from stream_rpn.decode import Decoder
 from stream_rpn.frame import Frame, StreamInfo, StreamRPNError
 from stream_rpn.limits import MAX_PIXELS, check_pixels
+from stream_rpn.log import log
 from stream_rpn.sources.address import (
     is_url,
     local_file,
@@ -29,17 +28,15 @@ from stream_rpn.sources.address import (
 )
 from stream_rpn.sources.container import (
     OPEN_SECONDS,
-    PIPE_HINT,
     READ_SECONDS,
     codec_options,
-    is_waitable,
     name_of,
     open_container,
 )
 from stream_rpn.sources.packet_queue import PacketQueue
-from stream_rpn.sources.pipe import opened_pipe
 from stream_rpn.sources.promise import Promise
 from stream_rpn.sources.source import Source
+from stream_rpn.sources.spool import standard_input
 from stream_rpn.tally import Tally
 
 # FFmpeg shows plain text and ANSI art as video; nobody means that.
@@ -82,6 +79,7 @@ class FileSource(Source):
         max_pixels: larger frames are refused.
         open_timeout: seconds for what is no file here to open.
         stopped: tells that no more is wanted of a pipe, which then ends.
+        notice: told in a sentence where much of a pipe is kept before its first frame.
 
     Raises:
         StreamRPNError: it cannot be opened, holds no video that can be decoded, or not by the
@@ -103,14 +101,14 @@ class FileSource(Source):
         max_pixels: int = MAX_PIXELS,
         open_timeout: float = OPEN_SECONDS,
         stopped: Callable[[], bool] = lambda: False,
+        notice: Callable[[str], None] = log.warning,
     ) -> None:
         self._max_pixels = max_pixels
         self.tally = reception.tally if reception else Tally()
         reopenable = file is None and uri != "-"
         timeout = reception.timeout if reception else (open_timeout, READ_SECONDS)
-        if uri == "-" and is_waitable(sys.stdin):
-            what = "standard input is a pipe"
-            file = opened_pipe(os.dup(sys.stdin.fileno()), what, open_timeout, stopped)
+        if uri == "-":
+            file = standard_input(open_timeout, stopped, notice)
         container = open_container(uri, file, timeout=timeout, max_pixels=max_pixels)
         self._container = container
         self._packets: PacketQueue | None = None
@@ -140,7 +138,7 @@ class FileSource(Source):
                 self._decoder, self._frames = decoding, iter(decoding)
                 first = next(self._frames, None)
             if first is None:
-                hint = f" ({PIPE_HINT})" if uri == "-" else ""
+                hint = ""
                 if not stream.width * stream.height:
                     hint = f" (--max-pixels allows frames of {max_pixels:,} pixels)"
                 if is_url(uri):

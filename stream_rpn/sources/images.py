@@ -12,6 +12,7 @@ from stream_rpn.clock import Clock
 from stream_rpn.decode import PlaneConverter
 from stream_rpn.frame import DropReason, Frame, StreamInfo, StreamRPNError
 from stream_rpn.limits import MAX_PIXELS
+from stream_rpn.log import log
 from stream_rpn.sources import members_of, picture, picture_names, stem
 from stream_rpn.sources.address import local_path
 from stream_rpn.sources.source import Source
@@ -127,6 +128,7 @@ def open_images(
     max_pixels: int = MAX_PIXELS,
     open_timeout: float = 30.0,
     stopped: Callable[[], bool] = lambda: False,
+    notice: Callable[[str], None] = log.warning,
 ) -> Source:
     """Opens an image, or the images of a directory or pattern; see `sources.open_source`."""
     if decoder == "nvdec":

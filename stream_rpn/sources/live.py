@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import av.error
 from av.container import InputContainer
@@ -182,6 +182,8 @@ class LiveSource(Source):
                 num_frames=num_frames,
                 reception=reception,
                 max_pixels=self._max_pixels,
+                stopped=self._stopped,
+                notice=self._notice,
             )
         except StreamRPNError as error:
             if self._packets is not None and isinstance(self._packets.error, TimeoutError):
@@ -308,4 +310,5 @@ def _opened_pipe(uri: str, timeout: float, stopped: Callable[[], bool]) -> Binar
         number = os.open(local_path(uri), os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise StreamRPNError(f"{uri} cannot be read: {error.strerror}") from error
-    return opened_pipe(number, f"{uri} is a named pipe", timeout, stopped)
+    pipe = opened_pipe(number, f"{uri} is a named pipe", timeout, stopped)
+    return cast(BinaryIO, pipe)

@@ -5,44 +5,64 @@ from __future__ import annotations
 import io
 import os
 import select
+import sys
 import time
 from collections.abc import Callable
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.queues import POLL_SECONDS
 from stream_rpn.sources.packet_queue import Interrupted
 
+_READ_BYTES = 1 << 16  # what a pipe holds
 
-class _Pipe(io.RawIOBase):
-    """The end that reads; it ends where nobody wants any more."""
+
+class Pipe(io.RawIOBase):
+    """The end that reads; it ends where nobody wants any more.
+
+    Args:
+        number: its descriptor, which is closed with the file.
+        stopped: tells that no more is wanted.
+    """
 
     def __init__(self, number: int, stopped: Callable[[], bool]) -> None:
+        self.stopped = stopped
         self._number = number
-        self._stopped = stopped
+        self._ahead = bytearray()
 
-    def readable(self) -> bool:
+    def readable(self) -> bool:  # noqa: D102
         return True
 
-    def readinto(self, buffer: Any) -> int:
-        while not self.wait(POLL_SECONDS):
-            if self._stopped():
-                return 0  # an exception would come out of FFmpeg as a traceback
-        data = os.read(self._number, len(buffer))
+    def readinto(self, buffer: Any) -> int:  # noqa: D102
+        data = self._ahead[: len(buffer)] or self._receive(len(buffer))
+        del self._ahead[: len(data)]
         buffer[: len(data)] = data
         return len(data)
 
+    def look(self, count: int) -> bytes:
+        """Returns the next `count` bytes, fewer at the end; they are read again afterwards."""
+        while len(self._ahead) < count and (data := self._receive(_READ_BYTES)):
+            self._ahead += data
+        return bytes(self._ahead[:count])
+
     def wait(self, seconds: float) -> bool:
         """Tells whether there is something to read, or the end, within `seconds`."""
-        return bool(select.select([self._number], [], [], seconds)[0])
+        # Windows cannot wait for pipes; there, reading one may not be stopped.
+        return sys.platform == "win32" or bool(select.select([self._number], [], [], seconds)[0])
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: D102
         if not self.closed:
             os.close(self._number)
         super().close()
 
+    def _receive(self, count: int) -> bytes:
+        while not self.wait(POLL_SECONDS):
+            if self.stopped():
+                return b""  # an exception would come out of FFmpeg as a traceback
+        return os.read(self._number, count)
 
-def opened_pipe(number: int, what: str, timeout: float, stopped: Callable[[], bool]) -> BinaryIO:
+
+def opened_pipe(number: int, what: str, timeout: float, stopped: Callable[[], bool]) -> Pipe:
     """Waits until somebody writes to a pipe.
 
     Args:
@@ -55,7 +75,7 @@ def opened_pipe(number: int, what: str, timeout: float, stopped: Callable[[], bo
         StreamRPNError: nobody wrote.
         Interrupted: it is not wanted any more.
     """
-    pipe = _Pipe(number, stopped)
+    pipe = Pipe(number, stopped)
     end = time.monotonic() + timeout
     while not pipe.wait(POLL_SECONDS):
         if stopped() or time.monotonic() > end:
@@ -63,4 +83,4 @@ def opened_pipe(number: int, what: str, timeout: float, stopped: Callable[[], bo
             if stopped():
                 raise Interrupted
             raise StreamRPNError(f"{what} that nobody wrote to for {timeout:g} s")
-    return cast(BinaryIO, io.BufferedReader(pipe))
+    return pipe

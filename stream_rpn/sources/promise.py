@@ -137,7 +137,7 @@ class Promise:
         with path.open("rb") as file:
             if "mp4" in self._format:
                 size = file.seek(0, 2)
-                return sum(name == b"moov" for name, _ in _boxes(file, size)) > 1
+                return sum(name == b"moov" for name, _ in boxes(file, size)) > 1
             if self._format == "flv" and self._last is not None and self._last.pos is not None:
                 file.seek(self._last.pos + self._last.size)
                 return _FLV_HEAD.search(file.read(1 << 20)) is not None
@@ -294,19 +294,18 @@ def _mpegts(file: BinaryIO, size: int) -> bool | None:
     return None
 
 
-def lacks_index(path: Path) -> bool:
+def lacks_index(file: BinaryIO) -> bool:
     """Tells whether a file is an MP4 or MOV without a whole index (`moov`)."""
-    size = path.stat().st_size
+    size = file.seek(0, 2)
     is_mp4 = False
-    with path.open("rb") as file:
-        for name, end in _boxes(file, size):
-            if name == b"moov" and end <= size:
-                return False
-            is_mp4 = is_mp4 or name in (b"ftyp", b"mdat")
+    for name, end in boxes(file, size):
+        if name == b"moov" and end <= size:
+            return False
+        is_mp4 = is_mp4 or name in (b"ftyp", b"mdat")
     return is_mp4
 
 
-def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
+def boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
     """Yields name and end of the outer boxes of an MP4 or MOV, up to what is none."""
     position = 0
     for _ in range(_MOST_BOXES):
@@ -328,7 +327,7 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
 def _mp4(file: BinaryIO, size: int) -> bool | None:
     """The last outer box of a file in fragments, whose index tells of those only that came."""
     names, end = set(), 0
-    for name, end in _boxes(file, size):  # noqa: B007
+    for name, end in boxes(file, size):  # noqa: B007
         names.add(name)
     return end > size or 0 < size - end < 8 if b"moof" in names else None
 

@@ -20,6 +20,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.limits import MAX_PIXELS
+from stream_rpn.log import log
 from stream_rpn.sources.file import FileSource
 from stream_rpn.sources.source import Source
 
@@ -241,6 +242,7 @@ def open_synthetic(
     max_pixels: int = MAX_PIXELS,
     open_timeout: float = 30.0,
     stopped: Callable[[], bool] = lambda: False,
+    notice: Callable[[str], None] = log.warning,
 ) -> Source:
     """Opens a clip that is made as it is read; see `sources.open_source`."""
     video = SyntheticVideo.parse(uri)
