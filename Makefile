@@ -2,6 +2,7 @@
 #   make run VIDEO=path     make a venv, install, run the main job (a synthetic clip without VIDEO)
 #   make test               make the venvs, lint, check types, run every test
 #   make test-interop       open results with the tools of others, in an environment of their own
+#   make docs               build the documentation as a site, in site/
 # and on a machine that has nothing else to do:
 #   make bench              measure every CPU table anew, within 15 minutes on two cores
 PYTHON ?= python3
@@ -10,8 +11,9 @@ OUT ?= annotated.mp4
 VENV := .venv
 OLDEST := .venv-oldest
 INTEROP := .venv-interop
+DOCS := .venv-docs
 
-.PHONY: run test lint test-main test-interpreted test-oldest test-furthest test-processors test-interop bench clean
+.PHONY: run test lint test-main test-interpreted test-oldest test-furthest test-processors test-interop docs bench clean
 
 run: $(VENV)/.installed
 	$(VENV)/bin/stream-rpn "$(VIDEO)" --overwrite -o "{stem}.proposals.jsonl" -o "$(OUT)"
@@ -95,6 +97,15 @@ $(INTEROP)/.installed: Makefile
 		pycocotools supervision datumaro label-studio-sdk fiftyone
 	touch $@
 
+# Every link is checked, and what cannot be resolved fails.
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+
+$(DOCS)/.installed: docs/requirements.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --requirement docs/requirements.txt
+	touch $@
+
 # Others that are not installed are skipped by name: pip install opencv-python-headless torchcodec
 # ultralytics in the environment first to have them beside.
 BENCH := $(VENV)/bin/python -m bench
@@ -106,4 +117,4 @@ bench: $(VENV)/.installed-dev
 	$(BENCH).readme
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(INTEROP) build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(INTEROP) $(DOCS) site build dist *.egg-info
