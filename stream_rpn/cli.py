@@ -8,14 +8,14 @@ SIGTERM, 129 after SIGHUP, 1 a bug.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from stream_rpn.commands import COMMANDS, config
-from stream_rpn.commands.progress import complain, let_messages_fail
+from stream_rpn.commands.parser import Parser
+from stream_rpn.commands.progress import complain, let_messages_fail, under_way
 from stream_rpn.commands.signals import unwind_on_signals
 from stream_rpn.commands.stream import stream_parser
 
@@ -52,9 +52,7 @@ def _fill_closed_streams() -> None:
 def _subcommand(name: str, argv: Sequence[str]) -> int:
     module_name, summary = COMMANDS[name]
     module = importlib.import_module(module_name)
-    parser = argparse.ArgumentParser(
-        prog=f"stream-rpn {name}", description=summary + ".", allow_abbrev=False
-    )
+    parser = Parser(prog=f"stream-rpn {name}", description=f"{summary[0].upper()}{summary[1:]}.")
     module.add_arguments(parser)
     arguments = parser.parse_args(argv)
     return _reporting(lambda: module.run(arguments))
@@ -66,9 +64,17 @@ def _stream(argv: Sequence[str]) -> int:
     end = argv.index("--") if "--" in argv else len(argv)
     names = [f"./{n}" if n.startswith("-") and n != "-" else n for n in argv[end + 1 :]]
     arguments = config.parse(stream_parser, [*argv[:end], *names])
-    from stream_rpn.commands import runner
 
-    return _reporting(lambda: runner.run(config.completed(arguments, stream_parser())))
+    def run() -> int:
+        from stream_rpn.commands.checks import check_stream
+
+        wanted = config.completed(arguments, stream_parser())
+        check_stream(wanted)
+        with under_way(f"loading {wanted.model}", quiet=wanted.quiet):
+            from stream_rpn.commands import runner
+        return runner.run(wanted)
+
+    return _reporting(run)
 
 
 def _reporting(command: Callable[[], int]) -> int:

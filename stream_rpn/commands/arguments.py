@@ -5,12 +5,19 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
+from collections.abc import Callable
 from typing import Any
 
+from stream_rpn.engines import ENGINES
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.sources.select import parse_time
 
 DEFAULT_TOP = 300
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 def add_model_arguments(
@@ -19,6 +26,7 @@ def add_model_arguments(
     several: bool = False,
     computed: bool = True,
     batch: str | None = "auto",
+    batch_type: Callable[[str], Any] | None = None,
     batch_help: str = "frames per call of torch, or auto",
 ) -> None:
     """Adds the options that say which model runs, and where.
@@ -28,35 +36,47 @@ def add_model_arguments(
         several: `--model` may be given more than once; and frames are not batched.
         computed: whether it may be said what computes, and in which number format.
         batch: the default of `--batch`.
-        batch_help: what is said of `--batch`.
+        batch_type: what its value must be: a number from 1 up or auto, unless given.
+        batch_help: what is said of it.
     """
     from stream_rpn.models import DEFAULT_MODEL
 
     model = parser.add_argument_group("model")
-    help_text = f"a model of `stream-rpn models` or a checkpoint file (default: {DEFAULT_MODEL})"
+    help_text = "a model of `stream-rpn models` or a checkpoint file"
     if several:
         model.add_argument(
             "--model",
             action="append",
             default=[],
             metavar="NAME|FILE",
-            help=f"{help_text}; repeatable",
+            help=f"{help_text}; repeatable (default: {DEFAULT_MODEL})",
         )
     else:
         model.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME|FILE", help=help_text)
     model.add_argument(
-        "--weights", metavar="FILE", help="a checkpoint, or 'random' to measure speed only"
+        "--weights",
+        metavar="FILE",
+        help="a checkpoint, or 'random' to measure speed only (default: the model's own)",
     )
     if computed:
-        model.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
-        model.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+        model.add_argument(
+            "--device", type=device, default="auto", help="auto, cuda, cuda:N, mps or cpu"
+        )
+        model.add_argument("--dtype", choices=DTYPES, default="auto", help="the number format")
     if computed and not several:
         model.add_argument(
             "--engine",
+            choices=ENGINES,
             default="auto",
-            help="auto (OpenVINO on a CPU, where it can), torch or openvino",
+            help="what computes; auto: OpenVINO on a CPU, where it can, else torch",
         )
-        model.add_argument("--batch", default=batch, metavar="N", help=batch_help)
+        model.add_argument(
+            "--batch",
+            type=batch_type or count_or_auto,
+            default=batch,
+            metavar="N",
+            help=batch_help,
+        )
     if not several:
         model.add_argument(
             "--threads",
@@ -65,7 +85,10 @@ def add_model_arguments(
             help="cores to compute on, on a CPU (default: all that this process may use)",
         )
     model.add_argument(
-        "--size", type=positive, metavar="PX", help="shorter side of the network's input"
+        "--size",
+        type=positive,
+        metavar="PX",
+        help="shorter side of the network's input (default: the model's, see `stream-rpn models`)",
     )
 
 
@@ -111,7 +134,11 @@ def _enough(arguments: argparse.Namespace) -> int:
 
 def count_or_auto(text: str) -> int | str:
     """Returns "auto", or the whole number from 1 up that an argument stands for."""
-    return text if text == "auto" else positive(text)
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be auto or a number from 1 up, got '{text}'")
+    return int(text)
 
 
 def positive(text: str) -> int:
@@ -131,12 +158,40 @@ def natural(text: str) -> int:
 
 def rate(text: str) -> float:
     """Returns the finite number above 0 that an argument stands for."""
+    return _number(text, "above 0", lambda value: 0 < value < math.inf)
+
+
+def device(text: str) -> str:
+    """Returns the name of a device, which need not be there."""
+    if not _DEVICE.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"there is no device '{text}'; choose auto, cpu, cuda, cuda:N or mps"
+        )
+    return text
+
+
+def share(text: str) -> float:
+    """Returns the number from 0 to 1 that an argument stands for."""
+    return _number(text, "from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def overlap(text: str) -> float:
+    """Returns the number above 0 up to 1 that an argument stands for."""
+    return _number(text, "above 0, at most 1", lambda value: 0 < value <= 1)
+
+
+def length(text: str) -> float:
+    """Returns the finite number from 0 up that an argument stands for."""
+    return _number(text, "from 0 up", lambda value: 0 <= value < math.inf)
+
+
+def _number(text: str, what: str, fits: Callable[[float], bool]) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got '{text}'")
+        value = math.nan
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"must be a number {what}, got '{text}'")
     return value
 
 
@@ -170,6 +225,14 @@ def numbers(text: str) -> list[float]:
         ) from None
 
 
+def lengths(text: str) -> list[float]:
+    """Returns the finite numbers above 0 that an argument lists, separated by commas."""
+    values = numbers(text)
+    if not all(0 < value < math.inf for value in values):
+        raise argparse.ArgumentTypeError(f"must be numbers above 0, got '{text}'")
+    return values
+
+
 # By recall and precision on COCO (`python -m bench.presets`): `annotate` balances them best (F1 at
 # IoU 0.5), its `top` bounds crowded pictures only; `recall` has the highest AR@1000, of NMS 0.5 to
 # 0.8. They were chosen on the images that their numbers are told of.
@@ -183,21 +246,39 @@ _PROPOSAL_OPTIONS: dict[str, dict[str, Any]] = {
     "top": {
         "type": count_or_auto,
         "metavar": "N|auto",
-        "help": "proposals per frame (300); auto: as many as find 95 %% of what 1,000 find",
+        "help": "proposals per frame; auto: as many as find 95 %% of what 1,000 find "
+        f"(default: {DEFAULT_TOP})",
     },
-    "pre-nms": {"type": positive, "metavar": "N", "help": "candidates per level before NMS"},
-    "nms": {"type": float, "metavar": "T", "help": "IoU above which NMS suppresses"},
-    "score-thresh": {"type": float, "metavar": "T", "help": "least score kept"},
-    "min-size": {"type": float, "metavar": "PX", "help": "least side kept, in network pixels"},
+    "pre-nms": {
+        "type": positive,
+        "metavar": "N",
+        "help": "candidates per level before NMS (default: the model's, 5000 for nanodet_m)",
+    },
+    "nms": {
+        "type": overlap,
+        "metavar": "T",
+        "help": "IoU above which NMS suppresses (default: 0.7)",
+    },
+    "score-thresh": {
+        "type": share,
+        "metavar": "T",
+        "help": "least score kept (default: 0; 0.05 for mobilenet_…)",
+    },
+    "min-size": {
+        "type": length,
+        "metavar": "PX",
+        "help": "least side kept, in network pixels (default: 0.001)",
+    },
     "anchor-sizes": {
-        "type": numbers,
+        "type": lengths,
         "metavar": "A,B,…",
-        "help": "other anchor sizes, as many as the model has per level or in all",
+        "help": "other anchor sizes, as many as the model has per level or in all (default: the "
+        "model's, see `stream-rpn models`)",
     },
     "anchor-ratios": {
-        "type": numbers,
+        "type": lengths,
         "metavar": "A,B,…",
-        "help": "other ratios height/width, as many as the model has",
+        "help": "other ratios height/width, as many as the model has (default: the model's)",
     },
 }
 

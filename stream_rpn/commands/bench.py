@@ -8,27 +8,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from rich.table import Table
 
 from stream_rpn.commands.arguments import (
     add_model_arguments,
     add_proposal_arguments,
     load_options,
+    positive,
+    rate,
 )
+from stream_rpn.commands.checks import check_model, check_sources
 from stream_rpn.commands.outputs import check_file
+from stream_rpn.commands.parser import examples
 from stream_rpn.commands.progress import say
 from stream_rpn.commands.tables import print_table
-from stream_rpn.frame import StreamRPNError
 from stream_rpn.measure.plot import draw, new_figure
 from stream_rpn.queues import prefetch
 from stream_rpn.sinks.place import write_whole
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from stream_rpn.measure.stages import BatchReport, Part
 
 SOURCE = "synthetic:1920x1080@30,90"
@@ -40,12 +42,17 @@ PERCENTILES = ("p50_ms", "p95_ms", "p99_ms")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `stream-rpn bench`."""
+    parser.epilog = examples(
+        "stream-rpn bench video.mp4 --compare --json bench.json --png bench.png",
+        "stream-rpn bench --model tiny --device cuda --batch 1,8,32",
+    )
     parser.add_argument(
         "source", nargs="?", default=SOURCE, help=f"a video file (default: {SOURCE}, encoded first)"
     )
     add_model_arguments(
         parser,
         batch=None,
+        batch_type=_counts,
         batch_help=f"frames per call, several to compare: N,N,… (default: those of {BATCHES} that "
         "are quick)",
     )
@@ -60,13 +67,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also run what others would: the torchvision loop; OpenCV, TorchCodec and Ultralytics "
         "in front of the same model (those installed)",
     )
-    what.add_argument(
-        "--seconds", type=float, default=3.0, metavar="S", help="for each number (default: 3)"
-    )
+    what.add_argument("--seconds", type=rate, default=3.0, metavar="S", help="for each number")
     out = parser.add_argument_group("results")
     out.add_argument("--json", metavar="FILE", help="write all numbers")
     out.add_argument("--png", metavar="FILE", help="draw stages and scaling (needs matplotlib)")
     out.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+
+
+def _counts(text: str) -> str:
+    """Returns an argument as it is, if it lists numbers from 1 up."""
+    for part in text.split(","):
+        positive(part)
+    return text
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -78,8 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name in (arguments.json, arguments.png):
         if name is not None:
             check_file(name, [arguments.source], [], overwrite=arguments.overwrite)
-    if not 0 < arguments.seconds < math.inf:
-        raise StreamRPNError(f"--seconds must be a number above 0, got {arguments.seconds}")
+    check_sources([arguments.source])
+    check_model(arguments)
     if arguments.png is not None:
         new_figure(1, 1)  # says now, not after a minute, that matplotlib is missing
     from stream_rpn.measure.machine import describe_machine, machine
@@ -117,8 +129,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _titled(title: str) -> Table:
+    from rich.table import Table  # not at the top: `--help` does without
+
+    return Table(box=None, pad_edge=False, title=title, title_justify="left")
+
+
 def _stage_table(reports: list[BatchReport]) -> Table:
-    table = Table(box=None, pad_edge=False, title="Each part alone", title_justify="left")
+    table = _titled("Each part alone")
     table.add_column("batch")
     table.add_column("part")
     for heading in ("ms a frame", "p50", "p95", "p99", "CPU ms", "frames/s at most"):
@@ -145,7 +163,7 @@ def _stage_table(reports: list[BatchReport]) -> Table:
 
 
 def _whole_table(reports: list[BatchReport]) -> Table:
-    table = Table(box=None, pad_edge=False, title="The whole", title_justify="left")
+    table = _titled("The whole")
     table.add_column("")
     for report in reports:
         table.add_column(f"batch {report.batch}", justify="right")
@@ -185,7 +203,7 @@ def _percent(parts: list[Part], name: str) -> list[float | None]:
 
 def _peer_table(rows: list[dict[str, Any]], batch: int) -> Table:
     title = f"Others on the same file, weights and machine (batch {batch})"
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    table = _titled(title)
     table.add_column("")
     table.add_column("frames/s", justify="right")
     table.add_column("stream-rpn is faster by", justify="right")

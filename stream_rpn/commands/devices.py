@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from stream_rpn.commands.parser import examples
 from stream_rpn.commands.progress import complain
 from stream_rpn.sources.address import cameras
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds nothing: there is nothing to choose."""
+    parser.epilog = examples("stream-rpn devices", "stream-rpn webcam:1    # the second of them")
 
 
 def run(arguments: argparse.Namespace) -> int:

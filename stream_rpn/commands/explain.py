@@ -13,16 +13,18 @@ from stream_rpn.commands.arguments import (
     add_model_arguments,
     add_proposal_arguments,
     load_options,
+    moment,
     natural,
     numbers,
 )
+from stream_rpn.commands.checks import check_model, check_readable, check_sources
 from stream_rpn.commands.outputs import check_file
-from stream_rpn.commands.progress import say
+from stream_rpn.commands.parser import examples
+from stream_rpn.commands.progress import say, under_way
 from stream_rpn.commands.tables import print_table
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.sinks import check_place
 from stream_rpn.sinks.place import Folder, reason, write_whole
-from stream_rpn.sources.select import parse_time
 
 if TYPE_CHECKING:
     from stream_rpn.explanation.facts import Explanation
@@ -33,12 +35,19 @@ FACTS = "facts.json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `stream-rpn explain`."""
+    parser.epilog = examples(
+        "stream-rpn explain video.mp4 --time 12 --at 300,200    # why this box, and not that one",
+        "stream-rpn explain picture.jpg --gt instances.json -o report.html",
+    )
     parser.add_argument("source", metavar="SOURCE", help="a video, a picture, a folder of pictures")
     which = parser.add_argument_group("what is looked at")
     frame = which.add_mutually_exclusive_group()
-    frame.add_argument("--frame", type=natural, metavar="N", help="the frame, from 0 (0)")
+    frame.add_argument("--frame", type=natural, metavar="N", help="the frame, from 0 (default: 0)")
     frame.add_argument(
-        "--time", metavar="T", help="the first frame from then on (seconds or HH:MM:SS)"
+        "--time",
+        type=moment,
+        metavar="T",
+        help="the first frame from then on (seconds or HH:MM:SS)",
     )
     which.add_argument(
         "--at",
@@ -81,23 +90,27 @@ def run(arguments: argparse.Namespace) -> int:
         StreamRPNError: something cannot be read or written, or does not fit.
     """
     output: str | None = arguments.output
-    time = None if arguments.time is None else parse_time(arguments.time)
+    check_sources([arguments.source])
+    check_model(arguments)
+    check_readable(arguments.gt, "--gt")
+    time = arguments.time
     if output is not None:
         _check(output, arguments.source, overwrite=arguments.overwrite)
 
-    from stream_rpn.explanation.explain import explain
-
     def facts() -> Explanation:
-        return explain(
-            arguments.source,
-            model=arguments.model,
-            frame=arguments.frame,
-            time=time,
-            at=arguments.at,
-            gt=arguments.gt,
-            threads=arguments.threads,
-            **load_options(arguments),
-        )
+        with under_way(f"explaining {arguments.source}", quiet=arguments.quiet):
+            from stream_rpn.explanation.explain import explain
+
+            return explain(
+                arguments.source,
+                model=arguments.model,
+                frame=arguments.frame,
+                time=time,
+                at=arguments.at,
+                gt=arguments.gt,
+                threads=arguments.threads,
+                **load_options(arguments),
+            )
 
     if output is None:
         from stream_rpn.explanation import terminal

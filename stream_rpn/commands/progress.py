@@ -9,7 +9,8 @@ import io
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -149,7 +150,32 @@ _CONTROLS = {code: "�" for code in (*range(32), *range(127, 160)) if chr(code)
 
 def say(text: str) -> None:
     """Prints on standard error, without control characters."""
+    _clear()
     print(text.translate(_CONTROLS), file=sys.stderr, flush=True)
+
+
+_passing = False
+
+
+@contextmanager
+def under_way(what: str, *, quiet: bool = False) -> Iterator[None]:
+    """Shows on a terminal what is being done, until it is or something else is to be said."""
+    global _passing
+    if not quiet and sys.stderr.isatty():
+        _clear()
+        print(f"{what.translate(_CONTROLS)} …", end="", file=sys.stderr, flush=True)
+        _passing = True
+    try:
+        yield
+    finally:
+        _clear()
+
+
+def _clear() -> None:
+    global _passing
+    if _passing:
+        _passing = False
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 class _Convenience(io.FileIO):

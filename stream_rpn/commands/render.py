@@ -12,6 +12,7 @@ import numpy as np
 
 from stream_rpn.commands.arguments import natural
 from stream_rpn.commands.outputs import resolve_outputs
+from stream_rpn.commands.parser import examples
 from stream_rpn.commands.progress import say
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.results import Results, read
@@ -21,6 +22,10 @@ from stream_rpn.sources import open_source
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `stream-rpn render`."""
+    parser.epilog = examples(
+        "stream-rpn render video.proposals.jsonl video.mp4 -o top50.mp4 --draw 50",
+        "stream-rpn render video.parquet video.mp4 -o sure.mp4 --score-thresh 0.5",
+    )
     parser.add_argument("results", metavar="RESULTS", help="a result file, e.g. video.jsonl")
     parser.add_argument("video", metavar="VIDEO", help="the video that the results are of")
     parser.add_argument(

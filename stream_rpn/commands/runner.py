@@ -17,7 +17,7 @@ from stream_rpn import api
 from stream_rpn.commands import signals
 from stream_rpn.commands.arguments import load_options
 from stream_rpn.commands.outputs import Output, OutputInUse, check_file, resolve_outputs
-from stream_rpn.commands.progress import Progress, complain, expected_results, say
+from stream_rpn.commands.progress import Progress, complain, expected_results, say, under_way
 from stream_rpn.commands.summary import describe, run_summary, source_summary
 from stream_rpn.commands.wanted import Wanted, together, wanted
 from stream_rpn.frame import DropKind, DropReason, Proposals, StreamRPNError
@@ -137,9 +137,10 @@ class _Run:
                 if not output.opens_at_once:
                     output.claim()
             with signals.handled_by(self._leave):
-                self.pipeline = _load(self.arguments, images=self.images)
-            with signals.handled_by(self._stop):
                 self._open_at_once()
+                with under_way(f"loading {self.arguments.model}", quiet=self.quiet):
+                    self.pipeline = _load(self.arguments, images=self.images)
+            with signals.handled_by(self._stop):
                 if self.together:
                     self._run_together()
                 else:

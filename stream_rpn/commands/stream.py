@@ -16,10 +16,20 @@ from stream_rpn.commands.arguments import (
     positive,
     rate,
 )
+from stream_rpn.commands.parser import Parser, examples
 from stream_rpn.limits import MAX_PIXELS
 from stream_rpn.tracking import TRACKERS, TrackSpec
 
+EXAMPLES = examples(
+    "stream-rpn video.mp4                                   # video.proposals.jsonl",
+    "stream-rpn 'clips/*.mp4' -o '{stem}.csv' -o '{stem}-boxes.mp4'   # two files for each",
+    "stream-rpn rtsp://camera/1 --serve 8000                # a camera, in the browser",
+    "cat video.mp4 | stream-rpn - -o - | jq 'select(.boxes)'",
+)
+
 EPILOG = """\
+{examples}
+
 subcommands:
 {commands}
   (a file of such a name is given as ./NAME; `stream-rpn NAME --help` for each)
@@ -31,6 +41,7 @@ sources:
   rtsp://, rtmp://, udp://, http(s):// (MJPEG, HLS), a named pipe; with one of them, or --realtime,
   all sources run at a time
   @FILE: those that a text file lists, one a line
+  of a web page (YouTube): yt-dlp -q -f bv -o - URL | stream-rpn -
 
 outputs, by extension; several may be given:
   .jsonl .jsonl.gz .parquet .npz .csv .mot.txt         data
@@ -66,13 +77,10 @@ def tracker(text: str) -> str:
 def stream_parser() -> argparse.ArgumentParser:
     """Returns the parser of `stream-rpn SOURCE …`."""
     commands = "\n".join(f"  {name:<8} {summary}" for name, (_, summary) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="stream-rpn",
         description="Video in, region proposals out.",
-        epilog=EPILOG.format(commands=commands),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        # A script's shortened option would change its meaning when another option is added.
-        allow_abbrev=False,
+        epilog=EPILOG.format(commands=commands, examples=EXAMPLES),
     )
     parser.add_argument("--version", action="version", version=f"stream-rpn {__version__}")
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help="what to read, see below")
@@ -98,7 +106,7 @@ def stream_parser() -> argparse.ArgumentParser:
         "--draw-fps",
         type=rate,
         metavar="F",
-        help="pictures a second, where annotated video is of pictures (25)",
+        help="pictures a second, where annotated video is of pictures (default: 25)",
     )
     out.add_argument("--crops", type=natural, default=10, metavar="N", help="crops per frame")
     out.add_argument(

@@ -2,27 +2,55 @@
 
 from __future__ import annotations
 
-from rich.console import Console, RenderableType
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
 
 from stream_rpn.frame import StreamRPNError
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        # Not rich's exit with 1, which would say that something went wrong.
-        raise BrokenPipeError
+# A pipe has no width; nothing is folded there.
+_PIPE_WIDTH = 320
 
 
 def print_table(table: RenderableType) -> None:
-    """Prints tables on standard output; a pipe has no width, so nothing is folded there.
+    """Prints tables on standard output: as wide as the terminal, elsewhere without any padding.
 
     Raises:
         StreamRPNError: standard output cannot be written.
     """
-    console = _Console()
+    # Not at the top: `--help` does without.
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    with console.capture() as capture:
+        console.print(table)
+    text = capture.get()
+    if not console.is_terminal:
+        text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+    _print(text)
+
+
+def print_json(value: Any) -> None:
+    """Prints a value on standard output as JSON.
+
+    Raises:
+        StreamRPNError: standard output cannot be written.
+    """
+    _print(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _print(text: str) -> None:
     try:
-        _Console(width=None if console.is_terminal else 320).print(table)
+        print(text, end="", flush=True)
     except BrokenPipeError:
         raise
     except OSError as error:
+        # What could not be written must not be tried again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise StreamRPNError(f"cannot write standard output: {error.strerror}") from error

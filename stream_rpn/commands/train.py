@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stream_rpn.commands.arguments import split_paths
-from stream_rpn.commands.progress import PLAIN_SECONDS, complain, say
+from stream_rpn.commands.arguments import device, positive, split_paths
+from stream_rpn.commands.checks import check_readable
+from stream_rpn.commands.parser import examples
+from stream_rpn.commands.progress import PLAIN_SECONDS, complain, say, under_way
 from stream_rpn.commands.signals import Signals
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.training.config import ASSIGNMENTS, OPTIMIZERS, Augmentation, TrainConfig
@@ -61,10 +64,15 @@ _RECALL = ("AR@10", "AR@100", "AR@1000", "R50@100", "R50@1000")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `stream-rpn train`."""
-    parser.epilog = (
+    parser.epilog = textwrap.fill(
         "Beside MODEL.safetensors lie MODEL.recipe.toml, the options that were used, and "
         "MODEL.training/ with the last checkpoint, metrics.jsonl, curves.png and, where "
-        "TensorBoard is installed, its events. Ctrl-C once measures and writes what there is."
+        "TensorBoard is installed, its events. Ctrl-C once measures and writes what there is.",
+        width=80,
+    )
+    parser.epilog += "\n\n" + examples(
+        "stream-rpn train --annotations boxes.json --images pictures/ -o mine.safetensors",
+        "stream-rpn train -o mine.safetensors --resume --epochs 60    # goes on, and for longer",
     )
     data = parser.add_argument_group("data")
     data.add_argument("--annotations", metavar="COCO.json", help="boxes of the images; required")
@@ -136,12 +144,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in {**_NUMBERS, **_AUGMENTATION}.items():
         _add(recipe, name, text)
     run = parser.add_argument_group("run")
-    run.add_argument(
-        "--device", default="auto", help="auto, cuda, cuda:N, mps or cpu (default: auto)"
-    )
+    run.add_argument("--device", type=device, default="auto", help="auto, cuda, cuda:N, mps or cpu")
     run.add_argument(
         "--workers",
-        type=int,
+        type=positive,
         metavar="N",
         help="threads that read images (default: as many as there are cores)",
     )
@@ -181,8 +187,11 @@ def run(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     if not arguments.resume:
         _refuse_to_replace(config, overwrite=arguments.overwrite)
-    from stream_rpn import compute
-    from stream_rpn.training.loop import train
+    check_readable(config.annotations, "--annotations")
+    check_readable(config.val_annotations or None, "--val-annotations")
+    with under_way("loading torch", quiet=arguments.quiet):
+        from stream_rpn import compute
+        from stream_rpn.training.loop import train
 
     config = replace(config, device=str(compute.choose_device(arguments.device)))
     display: AbstractContextManager[Any] = nullcontext()

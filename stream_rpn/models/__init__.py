@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stream_rpn.frame import StreamRPNError
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from stream_rpn.rpn import RPN
 
 DEFAULT_MODEL = "nanodet_m"
+
+CHECKPOINTS = (".safetensors", ".pt", ".pth", ".pkl")
+"""Endings of files with weights."""
 
 
 @dataclass(frozen=True)
@@ -182,3 +186,41 @@ def find(name: str) -> ModelEntry:
     if name not in MODELS:
         raise StreamRPNError(f"there is no model '{name}'; known models: {', '.join(MODELS)}")
     return MODELS[name]
+
+
+def check(model: str, weights: str | Path | None = None) -> None:
+    """Checks that there is such a model, and the file of its weights, without reading any.
+
+    Args:
+        model: as `stream_rpn.load` takes it.
+        weights: as `stream_rpn.load` takes them.
+
+    Raises:
+        StreamRPNError: there is not, or `model` is a file and `weights` are another.
+    """
+    if is_checkpoint(model):
+        if weights is not None:
+            raise StreamRPNError(
+                f"--model {model} is a checkpoint already; name the architecture with --model NAME "
+                f"to load {weights} into it"
+            )
+        check_file(model)
+    else:
+        find(model)
+        if weights is not None and str(weights) != "random":
+            check_file(weights)
+
+
+def is_checkpoint(model: str) -> bool:
+    """Tells whether `model` is a file of weights, and not a name of the table."""
+    return model not in MODELS and (model.endswith(CHECKPOINTS) or Path(model).is_file())
+
+
+def check_file(path: str | Path) -> None:
+    """Checks that a file of weights is there.
+
+    Raises:
+        StreamRPNError: it is not.
+    """
+    if not Path(path).is_file():
+        raise StreamRPNError(f"there is no checkpoint file '{path}'")

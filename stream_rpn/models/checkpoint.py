@@ -34,8 +34,6 @@ from stream_rpn.models.detectron2_fpn import from_detectron2, is_detectron2
 from stream_rpn.pickles import read_arrays
 from stream_rpn.rpn import RPN, fold_batch_norms
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".pkl")
-
 # Under which training scripts keep the weights beside an optimizer and the like.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights", "checkpoint")
 
@@ -91,12 +89,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def _load_model(model: str, weights: str | Path | None) -> RPN:
-    if model not in models.MODELS and (model.endswith(SUFFIXES) or Path(model).is_file()):
-        if weights is not None:
-            raise StreamRPNError(
-                f"--model {model} is a checkpoint already; name the architecture with --model NAME "
-                f"to load {weights} into it"
-            )
+    models.check(model, weights)
+    if models.is_checkpoint(model):
         state, metadata = read_checkpoint(model)
         name = metadata.get("model") or _recognise(state, model)
         rpn = models.find(name).build()
@@ -148,8 +142,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
         StreamRPNError: missing, cut off, no checkpoint, or a pickle that holds more than tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise StreamRPNError(f"there is no checkpoint file '{path}'")
+    models.check_file(path)
     metadata: dict[str, str] = {}
     try:
         if path.suffix == ".safetensors":

@@ -36,6 +36,7 @@ __all__ = [
     "ReaderGone",
     "Sink",
     "SinkOptions",
+    "check_name",
     "check_place",
     "is_file",
     "load_member",
@@ -80,6 +81,16 @@ def sink_class_of(spec: str) -> type[Sink]:
     Raises:
         StreamRPNError: none has such a name.
     """
+    sink_class: type[Sink] = load_member(check_name(spec))
+    return sink_class
+
+
+def check_name(spec: str) -> str:
+    """Returns the sink that an output's name stands for, as "module:name".
+
+    Raises:
+        StreamRPNError: none has such a name.
+    """
     sink = sink_of(spec)
     if not sink:
         meant = " or ".join(map(repr, near_misses(spec)))
@@ -89,8 +100,7 @@ def sink_class_of(spec: str) -> type[Sink]:
             + f" are {', '.join(ENDINGS)}, '-', 'null' and what begins with "
             f"{', '.join([*FOLDERS, *(scheme for scheme in SCHEMES if scheme != 'serve:')])}"
         )
-    sink_class: type[Sink] = load_member(sink)
-    return sink_class
+    return sink
 
 
 def check_place(name: str, *, overwrite: bool, in_place: bool) -> None:
