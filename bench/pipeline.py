@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,11 @@ class Side:
     turns: list[Turn] = field(default_factory=list)
 
 
-def ours(pipeline: Pipeline, clip: str, out: str, frames: int) -> Turn:
-    """Runs the product's own pipeline and sink."""
-    selection = Selection(max_frames=frames)
+def ours(
+    pipeline: Pipeline, clip: str, out: str, frames: int, *, selection: Selection | None = None
+) -> Turn:
+    """Runs the product's own pipeline and sink over the first frames of the clip."""
+    selection = replace(selection or Selection(), max_frames=frames)
     with Meter() as meter, pipeline.open(clip, selection) as stream:
         header = sinks.make_header(stream.info, **pipeline.provenance(selection))
         with sinks.open_sink(out, overwrite=True) as sink:

@@ -20,6 +20,7 @@ from stream_rpn.pipeline import Pipeline
 from stream_rpn.sources.given import Given, One, resolve
 from stream_rpn.sources.select import Selection
 from stream_rpn.tracking import TrackSpec
+from stream_rpn.views import ViewSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,6 +138,7 @@ def open_pipeline(
     gate: str | float = "off",
     gate_hold: float = HOLD_SECONDS,
     track: str | bool | None = None,
+    selections: Sequence[Selection] = (),
     **load_options: Unpack[LoadOptions],
 ) -> Pipeline:
     """Returns a pipeline of a model; for OpenVINO without torch, where its graph is there already.
@@ -153,6 +155,7 @@ def open_pipeline(
         gate: see `stream`.
         gate_hold: see `stream`.
         track: see `stream`.
+        selections: see `Pipeline`.
         **load_options: see `load`.
 
     Raises:
@@ -178,6 +181,7 @@ def open_pipeline(
         threads=threads,
         gate=gate_spec,
         track=track_spec,
+        selections=selections,
     )
 
 
@@ -219,6 +223,10 @@ def stream(
     gate: str | float = "off",
     gate_hold: float = HOLD_SECONDS,
     track: str | bool | None = None,
+    region: str | Path | Sequence[Any] | None = None,
+    mask: str | Path | np.ndarray | None = None,
+    region_crop: bool = False,
+    tile: str | int | tuple[int, int] | None = None,
     start: float | None = None,
     end: float | None = None,
     stride: int = 1,
@@ -262,6 +270,14 @@ def stream(
         track: follow objects, each source's by themselves: `track_ids` of results are set. True is
             ByteTrack; others are named in `stream_rpn.tracking.TRACKERS`. Needs the library
             trackers, `pip install 'stream-rpn[track]'`.
+        region: keep proposals whose centres lie in a polygon: points (x, y), numbers x, y, x, y, …
+            or "x,y,x,y,…", in pixels of the displayed frame, or in shares of its size where none is
+            above 1; or the name of a file with such lines; or several of these.
+        mask: keep proposals whose centres lie where this picture, or array [H, W], is white.
+        region_crop: show the network the rectangle around region and mask only, so that small
+            things grow.
+        tile: look at overlapping tiles beside the whole: "auto", "3x2" (columns and rows), 3 or
+            (3, 2); None for none.
         start: seconds from the first timestamp.
         end: seconds from the first timestamp, exclusive.
         stride: use every stride-th frame.
@@ -283,6 +299,17 @@ def stream(
         ValueError: a frame is no picture by its shape or its numbers.
     """
     found = resolve(source, fps)
+    selection = Selection(
+        start,
+        end,
+        stride,
+        fps,
+        max_frames,
+        video_stream,
+        decoder,
+        max_pixels,
+        ViewSpec.parse(region, mask, region_crop, tile),
+    )
     pipeline = open_pipeline(
         model,
         engine=engine,
@@ -295,9 +322,9 @@ def stream(
         gate=gate,
         gate_hold=gate_hold,
         track=track,
+        selections=[selection],
         **load_options,
     )
-    selection = Selection(start, end, stride, fps, max_frames, video_stream, decoder, max_pixels)
     policy = policy or multistream.LivePolicy()
     if policy.realtime or any(isinstance(one, str) and sources.is_live(one) for one in found):
         with multistream.LiveStreams(pipeline, found, selection, policy) as streams:

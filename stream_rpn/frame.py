@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from stream_rpn.pictures import Picture
+    from stream_rpn.views import ViewSpec
 
 
 class StreamRPNError(Exception):
@@ -204,6 +205,7 @@ class Frame:
             whose frames are never dropped.
         source_index: which of the sources that run together, from 0.
         mirrored: whether `image` was mirrored left to right when it was decoded.
+        view: what is looked at of it; None for all.
     """
 
     index: int
@@ -220,6 +222,7 @@ class Frame:
     arrived: float | None = None
     source_index: int = 0
     mirrored: bool = False
+    view: ViewSpec | None = None
 
 
 class Proposal(NamedTuple):

@@ -98,6 +98,7 @@ class Gate:
         self._before = self._looked = np.zeros((0, 0), np.float32)
         self._looked_at = 0.0
         self._kind: object = None
+        self._inside: np.ndarray | None = None
 
     def looks(self, frame: Frame) -> bool:
         """Returns whether the network has to see `frame`; if so, later ones are held against it.
@@ -117,11 +118,14 @@ class Gate:
             self._kind = None
             return True
         kind = (frame.image.format.name, blocks.shape, frame.width, frame.height, frame.rotation,
-                frame.mirrored, frame.color)  # fmt: skip
+                frame.mirrored, frame.color, frame.view)  # fmt: skip
         looks = kind != self._kind or self._is_due(seconds)
-        if kind == self._kind:
+        if kind != self._kind:
+            self._inside = blocks_inside(frame, blocks.shape)
+        else:
             self._learn_noise(blocks)
-            looks = looks or self._spec.level < largest_change(blocks, self._looked, self._noise)
+            change = largest_change(blocks, self._looked, self._noise, self._inside)
+            looks = looks or self._spec.level < change
         self._before, self._kind = blocks, kind
         if looks:
             self._looked, self._looked_at = blocks, seconds
@@ -139,15 +143,22 @@ class Gate:
         self._noise += max(LEARNING, 1 / self._steps) * (noise - self._noise)
 
 
-def largest_change(blocks: np.ndarray, others: np.ndarray, noise: float) -> float:
+def largest_change(
+    blocks: np.ndarray, others: np.ndarray, noise: float, inside: np.ndarray | None = None
+) -> float:
     """Returns the largest change between two pictures, in multiples of what counts as one.
 
     Args:
         blocks: [rows, columns] float32, means of a picture.
         others: the same of another one.
         noise: standard deviation of the difference of a block where nothing has changed.
+        inside: [rows, columns] bool, the blocks that count; all by default.
     """
-    change = _without_exposure(blocks, others)
+    if inside is None:
+        change = _without_exposure(blocks, others)
+    else:
+        change = np.zeros_like(blocks)
+        change[inside] = _without_exposure(blocks[inside], others[inside])
     largest = float(max(change.max(), -change.min())) / max(LEAST_CHANGE, OF_NOISE * noise)
     if min(change.shape) < 3:
         return largest
@@ -168,9 +179,7 @@ def block_means(frame: Frame) -> np.ndarray | None:
     image = frame.image
     plane = image.planes[0]
     item, white = _DEPTHS.get(image.format.name, (1, 255))
-    side = 1 << max(2, round(math.log2(image.width / BLOCKS)))
-    while side > min(image.width, image.height):
-        side //= 2
+    side = _block_side(image.width, image.height)
     if side < 4:
         return None
     rows, columns = image.height // side, image.width // side
@@ -200,6 +209,28 @@ def block_means(frame: Frame) -> np.ndarray | None:
     means: np.ndarray = sums.astype(np.float32)
     means *= np.float32(255 / white / SAMPLES)
     return means
+
+
+def blocks_inside(frame: Frame, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Returns which blocks touch the frame's region, [rows, columns] bool; None where all count."""
+    if frame.view is None or frame.view.region is None:
+        return None
+    displayed = frame.view.region.inside(frame.width, frame.height)
+    stored = np.rot90(displayed, frame.rotation // 90)
+    side = _block_side(frame.image.width, frame.image.height)
+    rows, columns = shape
+    stored = stored[: rows * side, : columns * side]
+    inside = np.asarray(stored.reshape(rows, side, columns, side).any(axis=(1, 3)))
+    # What lies in the pixels that are left over at the edges has no block.
+    return inside if inside.any() else None
+
+
+def _block_side(width: int, height: int) -> int:
+    """Returns the pixels of a block's side; fewer than four where a picture has none."""
+    side = 1 << max(2, round(math.log2(width / BLOCKS)))
+    while side > min(width, height):
+        side //= 2
+    return side
 
 
 def _without_exposure(blocks: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING, Self
@@ -23,6 +24,7 @@ class Model:
         weights: where they came from, None where nobody can tell.
         input_spec: how frames become its input.
         proposal_spec: how its outputs become proposals.
+        num_levels: of its feature maps.
     """
 
     name: str = "custom"
@@ -30,6 +32,15 @@ class Model:
     weights: Weights | None = None
     input_spec: InputSpec
     proposal_spec: ProposalSpec
+    num_levels: int
+
+    def keeping_all(self) -> Self:
+        """Returns a copy, with the same weights, that gives all that suppression leaves."""
+        kept = copy.copy(self)
+        spec = self.proposal_spec
+        everything = max(spec.post_nms_top_n, spec.pre_nms_top_n * self.num_levels)
+        kept.proposal_spec = replace(spec, post_nms_top_n=everything)
+        return kept
 
     def override(self, **changes: float | int | None) -> Self:
         """Changes fields of the proposal spec in place (None leaves one alone); returns self.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +21,7 @@ from stream_rpn.log import log
 from stream_rpn.model import Model
 from stream_rpn.network.gated import GatedNetwork
 from stream_rpn.network.network import Network
+from stream_rpn.network.viewed import ViewedNetwork
 from stream_rpn.queues import Closing, prefetch
 from stream_rpn.sources.given import Given
 from stream_rpn.sources.select import Selection
@@ -51,6 +52,10 @@ class Pipeline:
         threads: cores to compute on, on a CPU; by default all that this process may use.
         gate: how much a picture must change to be looked at; None looks at all.
         track: how objects are followed; None follows none.
+        selections: what will be asked of its sources, where that is more than which frames.
+
+    Raises:
+        StreamRPNError: what is asked for is not there, or does not go together.
 
     Attributes:
         model: as it is computed.
@@ -76,14 +81,22 @@ class Pipeline:
         threads: int | None = None,
         gate: GateSpec | None = None,
         track: TrackSpec | None = None,
+        selections: Sequence[Selection] = (),
     ) -> None:
         self.track = track
+        views = [one.view for one in selections if one.view is not None]
+        if features and any(view.cuts for view in views):
+            raise StreamRPNError(
+                "feature maps are those of whole frames; tiles and crops have none to attach"
+            )
         self.engine = choose_engine(engine, device=device, dtype=dtype, features=features)
         self.features = features
         self.images = images
         self.model = model
         if self.engine == "openvino":
             self.model, self.engine = _converted(model, required=engine == "openvino")
+        # What lies outside of a region must take no place of what lies inside.
+        regions = any(view.region is not None for view in views)
         if self.engine == "openvino":
             from stream_rpn.network.openvino import OpenVINONetwork
 
@@ -93,13 +106,24 @@ class Pipeline:
             if dtype == "auto":
                 self.dtype = "bfloat16" if native_bfloat16() else "float32"
             self.network: Network = OpenVINONetwork(
-                cast("Converted", self.model),
+                cast("Converted", self.model.keeping_all() if regions else self.model),
                 self.dtype,
                 threads or available_cores(),
                 images=images,
             )
         else:
-            self._compute_with_torch(cast("RPN", model), device, dtype, str(batch), threads)
+            rpn = cast("RPN", model)
+            self._compute_with_torch(
+                rpn.keeping_all() if regions else rpn, device, dtype, str(batch), threads
+            )
+        if views:
+            self.network = ViewedNetwork(
+                self.network,
+                self.model.input_spec,
+                self.model.proposal_spec,
+                self.batch,
+                images=images,
+            )
         self.gate = gate
         if gate is not None:
             self.network = GatedNetwork(self.network, gate, self.batch, images=images)
@@ -296,7 +320,8 @@ def parameters(
         "trained": model.trained,
         "input": asdict(model.input_spec),
         "proposals": asdict(model.proposal_spec),
-        "selection": asdict(selection),
+        "selection": selection.record(),
+        **({} if selection.view is None else {"view": selection.view.record()}),
         **({} if gate is None else {"gate": asdict(gate)}),
         **({} if track is None else {"tracking": asdict(track)}),
     }

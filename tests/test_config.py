@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from stream_rpn import cli
 from stream_rpn.commands import config
-from stream_rpn.commands.arguments import level, moment, natural, numbers, positive, rate
+from stream_rpn.commands.arguments import level, natural, numbers, positive, rate
 from stream_rpn.commands.stream import stream_parser, tracker
 from stream_rpn.commands.wanted import wanted
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.sources import address
 from stream_rpn.tracking import TRACKERS
+
+MASK = Path(__file__).resolve().parents[1] / "docs" / "car-detection.jpg"
 
 TEXTS = st.text(st.sampled_from("ab1 .:/@{}-=#,é"), min_size=1, max_size=12)
 COUNTS, RATES = st.integers(1, 10**6), st.floats(0.001, 1e6)
@@ -28,10 +30,18 @@ VALUES = {
     rate: RATES | COUNTS,
     float: st.floats(-1e3, 1e3) | st.integers(-9, 9),
     numbers: st.lists(st.floats(0.5, 999) | COUNTS, min_size=1, max_size=4),
-    moment: RATES | st.just("01:02:03.5") | st.times().map(lambda t: t.replace(microsecond=0)),
     level: st.sampled_from(["off", "auto"]) | RATES,
     tracker: st.booleans() | st.sampled_from([*TRACKERS]),
 }
+
+# What is checked later than by the parser.
+OF_NAME = {
+    "start": RATES | st.just("01:02:03.5") | st.times().map(lambda t: t.replace(microsecond=0)),
+    "region": st.lists(st.just("0,0,0.5,0,1,1") | st.just("1,2,3,4,5,6"), max_size=2),
+    "tile": st.sampled_from(["auto", "off", 2, "3x2"]),
+    "mask": st.just(str(MASK)),
+}
+OF_NAME["end"] = OF_NAME["start"]
 
 OPTIONS = {
     next(name[2:] for name in action.option_strings if name.startswith("--")): action
@@ -62,6 +72,8 @@ def toml(value: object) -> str:
 def option_values(draw):
     name = draw(st.sampled_from([*OPTIONS]))
     action = OPTIONS[name]
+    if name in OF_NAME:
+        return name, draw(OF_NAME[name])
     if action.nargs == 0:
         return name, draw(st.booleans())
     if action.choices:
@@ -171,12 +183,13 @@ def test_a_name_is_given_once():
 def test_what_is_no_configuration_is_refused(text):
     with pytest.raises(StreamRPNError, match=r"cameras\.toml"):
         read(text)
-    with pytest.raises(StreamRPNError, match="no such file|No such file"):
+    with pytest.raises(StreamRPNError, match="No such file"):
         parsed("--config", "nowhere.toml")
 
 
 def test_without_a_file_a_source_is_required(capsys):
-    assert pytest.raises(SystemExit, parsed).value.code == 2
+    with pytest.raises(SystemExit, match="2"):
+        parsed()
     assert "required: SOURCE" in capsys.readouterr().err
 
 
@@ -197,11 +210,11 @@ def test_secrets_of_the_environment_are_used_and_never_shown(monkeypatch):
 def test_each_source_has_its_own_options_and_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("cameras.toml").write_text(
-        "size = 96\ntop = 3\nrealtime = true\nquiet = true\noutput = '{stem}.jsonl'\n"
+        "size = 96\ntop = 3\nquiet = true\noutput = '{stem}.jsonl'\n"
         "[[source]]\nname = 'door'\naddress = 'synthetic:128x96@20,12'\nstride = 3\n"
         "[[source]]\nname = 'yard'\naddress = 'synthetic:96x64@20,12'\nmax-frames = 2\n"
     )
-    assert cli.main(["--config", "cameras.toml", "--max-age", "20"]) == 0
+    assert cli.main(["--config", "cameras.toml"]) == 0
     headers, counts = [], []
     for name in ("door", "yard"):
         header, *frames, _ = map(json.loads, Path(f"{name}.jsonl").read_text().splitlines())

@@ -11,7 +11,6 @@ from typing import Any
 
 from stream_rpn.engines import ENGINES
 from stream_rpn.frame import StreamRPNError
-from stream_rpn.sources.select import parse_time
 
 DEFAULT_TOP = 300
 
@@ -205,14 +204,6 @@ def level(text: str) -> str | float:
         raise argparse.ArgumentTypeError(
             f"must be off, auto or a number above 0, got '{text}'"
         ) from None
-
-
-def moment(text: str) -> float:
-    """Returns the seconds that an argument stands for: 12.5 or HH:MM:SS."""
-    try:
-        return parse_time(text)
-    except StreamRPNError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def numbers(text: str) -> list[float]:

@@ -21,7 +21,7 @@ from stream_rpn.frame import StreamRPNError
 from stream_rpn.sources.address import keep_secret
 
 # Whose options a source may have of its own: groups of the parser, by title.
-OF_A_SOURCE = ("frames", "connections")
+OF_A_SOURCE = ("frames", "regions", "connections")
 # What only the command line has.
 _NOT_IN_A_FILE = ("help", "version", "config")
 
@@ -62,6 +62,7 @@ def parse(
     if arguments.config is None and not arguments.sources:
         parser.error("the following arguments are required: SOURCE")
     arguments.given = vars(_only_given(new_parser()).parse_intermixed_args(argv))
+    del arguments.given["sources"]
     return arguments
 
 
@@ -78,7 +79,7 @@ def completed(arguments: argparse.Namespace, parser: argparse.ArgumentParser) ->
     Raises:
         StreamRPNError: the file cannot be read, or is wrong; the sentence names the line.
     """
-    given, tables = arguments.given, []
+    given, tables = arguments.given, list[_Table]()
     if arguments.config is not None:
         file = _File(arguments.config, _only_given(parser))
         arguments = _merged(arguments, file.options, given)
@@ -99,7 +100,7 @@ def _merged(first: argparse.Namespace, *others: dict[str, Any]) -> argparse.Name
     """Returns options of which later ones go before earlier ones."""
     merged = dict(vars(first))
     for other in others:
-        merged |= {name: value for name, value in other.items() if name != "sources"}
+        merged |= other
     return argparse.Namespace(**merged)
 
 
@@ -190,6 +191,9 @@ class _File:
         self, content: dict[str, Any], known: dict[str, argparse.Action], index: int | None
     ) -> dict[str, Any]:
         """Returns the values of options by the parser's names."""
+        # Not at the top: with PyAV behind it, which `--help` does without.
+        from stream_rpn.commands.wanted import check
+
         values: dict[str, Any] = {}
         for key, value in content.items():
             at = self._at(key, index)
@@ -197,8 +201,13 @@ class _File:
                 raise StreamRPNError(f"{at}: {self._unknown(key, known)}")
             self._where = f"{at}: {key!r}"
             arguments = [self._filled(a, at) for a in self._arguments(known[key], value)]
-            values |= vars(self._parser.parse_args(arguments))
-            values.pop("sources", None)
+            found = vars(self._parser.parse_args(arguments))
+            found.pop("sources", None)
+            try:
+                check(found)
+            except StreamRPNError as error:
+                raise StreamRPNError(f"{at}: {error}") from error
+            values |= found
         return values
 
     def _unknown(self, key: str, known: dict[str, argparse.Action]) -> str:

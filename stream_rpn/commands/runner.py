@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     return _Run(arguments, sources, outputs).run()
 
 
-def _load(arguments: argparse.Namespace, *, images: bool) -> Pipeline:
+def _load(arguments: argparse.Namespace, sources: list[Wanted], *, images: bool) -> Pipeline:
     pipeline = api.open_pipeline(
         arguments.model,
         engine=arguments.engine,
@@ -79,6 +79,7 @@ def _load(arguments: argparse.Namespace, *, images: bool) -> Pipeline:
         gate=arguments.gate,
         gate_hold=arguments.gate_hold,
         track=arguments.track,
+        selections=[source.selection for source in sources],
         **load_options(arguments),
     )
     if not pipeline.model.trained:
@@ -139,7 +140,7 @@ class _Run:
             with signals.handled_by(self._leave):
                 self._open_at_once()
                 with under_way(f"loading {self.arguments.model}", quiet=self.quiet):
-                    self.pipeline = _load(self.arguments, images=self.images)
+                    self.pipeline = _load(self.arguments, self.sources, images=self.images)
             with signals.handled_by(self._stop):
                 if self.together:
                     self._run_together()

@@ -11,7 +11,6 @@ from stream_rpn.commands.arguments import (
     add_model_arguments,
     add_proposal_arguments,
     level,
-    moment,
     natural,
     positive,
     rate,
@@ -139,10 +138,8 @@ def stream_parser() -> argparse.ArgumentParser:
         "options themselves go before it",
     )
     frames = parser.add_argument_group("frames")
-    frames.add_argument(
-        "--start", type=moment, metavar="T", help="from this time on (seconds or HH:MM:SS)"
-    )
-    frames.add_argument("--end", type=moment, metavar="T", help="up to this time, exclusive")
+    frames.add_argument("--start", metavar="T", help="from this time on (seconds or HH:MM:SS)")
+    frames.add_argument("--end", metavar="T", help="up to this time, exclusive")
     frames.add_argument(
         "--stride", type=positive, default=1, metavar="N", help="every N-th frame by index"
     )
@@ -164,6 +161,30 @@ def stream_parser() -> argparse.ArgumentParser:
         default=MAX_PIXELS,
         metavar="N",
         help="refuse frames and pictures of more than N pixels (200,000,000)",
+    )
+    regions = parser.add_argument_group("regions")
+    regions.add_argument(
+        "--region",
+        action="append",
+        metavar="X,Y,X,Y,…|FILE",
+        help="keep proposals whose centres lie in this polygon, in pixels or in shares of 0 to 1 "
+        "of the picture; or in those of a file, one a line; repeatable",
+    )
+    regions.add_argument(
+        "--mask",
+        metavar="PICTURE",
+        help="keep proposals whose centres lie where this picture is white",
+    )
+    regions.add_argument(
+        "--region-crop",
+        action="store_true",
+        help="show the network only the rectangle around region and mask, where small things grow",
+    )
+    regions.add_argument(
+        "--tile",
+        metavar="auto|N|COLUMNSxROWS",
+        help="look at overlapping tiles as well, for small things in large pictures; auto: as many "
+        "as the picture's size asks for",
     )
     frames.add_argument(
         "--gate",

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from typing import Any
 
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.multistream import LivePolicy
 from stream_rpn.sources import expand, is_live, masked, stem
-from stream_rpn.sources.select import Selection
+from stream_rpn.sources.select import Selection, parse_time
+from stream_rpn.views import ViewSpec
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,35 @@ def wanted(arguments: argparse.Namespace) -> list[Wanted]:
     return found
 
 
+def check(options: dict[str, Any]) -> None:
+    """Checks values that the parser of the command line takes as they are.
+
+    Raises:
+        StreamRPNError: one of them is wrong.
+    """
+    for name in ("start", "end"):
+        if name in options:
+            parse_time(options[name])
+    ViewSpec.parse(options.get("region"), options.get("mask"), tile=options.get("tile"))
+
+
 def together(found: list[Wanted]) -> bool:
     """Tells whether sources run at a time, as one of them does not wait."""
     return any(one.policy.realtime or is_live(one.uri) for one in found)
 
 
 def _selection(arguments: argparse.Namespace) -> Selection:
+    view = ViewSpec.parse(arguments.region, arguments.mask, arguments.region_crop, arguments.tile)
     return Selection(
-        start=arguments.start,
-        end=arguments.end,
+        start=None if arguments.start is None else parse_time(arguments.start),
+        end=None if arguments.end is None else parse_time(arguments.end),
         stride=arguments.stride,
         fps=arguments.fps,
         max_frames=arguments.max_frames,
         video_stream=arguments.video_stream,
         decoder=arguments.decoder,
         max_pixels=arguments.max_pixels,
+        view=view,
     )
 
 

@@ -57,6 +57,9 @@ class Converted(Model):
     input_spec: InputSpec
     proposal_spec: ProposalSpec
 
+    def __post_init__(self) -> None:
+        self.num_levels = len(self.levels)
+
     @classmethod
     def of(cls, rpn: RPN) -> Converted:
         """Returns an RPN converted, which stays as it is; it takes seconds.

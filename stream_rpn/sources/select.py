@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from stream_rpn.frame import Drop, Frame, StreamRPNError
 from stream_rpn.limits import MAX_PIXELS
+from stream_rpn.views import ViewSpec
 
 _CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)")
 
@@ -111,6 +112,10 @@ class Selection:
         video_stream: index of the video stream in a file of several.
         decoder: "auto", "cpu" or "nvdec".
         max_pixels: larger frames are refused.
+        view: what is looked at of each frame, None for all of it.
+
+    Raises:
+        StreamRPNError: NVDEC is asked for, whose frames cannot be cut.
     """
 
     start: float | None = None
@@ -121,7 +126,36 @@ class Selection:
     video_stream: int | None = None
     decoder: Literal["auto", "cpu", "nvdec"] = "auto"
     max_pixels: int = MAX_PIXELS
+    view: ViewSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.view is None or not self.view.cuts:
+            return
+        if self.decoder == "nvdec":
+            raise StreamRPNError(
+                "frames that NVDEC decodes stay on the GPU and cannot be cut for tiles or crops; "
+                "use --decoder cpu"
+            )
+        object.__setattr__(self, "decoder", "cpu")
 
     def frames(self, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """Yields the chosen ones of the frames, whose number is not limited here."""
-        return select(frames, start=self.start, end=self.end, stride=self.stride, fps=self.fps)
+        """Yields the chosen ones of the frames, whose number is not limited here.
+
+        Raises:
+            StreamRPNError: a time was asked for and there are none, or a region does not fit.
+        """
+        chosen = select(frames, start=self.start, end=self.end, stride=self.stride, fps=self.fps)
+        return chosen if self.view is None else self._viewed(chosen, self.view)
+
+    @staticmethod
+    def _viewed(frames: Iterable[Frame], view: ViewSpec) -> Iterator[Frame]:
+        for frame in frames:
+            view.check(frame.width, frame.height)
+            frame.view = view
+            yield frame
+            # A surface of NVDEC's small pool must not live on here.
+            del frame
+
+    def record(self) -> dict[str, Any]:
+        """Returns what stands in result files, but for what is looked at."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "view"}
