@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -35,6 +35,7 @@ class SinkOptions:
         replace: whether what lies there already may be replaced, once there is something whole.
         image_id_of: returns the id that a picture of that name has in an annotation file; None
             leaves ids as they are.
+        names: short names of all sources of the run, by what results call them.
     """
 
     draw: int = 20
@@ -44,6 +45,7 @@ class SinkOptions:
     token: str = ""
     replace: bool = False
     image_id_of: Callable[[str | None], int] | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 class Sink:
@@ -133,7 +135,7 @@ class Sink:
             self._end(end)
 
     def lacks(self, source: str, why: str) -> None:
-        """Notes that the results of a source that was to come are not there; then `close` comes."""
+        """Notes that there are no results of a source that was to come, and will be none."""
         with self._naming_failures():
             self._lacks(source, why)
 
