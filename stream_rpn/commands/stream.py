@@ -101,7 +101,7 @@ def stream_parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--serve",
         metavar="[HOST:]PORT",
-        help="watch in a browser, with a feed of results, /metrics and /healthz "
+        help="watch in a browser; for programs pictures, MJPEG, results, /metrics and /healthz "
         "(HOST: 127.0.0.1; any other needs --serve-token)",
     )
     out.add_argument(
@@ -110,6 +110,11 @@ def stream_parser() -> argparse.ArgumentParser:
         metavar="TOKEN|@FILE",
         help="what clients of --serve must know, at least 8 characters; 'auto' makes one up "
         "(default: STREAM_RPN_TOKEN of the environment, which other users do not see)",
+    )
+    out.add_argument(
+        "--serve-keep",
+        action="store_true",
+        help="leave the page there when all sources have ended, until Ctrl-C",
     )
     out.add_argument("--json-summary", metavar="FILE", help="write the summary as JSON")
     out.add_argument("--quiet", action="store_true", help="print errors only")
@@ -203,5 +208,10 @@ def stream_parser() -> argparse.ArgumentParser:
     )
     live.add_argument(
         "--realtime", action="store_true", help="play files at their own pace, as if live"
+    )
+    live.add_argument(
+        "--loop",
+        action="store_true",
+        help="the same, and again from the start when they end; for demonstrations",
     )
     return parser
