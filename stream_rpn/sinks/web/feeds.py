@@ -223,7 +223,7 @@ class MJPEG:
     """`/mjpeg/NAME`: pictures with their boxes, one after the other, as `<img>` and FFmpeg take.
 
     A picture that comes while the last one is on its way takes the place of one that waits. The
-    stream ends with the source.
+    stream ends with the source, its last picture once more.
     """
 
     def __init__(
@@ -243,7 +243,6 @@ class MJPEG:
             response = web.StreamResponse(headers={"Content-Type": kind, **_NO_STORE})
             await response.prepare(request)
             with contextlib.suppress(ClientConnectionError, TimeoutError):
-                await _send(response, b"--frame\r\n")
                 await self._send_pictures(response, client, name, form, 1 / fps)
         return response
 
@@ -256,6 +255,7 @@ class MJPEG:
         pause: float,
     ) -> None:
         seen: tuple[int, int] | None = None
+        part = b""
         while not self._stopped.is_set():
             client.changed.clear()
             view = named(list(self._views), name)
@@ -266,18 +266,22 @@ class MJPEG:
                 began = time.monotonic()
                 number, picture = found
                 seen = (view.key, number)
-                await _send(response, _part(picture))
+                # The boundary goes with the picture before it: browsers wait for that.
+                start = b"" if part else b"--frame\r\n"
+                part = _part(picture)
+                await _send(response, start + part + b"--frame\r\n")
                 await asyncio.sleep(max(0.0, began + pause - time.monotonic()))
             elif view.ended:
                 break
             elif not await _happens(client.changed):
                 seen = None  # once more, to find out who has gone
+        # FFmpeg takes a boundary without a picture behind it for damage.
+        await _send(response, part)
 
 
 def _part(picture: bytes) -> bytes:
-    # The boundary comes with the picture before it: browsers show one when they see its end.
     head = b"Content-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(picture)
-    return b"%b%b\r\n--frame\r\n" % (head, picture)
+    return b"%b%b\r\n" % (head, picture)
 
 
 def view_asked(request: web.Request, views: Sequence[View]) -> View:
