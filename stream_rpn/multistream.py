@@ -164,6 +164,11 @@ class LiveStream(StreamStatistics):
         return self._source.reconnects if isinstance(self._source, LiveSource) else 0
 
     @property
+    def reconnecting_seconds(self) -> float | None:  # noqa: D102
+        lost_at = self._source.lost_at if isinstance(self._source, LiveSource) else None
+        return None if lost_at is None else time.monotonic() - lost_at
+
+    @property
     def queued(self) -> int:  # noqa: D102
         return len(self.lane.waiting)
 

@@ -146,6 +146,11 @@ class StreamStatistics:
         raise NotImplementedError
 
     @property
+    def reconnecting_seconds(self) -> float | None:
+        """How long the connection has been lost by now; None while there is one."""
+        return None
+
+    @property
     def stage_times(self) -> StageTimes:
         """Times of the stages, those that sources share among them."""
         return self.times

@@ -14,7 +14,8 @@ from tests.waiting import eventually
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # Clocks, ports and processes: where tests run side by side, these still run one after another.
-TIMED = {"test_bench", "test_benchmark", "test_live", "test_mqtt", "test_queues", "test_stream_out",
+TIMED = {"test_bench", "test_benchmark", "test_live", "test_mqtt", "test_page", "test_queues",
+         "test_stream_out",
          "test_web", "test_zeromq"}  # fmt: skip
 
 # What a shell starts in the background ignores Ctrl-C, what nohup starts a hang-up; and so would

@@ -21,123 +21,24 @@ import numpy as np
 import pytest
 
 from stream_rpn import cli
-from stream_rpn.frame import Color, Drop, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.frame import StreamInfo, StreamRPNError
 from stream_rpn.sinks import SinkOptions, jpeg, make_header
 from stream_rpn.sinks.canvas import COLORSPACES
+from stream_rpn.sinks.web import admission, feeds
 from stream_rpn.sinks.web import server as web_server
 from stream_rpn.sinks.web.sink import WebSink
-from tests.browser import Browser, until
+from tests.browser import until
+from tests.served import BOX, COLOR, HEIGHT, STATUS, WIDTH, Camera, address, events, get, proposals
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = ("--model", "tiny", "--weights", "random", "--size", "96")
-COLOR = Color("bt709", full_range=False, tagged=True)
-WIDTH, HEIGHT = 320, 240
-BOX = (64.0, 48.0, 256.0, 192.0)
-STATUS = {
-    "source": "camera",
-    "frames": 7,
-    "held": 4,
-    "fps": 12.5,
-    "decoder": "h264 (software)",
-    "device": "cpu",
-    "dtype": "float32",
-    "batch": 1,
-    "model": "tiny",
-    "stages": {"decode": {"p50_ms": 1.0, "p95_ms": 2.0, "total_seconds": 0.5}},
-    "drops": {"stale": 3, 'odd "reason"\n': 1},
-    "damaged_packets": 2,
-    "corrupt_frames": 0,
-    "queued": 1,
-    "frames_in": 11,
-    "reconnects": 0,
-    "age_ms": {"p50": 40.0, "p95": 90.0, "p99": 120.0},
-}
-
-
-def picture(number):
-    """A gray picture with a white bar that moves."""
-    planes = np.full((HEIGHT * 3 // 2, WIDTH), 128, np.uint8)
-    planes[:HEIGHT] = 90
-    left = 8 * number % (WIDTH - 16)
-    planes[:24, left : left + 16] = 235
-    return av.VideoFrame.from_ndarray(planes, format="yuv420p")
-
-
-def proposals(number, source="camera", count=3):
-    boxes = np.array([BOX] * count, np.float32)
-    boxes[1:] = np.linspace((10, 10, 20, 20), (100, 100, 140, 140), count - 1)
-    return Proposals(
-        frame=number,
-        pts=number,
-        pts_seconds=number / 25,
-        width=WIDTH,
-        height=HEIGHT,
-        boxes=boxes,
-        scores=np.linspace(0.9, 0.3, count, dtype=np.float32),
-        levels=np.zeros(count, np.int32),
-        anchors=np.zeros(count, np.int32),
-        input_boxes=boxes,
-        image=picture(number),
-        color=COLOR,
-        source=source,
-        drops=(Drop("stale", 2, None),) if number == 5 else (),
-    )
-
-
-class Camera:
-    """A sink that is fed at 50 frames per second by a thread, as by a pipeline."""
-
-    def __init__(self, place="127.0.0.1:0", *, token="", count=3, sources=("camera",), first=0):
-        self.sink = WebSink(f"serve:{place}", SinkOptions(token=token)).open()
-        self.url = self.sink.url
-        self.slowest = 0.0
-        self.number = first
-        self._sources = sources
-        self._count = count
-        self._stopped = threading.Event()
-        for source in sources:
-            info = StreamInfo(source, source, WIDTH, HEIGHT, color=COLOR)
-            self.sink.watch(lambda source=source: {**STATUS, "source": source})
-            self.sink.begin(make_header(info, model="tiny"), info)
-        self._thread = threading.Thread(target=self._feed)
-
-    def _feed(self):
-        while not self._stopped.wait(0.02):
-            for source in self._sources:
-                record = proposals(self.number, source, self._count)
-                began = time.perf_counter()
-                self.sink.write(record)
-                self.slowest = max(self.slowest, time.perf_counter() - began)
-            self.number += 1
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._stopped.set()
-        self._thread.join()
-        self.sink.close()
-
-
-def get(url, **headers):
-    """Returns (status, body) of a request."""
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as r:
-            return r.status, r.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+PATHS = ("", "page.js", "live", "results", "metrics", "healthz", "frame/camera.jpg", "mjpeg/camera")
 
 
 def get_quietly(url):
     """Returns the status of a request, None where there was no answer."""
     with contextlib.suppress(OSError):
         return get(url)[0]
-
-
-def address(url):
-    host, port = re.match(r"http://(.*):(\d+)/", url).groups()
-    return host, int(port)
 
 
 def exchange(place, request, *, seconds=120):
@@ -151,30 +52,19 @@ def exchange(place, request, *, seconds=120):
         return answer
 
 
-def events(url, number, **headers):
-    """Returns the first events of the feed as (kind, data)."""
-    found, kind = [], "result"
-    request = urllib.request.Request(url + "results", headers=headers)
-    with urllib.request.urlopen(request, timeout=60) as stream:
-        assert stream.headers["Content-Type"] == "text/event-stream"
-        for line in stream:
-            if line.startswith(b"event: "):
-                kind = line[7:].strip().decode()
-            elif line.startswith(b"data: "):
-                found.append((kind, json.loads(line[6:])))
-                kind = "result"
-                if len(found) == number:
-                    return found
-    return found
-
-
 class TestAnswers:
     def test_page_is_whole_in_itself(self):
+        """Nothing of it comes from elsewhere, and nothing has to be built."""
         with Camera() as camera:
             status, page = get(camera.url)
+            named = re.findall(r"(?:src|href)=\"(?!data:|#)([^\"]*)\"", page)
+            files = {name: get(camera.url + name) for name in named}
         assert status == 200
         assert "<canvas" in page
-        assert not re.search(r"(src|href)=\"(?!data:)|https?://(?!www\.w3\.org)|@import", page)
+        assert set(files) == {"page.css", "picture.js", "panel.js", "page.js"}
+        for status, text in [*files.values(), (200, page)]:
+            assert status == 200
+            assert not re.search(r"https?://(?!www\.w3\.org)|@import|\bimport ", text)
 
     def test_results_are_the_lines_of_a_result_file(self):
         with Camera() as camera:
@@ -207,20 +97,20 @@ class TestAnswers:
 
     def test_of_many_sources_that_have_ended_a_few_are_kept(self):
         sink = WebSink("serve:127.0.0.1:0", SinkOptions()).open()
-        for number in range(40):
+        for number in range(80):
             name = f"{number}.mp4"
             info = StreamInfo(name, name, WIDTH, HEIGHT, color=COLOR)
             sink.watch(lambda name=name: {**STATUS, "source": name})
             sink.begin(make_header(info, model="tiny"), info)
-            if number < 39:
+            if number < 79:
                 sink.write(proposals(number, name))
                 sink.end({"frames": 1})
         text = get(sink.url + "metrics")[1]
         [(kind, header)] = events(sink.url, 1)
         sink.close()
         shown = re.findall(r'stream_rpn_up\{source="(\d+).mp4"\} (\d)', text)
-        assert shown == [*((str(number), "0") for number in range(23, 39)), ("39", "1")]
-        assert (kind, header["source"]) == ("header", "39.mp4")
+        assert shown == [*((str(number), "0") for number in range(15, 79)), ("79", "1")]
+        assert (kind, header["source"]) == ("header", "79.mp4")
 
     def test_metrics_are_read_by_prometheus_own_parser(self):
         from prometheus_client.parser import text_string_to_metric_families
@@ -273,7 +163,7 @@ class TestWhoMayAsk:
     def test_a_name_pointed_here_is_turned_away(self, host):
         with Camera() as camera:
             port = address(camera.url)[1]
-            for path in ("", "live", "results", "metrics", "healthz"):
+            for path in PATHS:
                 assert get(camera.url + path, Host=host.format(port=port))[0] == 403
             for good in (f"127.0.0.1:{port}", f"localhost:{port}", "localhost", f"[::1]:{port}"):
                 assert get(camera.url + "healthz", Host=good)[0] == 200
@@ -287,7 +177,7 @@ class TestWhoMayAsk:
     def test_token_in_header_or_query(self):
         with Camera(token="correct horse") as camera:
             url = camera.url.partition("?")[0]
-            for path in ("", "live", "results", "metrics", "healthz", "nothing"):
+            for path in (*PATHS, "nothing"):
                 assert get(url + path)[0] == 401
                 assert get(url + path + "?token=wrong")[0] == 401
                 assert get(url + path, Authorization="Bearer wrong")[0] == 401
@@ -300,7 +190,7 @@ class TestWhoMayAsk:
             port = int(camera.url.rstrip("/").rpartition(":")[2])
             idle = [
                 socket.create_connection(("127.0.0.1", port))
-                for _ in range(2 * web_server.MAX_CONNECTIONS)
+                for _ in range(2 * admission.MAX_CONNECTIONS)
             ]
             try:
                 assert get(camera.url + "healthz")[0] == 200
@@ -309,7 +199,7 @@ class TestWhoMayAsk:
                     each.close()
 
     def test_an_idle_connection_is_ended(self, monkeypatch):
-        monkeypatch.setattr(web_server, "IDLE_SECONDS", 0.4)
+        monkeypatch.setattr(admission, "IDLE_SECONDS", 0.4)
         with Camera() as camera:
             port = int(camera.url.rstrip("/").rpartition(":")[2])
             idle = socket.create_connection(("127.0.0.1", port), timeout=10)
@@ -400,7 +290,7 @@ class TestWhoMayAsk:
             assert asyncio.run(say(camera.url, '{"source":1}')) == 1003
 
     def test_connections_that_say_nothing_are_bounded(self, monkeypatch):
-        monkeypatch.setattr(web_server, "MAX_CONNECTIONS", 3)
+        monkeypatch.setattr(admission, "MAX_CONNECTIONS", 3)
         with Camera() as camera, contextlib.ExitStack() as stack:
             place = address(camera.url)
             # Within less than what ends idle ones anyway, though they come all at once.
@@ -411,7 +301,7 @@ class TestWhoMayAsk:
                     assert ended.recv(1) == b""
 
     def test_connections_in_use_are_not_ended_for_new_ones(self, monkeypatch):
-        monkeypatch.setattr(web_server, "MAX_CONNECTIONS", 3)
+        monkeypatch.setattr(admission, "MAX_CONNECTIONS", 3)
         with Camera(count=10_000) as camera, contextlib.ExitStack() as stack:
             readers = [
                 stack.enter_context(urllib.request.urlopen(camera.url + "results", timeout=30))
@@ -424,7 +314,7 @@ class TestWhoMayAsk:
                 assert reader.readline()
 
     def test_there_are_only_so_many_viewers(self, monkeypatch):
-        monkeypatch.setattr(web_server, "MAX_CLIENTS", 2)
+        monkeypatch.setattr(admission, "MAX_CLIENTS", 2)
         with Camera() as camera, contextlib.ExitStack() as stack:
             for _ in range(2):
                 stack.enter_context(urllib.request.urlopen(camera.url + "results", timeout=60))
@@ -455,24 +345,24 @@ def test_addresses(text, place):
 
 class TestViewers:
     @staticmethod
-    async def _ask(link, index=0):
+    async def _ask(link, sink, source="camera"):
         """Asks for a picture and returns (result, picture) when it comes."""
-        await link.send_str(str(index))
+        await link.send_str(str(sink._view_of[source].key))
         async with asyncio.timeout(60):
             while True:
                 message = await link.receive()
                 if message.type == aiohttp.WSMsgType.BINARY:
-                    length = int.from_bytes(message.data[:4], "big")
-                    return json.loads(message.data[4 : 4 + length]), message.data[4 + length :]
+                    length = int.from_bytes(message.data[5:9], "big")
+                    return json.loads(message.data[9 : 9 + length]), message.data[9 + length :]
 
     def test_each_question_gets_the_newest_picture(self):
         async def watch(camera):
             live = camera.url + "live"
             async with aiohttp.ClientSession() as session, session.ws_connect(live) as link:
-                first, data = await self._ask(link)
+                first, data = await self._ask(link, camera.sink)
                 await until(lambda: camera.number > first["frame"] + 15)
-                second, _ = await self._ask(link)
-                other, _ = await self._ask(link, 1)
+                second, _ = await self._ask(link, camera.sink)
+                other, _ = await self._ask(link, camera.sink, "other")
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(self._ask_nobody(link), 2.5)
                 return first, data, second, other
@@ -496,19 +386,19 @@ class TestViewers:
         encode = jpeg.encode
         monkeypatch.setattr(jpeg, "encode", lambda *a, **k: calls.append(1) or encode(*a, **k))
 
-        async def two_viewers(url):
+        async def two_viewers(url, sink):
             async with (
                 aiohttp.ClientSession() as session,
                 session.ws_connect(url + "live") as a,
                 session.ws_connect(url + "live") as b,
             ):
                 for _ in range(5):
-                    await asyncio.gather(self._ask(a), self._ask(b))
+                    await asyncio.gather(self._ask(a, sink), self._ask(b, sink))
 
         with Camera() as camera:
             events(camera.url, 10)
             assert calls == []
-            asyncio.run(two_viewers(camera.url))
+            asyncio.run(two_viewers(camera.url, camera.sink))
             seen = len(calls)
             time.sleep(0.2)
             assert len(calls) == seen
@@ -524,7 +414,7 @@ class TestViewers:
                     await stack.enter_async_context(session.ws_connect(url + "live"))
                     for _ in range(5)
                 ]
-                return await asyncio.gather(*map(self._ask, links))
+                return await asyncio.gather(*(self._ask(link, sink) for link in links))
 
         sink = WebSink("serve:127.0.0.1:0", SinkOptions()).open()
         info = StreamInfo("camera", "camera", WIDTH, HEIGHT, color=COLOR)
@@ -537,8 +427,8 @@ class TestViewers:
 
     def test_one_who_stops_reading_costs_nothing(self, monkeypatch):
         """Neither time nor memory: what it does not take is replaced by what is newer."""
-        monkeypatch.setattr(web_server, "_SEND_SECONDS", 5.0)
-        monkeypatch.setattr(web_server, "_STATUS_SECONDS", 0.001)
+        monkeypatch.setattr(feeds, "SEND_SECONDS", 5.0)
+        monkeypatch.setattr(feeds, "STATUS_SECONDS", 0.001)
         key = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
         key += b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
         with Camera(count=1000) as camera, contextlib.ExitStack() as stack:
@@ -551,9 +441,9 @@ class TestViewers:
                 )
             clients = camera.sink._server._clients
             asyncio.run(until(lambda: len(clients) == 2))
-            [reader] = camera.sink._server._readers
+            [reader] = camera.sink._server._results._readers
             asyncio.run(until(lambda: reader.lost > 0, seconds=120))
-            assert len(reader.events) <= web_server.FEED_LINES
+            assert len(reader.events) <= feeds.FEED_LINES
             assert camera.slowest < 4  # nothing waits until they are given up
             # Both are given up in the end.
             asyncio.run(until(lambda: not clients, seconds=120))
@@ -561,7 +451,7 @@ class TestViewers:
             asyncio.run(until(lambda: camera.number - before > 10))
 
     def test_a_slow_reader_is_told_what_it_lost(self, monkeypatch):
-        monkeypatch.setattr(web_server, "FEED_LINES", 4)
+        monkeypatch.setattr(feeds, "FEED_LINES", 4)
         sink = WebSink("serve:127.0.0.1:0", SinkOptions()).open()
         info = StreamInfo("camera", "camera", WIDTH, HEIGHT, color=COLOR)
         sink.begin(make_header(info, model="tiny"), info)
@@ -680,72 +570,3 @@ class TestCommand:
         assert "end" in written[-1]
         assert f'stream_rpn_up{{source="{header["source"]}"}} 1.0' in metrics
         assert json.loads((tmp_path / "s.json").read_text())["outputs"] == ["x.jsonl", "serve:0"]
-
-
-class TestBrowser:
-    PIXEL = "[...canvas.getContext('2d').getImageData({x}, {y}, 1, 1).data].slice(0, 3)"
-
-    async def _watch(self, folder):
-        async with Browser(folder) as browser:
-            with Camera() as camera:
-                host, port = address(camera.url)
-                await browser.open(camera.url)
-                await browser.wait_for("canvas.dataset.frame > 5")
-                assert await browser.run("part('connection').textContent") == "live"
-                assert await browser.run("[canvas.width, canvas.height]") == [WIDTH, HEIGHT]
-                # The best box is red, on a gray ground; inside it is the picture.
-                red, green, blue = await self._pixel(browser, BOX[0], (BOX[1] + BOX[3]) / 2)
-                assert red > 180
-                assert max(green, blue) < 120
-                ground = await self._pixel(browser, 200, 100)
-                assert np.abs(np.array(ground) - (90 - 16) * 255 / 219).max() < 2.5
-                # The picture moves, and is that of the boxes' frame.
-                first = int(await browser.run("canvas.dataset.frame"))
-                await browser.wait_for(f"canvas.dataset.frame > {first + 10}")
-                bar = await self._pixel(browser, "8 * canvas.dataset.frame % 304 + 8", 5)
-                assert min(bar) > 200, "the bar is not where that frame has it"
-                # Sliders.
-                assert await browser.run("canvas.dataset.boxes") == "3"
-                await browser.run(
-                    "part('score').value = 0.5, part('score').dispatchEvent(new Event('input'))"
-                )
-                assert await browser.run("canvas.dataset.boxes") == "2"
-                await browser.run(
-                    "part('top').value = 0, part('top').dispatchEvent(new Event('input'))"
-                )
-                assert await browser.run("canvas.dataset.boxes") == "0"
-                red, green, blue = await self._pixel(browser, BOX[0], (BOX[1] + BOX[3]) / 2)
-                assert abs(red - green) < 10, "a box is still drawn"
-                await browser.wait_for("document.body.innerText.includes('decode')")
-                text = await browser.run("document.body.innerText")
-                assert "h264 (software)" in text
-                assert re.search(r"stale\s+3", text)
-                assert "40 · 90 · 120" in text
-            # The server has gone, and comes back at the same place.
-            await browser.wait_for("part('connection').textContent.startsWith('not connected')")
-            with Camera(f"{host}:{port}", first=10_000):
-                await browser.wait_for("part('connection').textContent == 'live'")
-                await browser.wait_for("canvas.dataset.frame > 10000")
-
-    async def _pixel(self, browser, x, y):
-        return await browser.run(self.PIXEL.format(x=x, y=y))
-
-    def test_boxes_over_the_moving_picture_sliders_and_reconnect(self, tmp_path):
-        asyncio.run(self._watch(tmp_path))
-
-    def test_token_and_several_sources(self, tmp_path):
-        async def watch():
-            async with Browser(tmp_path) as browser:
-                with Camera(token="s&cret?", sources=("a", "<b>b")) as camera:
-                    url = camera.url.replace("s&cret?", "s%26cret%3F")
-                    await browser.open(url)
-                    await browser.wait_for("canvas.dataset.frame > 1")
-                    await browser.wait_for(
-                        "document.querySelectorAll('#sources button').length == 2"
-                    )
-                    assert await browser.run("shown.result.source") == "a"
-                    await browser.run("document.querySelectorAll('#sources button')[1].click()")
-                    await browser.wait_for("shown.result.source == '<b>b'")
-                    await browser.wait_for("document.title.startsWith('<b>b')")
-
-        asyncio.run(watch())

@@ -11,6 +11,7 @@ from typing import Any
 
 from stream_rpn.engines import ENGINES
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.sources.select import parse_time
 
 DEFAULT_TOP = 300
 
@@ -167,6 +168,14 @@ def device(text: str) -> str:
             f"there is no device '{text}'; choose auto, cpu, cuda, cuda:N or mps"
         )
     return text
+
+
+def moment(text: str) -> float:
+    """Returns the seconds that an argument stands for: 12.5 or HH:MM:SS."""
+    try:
+        return parse_time(text)
+    except StreamRPNError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def share(text: str) -> float:

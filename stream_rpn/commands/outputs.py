@@ -139,8 +139,15 @@ class OutputInUse:
                 self._sink.end(totals)
 
     def lacks(self, source: str, why: str) -> None:
-        """Notes that a source has no results here that should have: "interrupted", "failed"."""
-        self._lacking.append((source, why))
+        """Notes that a source has no results here that should have: "interrupted", "failed".
+
+        Clients that are there already hear it at once; others need what else is in the output.
+        """
+        if not self.opens_at_once:
+            self._lacking.append((source, why))
+        elif self._sink is not None:
+            with self._guarded():
+                self._sink.lacks(source, why)
 
     def close(self) -> None:
         """Finishes the output, if it is open."""
@@ -228,7 +235,10 @@ def resolve_outputs(
 
         ids = ImageIds(image_ids)
         ids.check(sources)
-    shared = SinkOptions(draw, crops, draw_fps, len(sources) > 1, token, overwrite, ids, complain)
+    names = dict(zip(map(masked, sources), unique, strict=True))
+    shared = SinkOptions(
+        draw, crops, draw_fps, len(sources) > 1, token, overwrite, ids, complain, names
+    )
     for spec in specs or [DEFAULT_OUTPUT]:
         if "{stem}" in spec:
             options = replace(shared, multiple_sources=False)

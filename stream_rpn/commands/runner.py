@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import threading
 import types
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from stream_rpn import api
@@ -18,6 +16,7 @@ from stream_rpn.commands import signals
 from stream_rpn.commands.arguments import load_options
 from stream_rpn.commands.outputs import Output, OutputInUse, check_file, resolve_outputs
 from stream_rpn.commands.progress import Progress, complain, expected_results, say, under_way
+from stream_rpn.commands.serving import token_of, wait_for
 from stream_rpn.commands.summary import describe, run_summary, source_summary
 from stream_rpn.commands.wanted import Wanted, together, wanted
 from stream_rpn.frame import DropKind, DropReason, Proposals, StreamRPNError
@@ -26,11 +25,9 @@ from stream_rpn.pipeline import Pipeline, Stream
 from stream_rpn.sinks import make_header
 from stream_rpn.sinks.place import write_whole
 from stream_rpn.sinks.web.sink import WebSink
-from stream_rpn.sources import left_out, masked
+from stream_rpn.sources import left_out, loops, masked
 from stream_rpn.sources.packet_queue import Interrupted
 from stream_rpn.statistics import StreamStatistics
-
-LEAST_TOKEN = 8
 
 WHOLE, NOTHING, PARTLY = 0, 2, 3
 NO_FRAME = "no frame lies between --start and --end"
@@ -48,8 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"{asked.address}: {what} left out, by the name neither a video nor an image")
     sources = wanted(arguments)
     uris = [source.uri for source in sources]
-    if arguments.serve_token and arguments.serve is None:
-        raise StreamRPNError("--serve-token is for --serve, which is not given")
+    for name in ("serve_token", "serve_keep"):
+        if getattr(arguments, name) and arguments.serve is None:
+            option = f"--{name.replace('_', '-')}"
+            raise StreamRPNError(f"{option} is for --serve, which is not given")
+    if arguments.loop and (endless := [uri for uri in uris if not loops(uri)]):
+        raise StreamRPNError(f"--loop is for videos, which {masked(endless[0])!r} is not")
     serve = [] if arguments.serve is None else [f"serve:{arguments.serve}"]
     outputs = resolve_outputs(
         arguments.output + serve,
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         draw=arguments.draw,
         crops=arguments.crops,
         draw_fps=arguments.draw_fps,
-        token=_token(arguments.serve_token) if serve else "",
+        token=token_of(arguments.serve_token) if serve else "",
         image_ids=arguments.image_ids,
     )
     if arguments.json_summary is not None:
@@ -88,27 +89,6 @@ def _load(arguments: argparse.Namespace, sources: list[Wanted], *, images: bool)
             "only the speed is real"
         )
     return pipeline
-
-
-def _token(given: str) -> str:
-    """Returns the token of --serve: as given, of a file, or of the environment; "" for none."""
-    token = given or os.environ.get("STREAM_RPN_TOKEN", "")
-    if token.startswith("@"):
-        try:
-            token = Path(token[1:]).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            why = getattr(error, "strerror", None) or "it is no text"
-            raise StreamRPNError(
-                f"--serve-token cannot be read from {token[1:]!r}: {why}"
-            ) from error
-        if not token:
-            raise StreamRPNError(f"the file {given[1:]!r} of --serve-token is empty")
-    if token and token != "auto" and len(token) < LEAST_TOKEN:
-        raise StreamRPNError(
-            f"the token of --serve must have at least {LEAST_TOKEN} characters: a shorter one can "
-            "be guessed; 'auto' makes one up"
-        )
-    return token
 
 
 class _Run:
@@ -146,19 +126,30 @@ class _Run:
                     self._run_together()
                 else:
                     self._run_in_turn()
-                for output in self.outputs:
-                    output.close()
+                self._close()
         except BaseException:
             for output in self.outputs:
                 output.abort()
             raise
-        if self.arguments.json_summary is not None:
-            self._write_json_summary(self.arguments.json_summary)
         if self.signal is not None:
             return 128 + self.signal
         if self.failures:
             return PARTLY if self._produced(self.outputs) else NOTHING
         return WHOLE
+
+    def _close(self) -> None:
+        """Finishes all outputs; those that clients come to at last, as the page may stay longer."""
+        for output in self.outputs:
+            if not output.opens_at_once:
+                output.close()
+        self._write_json_summary()
+        if self.arguments.serve_keep and self.signal is None and self._produced(self.outputs):
+            if not self.quiet:
+                say("all sources have ended; the page stays until Ctrl-C")
+            wait_for(self.stop)
+            self.signal = None  # it ended the page, not the run
+        for output in self.outputs:
+            output.close()
 
     def _leave(self, number: int, frame: types.FrameType | None) -> None:
         """Ends a run that has nothing yet."""
@@ -317,7 +308,8 @@ class _Run:
             output.begin(header, stream.info, lambda: self._status(stream, mine))
 
     def _status(self, stream: StreamStatistics, mine: list[OutputInUse]) -> dict[str, Any]:
-        return {**self._summary(stream, mine), "queued": stream.queued}
+        now = {"queued": stream.queued, "reconnecting_seconds": stream.reconnecting_seconds}
+        return {**self._summary(stream, mine), **now}
 
     def _write(
         self, stream: StreamStatistics, mine: list[OutputInUse], proposals: Proposals
@@ -376,7 +368,10 @@ class _Run:
         expected = expected_results(stream.info, stream.selection)
         return source_summary(stream, self.pipeline.facts(), _names(mine), expected)
 
-    def _write_json_summary(self, path: str) -> None:
+    def _write_json_summary(self) -> None:
+        path = self.arguments.json_summary
+        if path is None:
+            return
         if len(self.summaries) == len(self.sources) == 1:
             summary = {**self.summaries[0], "failures": self.failures}
         else:

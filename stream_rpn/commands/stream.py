@@ -11,6 +11,7 @@ from stream_rpn.commands.arguments import (
     add_model_arguments,
     add_proposal_arguments,
     level,
+    moment,
     natural,
     positive,
     rate,
@@ -116,7 +117,7 @@ def stream_parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--serve",
         metavar="[HOST:]PORT",
-        help="watch in a browser, with a feed of results, /metrics and /healthz "
+        help="watch in a browser; for programs pictures, MJPEG, results, /metrics and /healthz "
         "(HOST: 127.0.0.1; any other needs --serve-token)",
     )
     out.add_argument(
@@ -125,6 +126,11 @@ def stream_parser() -> argparse.ArgumentParser:
         metavar="TOKEN|@FILE",
         help="what clients of --serve must know, at least 8 characters; 'auto' makes one up "
         "(default: STREAM_RPN_TOKEN of the environment, which other users do not see)",
+    )
+    out.add_argument(
+        "--serve-keep",
+        action="store_true",
+        help="leave the page there when all sources have ended, until Ctrl-C",
     )
     out.add_argument("--json-summary", metavar="FILE", help="write the summary as JSON")
     out.add_argument("--quiet", action="store_true", help="print errors only")
@@ -138,8 +144,10 @@ def stream_parser() -> argparse.ArgumentParser:
         "options themselves go before it",
     )
     frames = parser.add_argument_group("frames")
-    frames.add_argument("--start", metavar="T", help="from this time on (seconds or HH:MM:SS)")
-    frames.add_argument("--end", metavar="T", help="up to this time, exclusive")
+    frames.add_argument(
+        "--start", type=moment, metavar="T", help="from this time on (seconds or HH:MM:SS)"
+    )
+    frames.add_argument("--end", type=moment, metavar="T", help="up to this time, exclusive")
     frames.add_argument(
         "--stride", type=positive, default=1, metavar="N", help="every N-th frame by index"
     )
@@ -221,6 +229,11 @@ def stream_parser() -> argparse.ArgumentParser:
     )
     live.add_argument(
         "--realtime", action="store_true", help="play files at their own pace, as if live"
+    )
+    live.add_argument(
+        "--loop",
+        action="store_true",
+        help="the same, and again from the start when they end; for demonstrations",
     )
     connections = parser.add_argument_group("connections")
     connections.add_argument(

@@ -12,7 +12,7 @@ from typing import Any
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.multistream import LivePolicy
 from stream_rpn.sources import expand, is_live, masked, stem
-from stream_rpn.sources.select import Selection, parse_time
+from stream_rpn.sources.select import Selection
 from stream_rpn.views import ViewSpec
 
 
@@ -58,9 +58,6 @@ def check(options: dict[str, Any]) -> None:
     Raises:
         StreamRPNError: one of them is wrong.
     """
-    for name in ("start", "end"):
-        if name in options:
-            parse_time(options[name])
     ViewSpec.parse(options.get("region"), options.get("mask"), tile=options.get("tile"))
 
 
@@ -72,8 +69,8 @@ def together(found: list[Wanted]) -> bool:
 def _selection(arguments: argparse.Namespace) -> Selection:
     view = ViewSpec.parse(arguments.region, arguments.mask, arguments.region_crop, arguments.tile)
     return Selection(
-        start=None if arguments.start is None else parse_time(arguments.start),
-        end=None if arguments.end is None else parse_time(arguments.end),
+        start=arguments.start,
+        end=arguments.end,
         stride=arguments.stride,
         fps=arguments.fps,
         max_frames=arguments.max_frames,
@@ -90,5 +87,6 @@ def _policy(arguments: argparse.Namespace) -> LivePolicy:
         open_timeout=arguments.open_timeout,
         read_timeout=arguments.read_timeout,
         reconnect=arguments.reconnect,
-        realtime=arguments.realtime,
+        realtime=arguments.realtime or arguments.loop,
+        loop=arguments.loop,
     )

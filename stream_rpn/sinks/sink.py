@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -37,6 +37,7 @@ class SinkOptions:
         image_id_of: returns the id that a picture of that name has in an annotation file; None
             leaves ids as they are.
         notice: told in a sentence, by whichever thread sees it, what becomes of a connection.
+        names: short names of all sources of the run, by what results call them.
     """
 
     draw: int = 20
@@ -47,6 +48,7 @@ class SinkOptions:
     replace: bool = False
     image_id_of: Callable[[str | None], int] | None = None
     notice: Callable[[str], None] = log.warning
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 class Sink:
@@ -136,7 +138,7 @@ class Sink:
             self._end(end)
 
     def lacks(self, source: str, why: str) -> None:
-        """Notes that the results of a source that was to come are not there; then `close` comes."""
+        """Notes that there are no results of a source that was to come, and will be none."""
         with self._naming_failures():
             self._lacks(source, why)
 

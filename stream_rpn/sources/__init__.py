@@ -38,6 +38,7 @@ __all__ = [
     "holds_images",
     "is_live",
     "left_out",
+    "loops",
     "masked",
     "open_source",
     "stem",
@@ -159,6 +160,11 @@ def is_live(uri: str) -> bool:
         path = urllib.parse.urlsplit(uri).path
         return scheme(uri) in ("http", "https") and Path(path).suffix.lower() not in _VIDEOS
     return is_url(uri) or is_device(uri) or is_pipe(uri)
+
+
+def loops(uri: str) -> bool:
+    """Tells whether `uri`, as `expand` names it, can begin again at its end, or has none."""
+    return uri != "-" and not is_pipe(uri) and not holds_images(uri)
 
 
 def holds_images(uri: str) -> bool:

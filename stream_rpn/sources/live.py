@@ -51,6 +51,7 @@ class LivePolicy:
         reconnect: how often in a row a lost connection is tried again.
         batch_wait: seconds that a batch waits for more frames before it goes as it is.
         realtime: play files at their own pace, as if they were live.
+        loop: begin such a file again when it has ended; numbers and times of frames go on.
     """
 
     max_age: float = 0.5
@@ -59,6 +60,7 @@ class LivePolicy:
     reconnect: int = 5
     batch_wait: float = 0.02
     realtime: bool = False
+    loop: bool = False
 
 
 class LiveSource(Source):
@@ -80,6 +82,7 @@ class LiveSource(Source):
     Attributes:
         info: of the first connection; there is none before the first frame.
         reconnects: how often the connection was lost and came back.
+        lost_at: `time.monotonic()` at which the connection was lost, None while there is one.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class LiveSource(Source):
     ) -> None:
         self.tally = Tally()
         self.reconnects = 0
+        self.lost_at: float | None = None
         self._uri = uri
         self._name = masked(uri)
         self._policy = policy
@@ -138,23 +142,37 @@ class LiveSource(Source):
             else:
                 if self._last is None:
                     self.info = connection.info
+                    if self._begins_again:
+                        self.info = replace(self.info, num_frames=None, duration_seconds=None)
                     if not connection.info.live:
                         self.clock = connection.clock
                     elif self.info.clock == "arrival":
                         self.clock = Clock(counts=True)
-                else:
+                elif self.lost_at is not None:
                     self.reconnects += 1
+                    self.lost_at = None
                     self._notice(f"{self._name} is back")
                 tries = 0
+                before = self._last
                 yield from self._frames(connection)
                 connection.close()
-                if not self._comes_back or self._stopped():
+                if self._stopped():
                     return
+                if self._begins_again and self._last is not before:
+                    continue
+                if not self._comes_back:
+                    return
+                self.lost_at = time.monotonic()
                 if not self._policy.reconnect:
                     raise StreamRPNError(f"{self._name}: the connection was lost ({self._why()})")
                 self._notice(f"{self._name}: the connection was lost ({self._why()}); trying again")
             # Beyond ten doublings the longest is long reached, and a float's range not far away.
             self._pause(min(_FIRST_PAUSE * 2 ** min(tries, 10), _LONGEST_PAUSE))
+
+    @property
+    def _begins_again(self) -> bool:
+        """Whether its end is no loss, but where it starts again."""
+        return self._policy.loop and not self._comes_back
 
     def _may_come(self, error: StreamRPNError, waited: float) -> bool:
         """Tells whether a source that nobody serves so far is worth another try."""
@@ -267,8 +285,9 @@ class LiveSource(Source):
         if frame.arrived is not None and last is not None and last.arrived is not None:
             gap = frame.arrived - last.arrived
             if first:
-                lost = Drop(DropReason.CONNECTION_LOST, 0, None, seconds=round(gap, 3))
-                frame.drops = (*frame.drops, lost)
+                if not self._begins_again:
+                    lost = Drop(DropReason.CONNECTION_LOST, 0, None, seconds=round(gap, 3))
+                    frame.drops = (*frame.drops, lost)
                 frame.pts_seconds = self.clock.start_anew(frame.pts_seconds, gap)
             else:
                 frame.pts_seconds = self.clock.place(frame.pts_seconds, gap=gap)

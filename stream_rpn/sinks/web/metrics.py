@@ -13,7 +13,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from stream_rpn.sinks.web.view import View
+from stream_rpn.frame import DropReason
+from stream_rpn.sinks.web.view import State, View
 
 _COUNTERS = {
     "frames": ("stream_rpn_frames", "Results written."),
@@ -36,8 +37,8 @@ class _Sources(Collector):
         self._viewers = viewers
 
     def collect(self) -> Iterable[Metric]:
-        views = [(view.header["source"], view) for view in list(self._views)]
-        states = [(source, view.status()) for source, view in views]
+        begun = [view for view in self._views if view.header]
+        states = [(view.source, view.summary()) for view in begun]
         for key, (name, about) in _COUNTERS.items():
             counter = CounterMetricFamily(name, about, labels=["source"])
             for source, state in states:
@@ -61,8 +62,9 @@ class _Sources(Collector):
         silent = GaugeMetricFamily(
             "stream_rpn_silent_seconds", "Time since the last result.", labels=["source"]
         )
-        for (source, view), (_, state) in zip(views, states, strict=True):
-            for reason, count in state["drops"].items():
+        for view, (source, state) in zip(begun, states, strict=True):
+            # Each reason from the start: of a counter that appears its first step is not seen.
+            for reason, count in {**dict.fromkeys(DropReason, 0), **state["drops"]}.items():
                 drops.add_metric([source, reason], count)
             for quantile, key in (("0.5", "p50"), ("0.95", "p95"), ("0.99", "p99")):
                 if "age_ms" in state:
@@ -83,7 +85,13 @@ class _Sources(Collector):
             use.add_metric([source], {key: str(state[key]) for key in _ABOUT})
             up.add_metric([source], float(not view.ended))
             silent.add_metric([source], view.silent_seconds)
-        yield from (drops, ages, stages, use, up, silent)
+        connected = GaugeMetricFamily(
+            "stream_rpn_connected", "1 while the source gives pictures.", labels=["source"]
+        )
+        for view in self._views:
+            now, _ = view.state_of(view.summary())
+            connected.add_metric([view.source], float(now in (State.LIVE, State.RUNNING)))
+        yield from (drops, ages, stages, use, up, silent, connected)
         yield GaugeMetricFamily("stream_rpn_viewers", "Who watches.", value=self._viewers)
 
 

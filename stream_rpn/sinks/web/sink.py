@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 from collections.abc import Callable
@@ -10,13 +11,17 @@ from urllib.parse import quote
 
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks.jsonl import frame_line
+from stream_rpn.sinks.record import lacking
 from stream_rpn.sinks.sink import Sink
 from stream_rpn.sinks.web.view import View
 
 PREFIX = "serve:"
 
-# Of sources that have ended, so many can still be looked at; each holds a picture.
-_KEPT_ENDED = 16
+# Of sources that have ended, so many can still be seen; each picture takes memory.
+_KEPT_ENDED, _KEPT_PICTURES = 64, 16
+
+# So many sources are shown before they begin; of thousands of files the rest appears in its turn.
+_SHOWN_WAITING = 64
 
 
 class WebSink(Sink):
@@ -44,11 +49,12 @@ class WebSink(Sink):
         token = self.options.token
         if token == "auto":
             token = secrets.token_urlsafe(24)
-        self._views: list[View] = []
-        self._view_of: dict[str, View] = {}
+        names = itertools.islice(self.options.names.items(), _SHOWN_WAITING)
+        self._views = [View(source, name) for source, name in names]
+        self._view_of = {view.source: view for view in self._views}
         self._status: Callable[[], dict[str, Any]] = dict
         try:
-            self._server = Server(parse_address(address), token, self._views)
+            self._server = Server(parse_address(address), token, self._views, self.options.draw)
         except OSError as error:
             raise StreamRPNError(
                 f"cannot listen at {address}: {error.strerror}; --serve takes another [HOST:]PORT"
@@ -60,13 +66,7 @@ class WebSink(Sink):
         self._status = status
 
     def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
-        view = View(header, info.color, self._status)
-        if info.source in self._view_of:
-            # The same source once more takes the place of what it was.
-            self._views[self._views.index(self._view_of[info.source])] = view
-        else:
-            self._views.append(view)
-        self._view_of[info.source] = view
+        self._view(info.source, info.stem).begin(header, info, self._status)
         self._server.publish("header", info.source, json.dumps(header).encode())
 
     def _write(self, proposals: Proposals) -> None:
@@ -78,12 +78,42 @@ class WebSink(Sink):
 
     def _end(self, end: dict[str, Any]) -> None:
         source = end.get("source", self._last_source)
-        self._view_of[source].ended = True
-        self._server.publish("end", source, json.dumps({"end": end, "source": source}).encode())
-        ended = [view for view in self._views if view.ended]
-        if len(ended) > _KEPT_ENDED:
-            self._views.remove(ended[0])
-            self._view_of = {name: v for name, v in self._view_of.items() if v is not ended[0]}
+        self._finish(self._view_of[source], end)
+
+    def _lacks(self, source: str, why: str) -> None:
+        self._finish(self._view(source, source), lacking(why))
+
+    def _view(self, source: str, name: str) -> View:
+        """Returns the view of a source that begins, or would have begun, now."""
+        view = self._view_of.get(source)
+        if view is not None and not view.header and not view.ended:
+            return view
+        if view is not None:
+            # The same source once more takes the place of what it was.
+            new = View(source, view.name)
+            self._views[self._views.index(view)] = new
+        else:
+            new = View(source, self._free_name(self.options.names.get(source, name)))
+            self._views.append(new)
+        self._view_of[source] = new
+        return new
+
+    def _free_name(self, name: str) -> str:
+        taken = {view.name for view in self._views}
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        return next(each for each in itertools.chain([name], numbered) if each not in taken)
+
+    def _finish(self, view: View, end: dict[str, Any]) -> None:
+        view.finish(end.get("stopped", ""))
+        line = json.dumps({"end": end, "source": view.source}).encode()
+        self._server.publish("end", view.source, line)
+        ended = [each for each in self._views if each.ended]
+        for old in ended[:-_KEPT_PICTURES]:
+            old.pictures.forget()
+        for old in ended[:-_KEPT_ENDED]:
+            self._views.remove(old)
+            del self._view_of[old.source]
+        self._server.wake()
 
     def _close(self) -> None:
         self._server.close()
