@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from stream_rpn import cli
 from stream_rpn.commands import config
-from stream_rpn.commands.arguments import level, natural, numbers, positive, rate
+from stream_rpn.commands.arguments import (
+    device,
+    length,
+    lengths,
+    level,
+    natural,
+    overlap,
+    positive,
+    rate,
+    share,
+)
 from stream_rpn.commands.stream import stream_parser, tracker
 from stream_rpn.commands.wanted import wanted
 from stream_rpn.frame import StreamRPNError
@@ -28,8 +38,11 @@ VALUES = {
     positive: COUNTS,
     natural: st.integers(0, 10**6),
     rate: RATES | COUNTS,
-    float: st.floats(-1e3, 1e3) | st.integers(-9, 9),
-    numbers: st.lists(st.floats(0.5, 999) | COUNTS, min_size=1, max_size=4),
+    share: st.floats(0, 1) | st.integers(0, 1),
+    overlap: st.floats(0.001, 1),
+    length: RATES,
+    device: st.sampled_from(["auto", "cpu", "cuda:1"]),
+    lengths: st.lists(st.floats(0.5, 999) | COUNTS, min_size=1, max_size=4),
     level: st.sampled_from(["off", "auto"]) | RATES,
     tracker: st.booleans() | st.sampled_from([*TRACKERS]),
 }
@@ -89,10 +102,10 @@ def test_a_file_means_what_the_command_line_does(option, of_a_source):
     name, value = option
     if of_a_source and not belongs_to_a_source(name):
         of_a_source = False
-    rows = [value] if OPTIONS[name].type in (numbers, None) and OPTIONS[name].nargs is None else []
+    rows = [value] if OPTIONS[name].type in (lengths, None) and OPTIONS[name].nargs is None else []
     if isinstance(value, bool):
         argv = [f"--{name}"] * value
-    elif rows and isinstance(value, list) and OPTIONS[name].type is numbers:
+    elif rows and isinstance(value, list) and OPTIONS[name].type is lengths:
         argv = [f"--{name}={','.join(map(str, value))}"]
     else:
         argv = [f"--{name}={one}" for one in (value if isinstance(value, list) else [value])]

@@ -11,7 +11,6 @@ from typing import Any
 
 from stream_rpn.engines import ENGINES
 from stream_rpn.frame import StreamRPNError
-from stream_rpn.sources.select import parse_time
 
 DEFAULT_TOP = 300
 
@@ -172,6 +171,8 @@ def device(text: str) -> str:
 
 def moment(text: str) -> float:
     """Returns the seconds that an argument stands for: 12.5 or HH:MM:SS."""
+    from stream_rpn.sources.select import parse_time
+
     try:
         return parse_time(text)
     except StreamRPNError as error:
