@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from stream_rpn.gate import GateSpec
     from stream_rpn.pictures import Picture
     from stream_rpn.views import ViewSpec
 
@@ -41,8 +42,7 @@ class Color:
         matrix: "bt601", "bt709" or "bt2020".
         full_range: True for 0–255 luma, False for 16–235.
         tagged: False where the stream does not say and the matrix was chosen by the frame height.
-        transfer: the stream's transfer characteristic by FFmpeg's name, e.g. "bt709", "smpte2084"
-            (HDR10) or "unknown"; recorded, not undone.
+        transfer: FFmpeg's name, e.g. "bt709", "smpte2084" (HDR10), "unknown"; recorded, not undone.
     """
 
     matrix: str
@@ -162,8 +162,7 @@ class Drop:
             here.
         count: how many packets or frames; 0 where nobody can know.
         first_pts: presentation timestamp of the first one, None where unknown.
-        seconds: how long nothing came, for a connection that was lost; how much of the promised
-            time is missing, for a file that was cut off.
+        seconds: how long a lost connection was away; how much is missing of a file cut off.
     """
 
     reason: DropReason | str
@@ -206,6 +205,7 @@ class Frame:
         source_index: which of the sources that run together, from 0.
         mirrored: whether `image` was mirrored left to right when it was decoded.
         view: what is looked at of it; None for all.
+        gate: how much must have changed; None leaves that to the pipeline.
     """
 
     index: int
@@ -223,6 +223,7 @@ class Frame:
     source_index: int = 0
     mirrored: bool = False
     view: ViewSpec | None = None
+    gate: GateSpec | None = None
 
 
 class Proposal(NamedTuple):
@@ -263,8 +264,7 @@ class Proposals:
         input_size: (height, width) of the resized frame in the network's input, without padding.
         strides: per level (y, x) input pixels per cell; 1 / stride is RoIAlign's spatial scale.
         drops: what was lost just before this frame.
-        image: the decoded frame, kept only while a sink or the caller asked for pictures; mirrored
-            already where the source asks for that.
+        image: the decoded frame, mirrored as the source asks; kept only where pictures are wanted.
         features: level name → feature map [C, H, W], only when asked for.
         image_id: the id of an image in an annotation file, for image sources.
         name: the file name, for image sources.

@@ -124,9 +124,10 @@ class Pipeline:
                 self.batch,
                 images=images,
             )
-        self.gate = gate
-        if gate is not None:
-            self.network = GatedNetwork(self.network, gate, self.batch, images=images)
+        gates = {one.gate for one in selections}
+        self.gate = gate or (gates.pop() if len(gates) == 1 else None)
+        if self.gate is not None or gates:
+            self.network = GatedNetwork(self.network, self.gate, self.batch, images=images)
 
     def _compute_with_torch(
         self, rpn: RPN, device_name: str, dtype_name: str, batch: str, threads: int | None
@@ -316,6 +317,7 @@ def parameters(
     track: TrackSpec | None = None,
 ) -> dict[str, Any]:
     """Returns every number that shaped the results, for a result file's header."""
+    gate = selection.gate or gate
     return {
         "trained": model.trained,
         "input": asdict(model.input_spec),

@@ -77,8 +77,6 @@ def _load(arguments: argparse.Namespace, sources: list[Wanted], *, images: bool)
         batch=arguments.batch,
         images=images,
         threads=arguments.threads,
-        gate=arguments.gate,
-        gate_hold=arguments.gate_hold,
         track=arguments.track,
         selections=[source.selection for source in sources],
         **load_options(arguments),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from stream_rpn.frame import DropKind, DropReason
@@ -26,7 +27,7 @@ def source_summary(
         outputs: names of the outputs that have its results.
         expected: about how many results it was to give, None where nothing tells.
     """
-    times = stream.stage_times
+    times, gate = stream.stage_times, stream.selection.gate
     return {
         "source": stream.info.source,
         **stream.account(),
@@ -36,6 +37,7 @@ def source_summary(
         "elapsed_seconds": round(stream.elapsed_seconds, 3),
         "decoder": stream.info.decoder,
         **network,
+        **({} if gate is None else {"gate": asdict(gate)}),
         "stages": times.summary(),
         "slowest_stage": times.slowest(),
         **stream.live_totals(),
