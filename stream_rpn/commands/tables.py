@@ -31,7 +31,7 @@ def print_table(table: RenderableType) -> None:
         return
     text = io.StringIO()
     Console(file=text, width=_PIPE_WIDTH).print(table)
-    _print("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
+    print_text("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
 
 
 def print_json(value: Any) -> None:
@@ -40,10 +40,15 @@ def print_json(value: Any) -> None:
     Raises:
         StreamRPNError: standard output cannot be written.
     """
-    _print(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    print_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _print(text: str) -> None:
+def print_text(text: str) -> None:
+    """Prints text on standard output as it is.
+
+    Raises:
+        StreamRPNError: standard output cannot be written.
+    """
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
