@@ -41,7 +41,8 @@ _stream_rpn_model_files() {{
 }}
 # In place of shtab's, which has no commands beside sources.
 _shtab_stream_rpn() {{
-  local context state line curcontext="$curcontext" options="_shtab_stream_rpn_${{words[2]}}_options"
+  local context state line curcontext="$curcontext"
+  local options="_shtab_stream_rpn_${{words[2]}}_options"
   if (( CURRENT > 2 && ${{+parameters[$options]}} )); then
     shift words
     (( CURRENT -= 1 ))
