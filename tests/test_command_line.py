@@ -142,7 +142,7 @@ class TestHelp:
 
     def test_examples_are_at_its_end_and_can_be_parsed(self, parser):
         lines = re.findall(r"^  (?:.*\| )?(stream-rpn .*)$", parser.format_help(), re.MULTILINE)
-        mine = [shlex.split(line.partition("|")[0], comments=True) for line in lines]
+        mine = [shlex.split(re.split(r"[|>]", line)[0], comments=True) for line in lines]
         mine = [words for words in mine if words[: len(parser.prog.split())] == parser.prog.split()]
         assert len(mine) >= 2 or parser.prog == "stream-rpn devices"
         for words in mine:

@@ -26,4 +26,8 @@ COMMANDS = {
         "stream_rpn.commands.doctor",
         "say what this machine has and what 'auto' would choose",
     ),
+    "completion": (
+        "stream_rpn.commands.completion",
+        "print what has a shell complete options, models and files",
+    ),
 }

@@ -76,7 +76,7 @@ def tracker(text: str) -> str:
 
 def stream_parser() -> argparse.ArgumentParser:
     """Returns the parser of `stream-rpn SOURCE …`."""
-    commands = "\n".join(f"  {name:<8} {summary}" for name, (_, summary) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items())
     parser = Parser(
         prog="stream-rpn",
         description="Video in, region proposals out.",

@@ -21,11 +21,13 @@ from stream_rpn.log import log
 from stream_rpn.sources import address
 from stream_rpn.sources.address import (
     is_device,
+    is_page,
     is_pipe,
     is_streaming,
     is_url,
     local_path,
     masked,
+    of_page,
     scheme,
 )
 
@@ -85,6 +87,8 @@ def _listed(uri: str) -> list[str]:
 
     A number that is no file is a camera's.
     """
+    if is_page(uri):
+        raise StreamRPNError(f"{masked(uri)} is a web page, not a video; {of_page(uri)}")
     if uri.isdecimal() and not os.path.exists(uri):
         return [f"webcam:{int(uri)}"]
     if not uri.startswith("@"):

@@ -40,6 +40,11 @@ LEAST_SECRET = 4
 # These can only be played while they are sent.
 _STREAMING = ("rtsp", "rtsps", "rtmp", "rtmps", "rtmpt", "rtp", "udp", "udplite", "srt", "rist")
 
+# Sites whose addresses, with nothing or www. or m. in front, are of pages.
+_PAGES = re.compile(
+    r"(?:www\.|m\.)?(?:youtube\.com|youtu\.be|vimeo\.com|twitch\.tv|dailymotion\.com|tiktok\.com)"
+)
+
 # FFmpeg's device of each platform for cameras, and for the screen.
 _DEVICES = {
     "linux": ("v4l2", "x11grab"),
@@ -78,6 +83,19 @@ def is_pipe(uri: str) -> bool:
 def is_streaming(uri: str) -> bool:
     """Tells whether the protocol of a URL knows no finished files."""
     return is_url(uri) and scheme(uri) in _STREAMING
+
+
+def is_page(uri: str) -> bool:
+    """Tells whether a URL is of a page with a video, by its host."""
+    if not is_url(uri) or scheme(uri) not in ("http", "https"):
+        return False
+    host = _split_user(scheme(uri), uri.split("://", 1)[1])[1]
+    return bool(_PAGES.fullmatch(host.lower()))
+
+
+def of_page(uri: str) -> str:
+    """Returns what reads the video of a page."""
+    return f"`yt-dlp -q -f bv -o - '{masked(uri)}' | stream-rpn -` reads the video of a page"
 
 
 def masked(uri: str) -> str:
