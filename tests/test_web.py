@@ -27,8 +27,19 @@ from stream_rpn.sinks.canvas import COLORSPACES
 from stream_rpn.sinks.web import admission, feeds
 from stream_rpn.sinks.web import server as web_server
 from stream_rpn.sinks.web.sink import WebSink
-from tests.browser import until
-from tests.served import BOX, COLOR, HEIGHT, STATUS, WIDTH, Camera, address, events, get, proposals
+from tests.served import (
+    BOX,
+    COLOR,
+    HEIGHT,
+    STATUS,
+    WIDTH,
+    Camera,
+    address,
+    events,
+    get,
+    proposals,
+    until,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = ("--model", "tiny", "--weights", "random", "--size", "96")
