@@ -325,7 +325,7 @@ class _Run:
             self._report_damage(stream)
         for output in mine:
             output.end(stream.info.source, stream.end())
-            if len(output.sources) == 1:
+            if len(output.sources) == 1 and not output.opens_at_once:
                 output.close()
         summary = self._summary(stream, mine)
         self.summaries.append(summary)
