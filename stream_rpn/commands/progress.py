@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from stream_rpn.sources.address import printable, printable_lines
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
@@ -62,7 +64,11 @@ class Progress:
         if stream not in self._tasks:
             total = expected_results(stream.info, self._selection)
             self._tasks[stream] = display.add_task(
-                stream.info.stem, total=total, rate=0.0, state="", where=self._where(stream)
+                printable(stream.info.stem),
+                total=total,
+                rate=0.0,
+                state="",
+                where=self._where(stream),
             )
         display.update(
             self._tasks[stream],
@@ -144,13 +150,9 @@ def complain(sentence: str) -> None:
     say(f"stream-rpn: {sentence}")
 
 
-# Names of files may hold escape sequences, which a terminal would obey.
-_CONTROLS = {code: "�" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-
 def say(text: str) -> None:
     """Prints on standard error, without control characters."""
-    print(text.translate(_CONTROLS), file=sys.stderr, flush=True)
+    print(printable_lines(text), file=sys.stderr, flush=True)
 
 
 class _Convenience(io.FileIO):

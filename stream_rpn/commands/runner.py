@@ -17,6 +17,7 @@ from stream_rpn.commands import signals
 from stream_rpn.commands.arguments import load_options
 from stream_rpn.commands.outputs import Output, OutputInUse, check_file, resolve_outputs
 from stream_rpn.commands.progress import Progress, complain, expected_results, say
+from stream_rpn.commands.scarcity import is_out_of_memory
 from stream_rpn.commands.summary import describe, run_summary, source_summary
 from stream_rpn.frame import DropKind, DropReason, Proposals, StreamRPNError
 from stream_rpn.multistream import LivePolicy, LiveStream, LiveStreams
@@ -24,7 +25,7 @@ from stream_rpn.pipeline import Pipeline, Stream
 from stream_rpn.sinks import make_header
 from stream_rpn.sinks.place import write_whole
 from stream_rpn.sinks.web.sink import WebSink
-from stream_rpn.sources import expand, is_live, left_out, masked, stem
+from stream_rpn.sources import expand, is_cut_to_one, is_live, left_out, masked, stem
 from stream_rpn.sources.packet_queue import Interrupted
 from stream_rpn.sources.select import Selection, parse_time
 from stream_rpn.statistics import StreamStatistics
@@ -46,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
         if others := left_out(uri):
             what = f"{others[0]} is" if len(others) == 1 else f"{len(others)} files are"
             say(f"{uri}: {what} left out, by the name neither a video nor an image")
+        if is_cut_to_one(uri):
+            say(f"{uri}: of this animation one picture is read; as .mp4 or .gif all of them are")
     policy = _policy(arguments)
     together = policy.realtime or any(map(is_live, uris))
     # Passwords are no difference: results are told apart by names without them.
@@ -251,7 +254,7 @@ class _Run:
                 stream.stopped = "failed"
                 self._fail(f"{masked(uri)}: {error}")
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 stream.stopped = "failed"
                 self._fail_for_memory(masked(uri))
@@ -297,7 +300,7 @@ class _Run:
                         running.remove(stream)
                         self._end_live(stream, begun)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self._fail_for_memory(", ".join(stream.name for stream in running))
                 for stream in running:
@@ -432,14 +435,3 @@ def _names(outputs: Iterable[OutputInUse]) -> list[str]:
         for output in outputs
         if output.begun and not output.given_up
     ]
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # torch has an exception of its own for GPUs only.
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator" in str(error)
-        or "Storage size calculation overflowed" in str(error)
-        or "bad_alloc" in str(error)
-    )
