@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from stream_rpn.sources.address import printable, printable_lines
+
 if TYPE_CHECKING:
     from rich.live import Live
 
@@ -58,7 +60,7 @@ class Progress:
         if self._live is not None:
             from rich.text import Text
 
-            self._live.update(Text(f"opening {name} …".translate(_CONTROLS)), refresh=True)
+            self._live.update(Text(f"opening {printable(name)} …"), refresh=True)
 
     def show(self, streams: Iterable[StreamStatistics]) -> None:
         """Shows how far the streams are that run; draws at most ten times a second."""
@@ -93,7 +95,7 @@ class Progress:
         done = stream.num_results
         left = (total - done) / stream.fps if total and stream.fps else None
         return Row(
-            name=stream.info.stem,
+            name=printable(stream.info.stem),
             frames=done,
             total=total,
             share=min(done / total, 1.0) if total else None,
@@ -183,7 +185,7 @@ def layout(rows: Sequence[Row], width: int, height: int) -> list[str]:
 
     if len(rows) > height:
         rows = rows[: max(height, 1)]
-    names = [row.name.translate(_CONTROLS) for row in rows]
+    names = [printable(row.name) for row in rows]
     longest = max(map(cell_len, names), default=0)
     columns = {
         "count": [
@@ -278,14 +280,10 @@ def complain(sentence: str) -> None:
     say(f"stream-rpn: {sentence}")
 
 
-# Names of files may hold escape sequences, which a terminal would obey.
-_CONTROLS = {code: "�" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-
 def say(text: str) -> None:
     """Prints on standard error, without control characters."""
     _clear()
-    print(text.translate(_CONTROLS), file=sys.stderr, flush=True)
+    print(printable_lines(text), file=sys.stderr, flush=True)
 
 
 _passing = False
@@ -297,7 +295,7 @@ def under_way(what: str, *, quiet: bool = False) -> Iterator[None]:
     global _passing
     if not quiet and _is_display():
         _clear()
-        print(f"{what.translate(_CONTROLS)} …", end="", file=sys.stderr, flush=True)
+        print(f"{printable(what)} …", end="", file=sys.stderr, flush=True)
         _passing = True
     try:
         yield

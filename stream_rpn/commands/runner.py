@@ -17,6 +17,7 @@ from stream_rpn.commands import summary as summaries
 from stream_rpn.commands.arguments import load_options
 from stream_rpn.commands.outputs import Output, OutputInUse, check_file, resolve_outputs
 from stream_rpn.commands.progress import Progress, complain, expected_results, say, under_way
+from stream_rpn.commands.scarcity import is_out_of_memory
 from stream_rpn.commands.serving import token_of, wait_for
 from stream_rpn.commands.wanted import Wanted, together, wanted
 from stream_rpn.frame import Proposals, StreamRPNError
@@ -25,7 +26,7 @@ from stream_rpn.pipeline import Pipeline, Stream
 from stream_rpn.sinks import make_header
 from stream_rpn.sinks.place import write_whole
 from stream_rpn.sinks.web.sink import WebSink
-from stream_rpn.sources import left_out, loops, masked
+from stream_rpn.sources import is_cut_to_one, left_out, loops, masked
 from stream_rpn.sources.packet_queue import Interrupted
 from stream_rpn.statistics import StreamStatistics
 
@@ -44,6 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
         if others := left_out(asked.address):
             what = f"{others[0]} is" if len(others) == 1 else f"{len(others)} files are"
             say(f"{asked.address}: {what} left out, by the name neither a video nor an image")
+        if is_cut_to_one(asked.address):
+            say(
+                f"{asked.address}: of this animation one picture is read; as .mp4 or .gif all of "
+                "them are"
+            )
     sources = wanted(arguments)
     uris = [source.uri for source in sources]
     for name in ("serve_token", "serve_keep"):
@@ -217,7 +223,7 @@ class _Run:
                 stream.stopped = "failed"
                 self._fail(f"{masked(uri)}: {error}")
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 stream.stopped = "failed"
                 self._fail_for_memory(masked(uri))
@@ -264,7 +270,7 @@ class _Run:
                         progress.ended(stream)
                         self._end_live(stream, begun)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self._fail_for_memory(", ".join(stream.name for stream in running))
                 for stream in running:
@@ -391,14 +397,3 @@ def _names(outputs: Iterable[OutputInUse]) -> list[str]:
         for output in outputs
         if output.begun and not output.given_up
     ]
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # torch has an exception of its own for GPUs only.
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator" in str(error)
-        or "Storage size calculation overflowed" in str(error)
-        or "bad_alloc" in str(error)
-    )

@@ -25,6 +25,7 @@ from stream_rpn.sources.address import (
     is_pipe,
     is_streaming,
     is_url,
+    local_file,
     local_path,
     masked,
     of_page,
@@ -38,6 +39,7 @@ __all__ = [
     "OPENERS",
     "expand",
     "holds_images",
+    "is_cut_to_one",
     "is_live",
     "left_out",
     "loops",
@@ -190,6 +192,23 @@ def _is_animated(path: Path) -> bool:
     except OSError:
         return False
     return before_the_picture.startswith(b"\x89PNG") and b"acTL" in before_the_picture
+
+
+def is_cut_to_one(uri: str) -> bool:
+    """Tells whether this is an animation of which only one picture is read: a WebP or AVIF.
+
+    FFmpeg reads animated WebP not at all, and of AVIF the still picture.
+    """
+    path = local_file(uri)
+    if path is None or path.suffix.lower() not in (".webp", ".avif"):
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError:
+        return False
+    webp = head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) > 20 and head[20] & 2
+    return bool(webp or (head[4:8] == b"ftyp" and b"avis" in head))
 
 
 def stem(uri: str) -> str:
