@@ -21,6 +21,7 @@ CLIP = "synthetic:64x64@10,2"
 WRONG = [
     ("", "SOURCE"),
     ("nothing.mp4", "nothing.mp4: no such file"),
+    ("modles", "modles: no such file or directory; did you mean `stream-rpn models`?"),
     ("empty/", "empty/ is a directory without videos"),
     ("'*.avi'", "matches no videos"),
     ("@nothing.txt", "'nothing.txt' cannot be read"),

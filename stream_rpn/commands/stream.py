@@ -41,7 +41,7 @@ sources:
   rtsp://, rtmp://, udp://, http(s):// (MJPEG, HLS), a named pipe; with one of them, or --realtime,
   all sources run at a time
   @FILE: those that a text file lists, one a line
-  of a web page (YouTube): yt-dlp -q -f bv -o - URL | stream-rpn -
+  of a web page (YouTube): yt-dlp -q -f bv/b -o - URL | stream-rpn -
 
 outputs, by extension; several may be given:
   .jsonl .jsonl.gz .parquet .npz .csv .mot.txt         data

@@ -117,7 +117,7 @@ def is_page(uri: str) -> bool:
 
 def of_page(uri: str) -> str:
     """Returns what reads the video of a page."""
-    return f"`yt-dlp -q -f bv -o - '{masked(uri)}' | stream-rpn -` reads the video of a page"
+    return f"`yt-dlp -q -f bv/b -o - '{masked(uri)}' | stream-rpn -` reads the video of a page"
 
 
 def masked(uri: str) -> str:
