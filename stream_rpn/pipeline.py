@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from stream_rpn import sources
 from stream_rpn.cores import available_cores
+from stream_rpn.embedding import Embedding
 from stream_rpn.engines import choose_batch, choose_engine, native_bfloat16
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.gate import GateSpec
@@ -50,6 +51,7 @@ class Pipeline:
         threads: cores to compute on, on a CPU; by default all that this process may use.
         gate: how much a picture must change to be looked at; None looks at all.
         track: how objects are followed; None follows none.
+        embed: attach a feature vector of each box to the results.
 
     Attributes:
         model: as it is computed.
@@ -59,6 +61,7 @@ class Pipeline:
         batch: frames per call.
         gate: how much a picture must change to be looked at, or None.
         track: how objects are followed, or None.
+        embedding: how boxes become vectors, or None.
         network: what computes it.
     """
 
@@ -75,8 +78,10 @@ class Pipeline:
         threads: int | None = None,
         gate: GateSpec | None = None,
         track: TrackSpec | None = None,
+        embed: bool = False,
     ) -> None:
         self.track = track
+        self.embedding: Embedding | None = None
         self.engine = choose_engine(engine, device=device, dtype=dtype, features=features)
         self.features = features
         self.images = images
@@ -91,20 +96,29 @@ class Pipeline:
             self.dtype = dtype
             if dtype == "auto":
                 self.dtype = "bfloat16" if native_bfloat16() else "float32"
+            converted = cast("Converted", self.model)
+            self.embedding = converted.embedding() if embed else None
             self.network: Network = OpenVINONetwork(
-                cast("Converted", self.model),
+                converted,
                 self.dtype,
                 threads or available_cores(),
                 images=images,
+                embedding=self.embedding,
             )
         else:
-            self._compute_with_torch(cast("RPN", model), device, dtype, str(batch), threads)
+            self._compute_with_torch(cast("RPN", model), device, dtype, str(batch), threads, embed)
         self.gate = gate
         if gate is not None:
             self.network = GatedNetwork(self.network, gate, self.batch, images=images)
 
     def _compute_with_torch(
-        self, rpn: RPN, device_name: str, dtype_name: str, batch: str, threads: int | None
+        self,
+        rpn: RPN,
+        device_name: str,
+        dtype_name: str,
+        batch: str,
+        threads: int | None,
+        embed: bool,
     ) -> None:
         import torch
 
@@ -119,9 +133,16 @@ class Pipeline:
         self.device, self.dtype = str(device), compute.DTYPE_NAMES[dtype]
         self.batch = choose_batch(batch, device.type)
         rpn = rpn.to(device, dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.embedding = Embedding.of(rpn) if embed else None
         form = GPUNetwork if device.type == "cuda" else EagerNetwork
         self.network = form(
-            rpn, device, dtype, self.batch, features=self.features, images=self.images
+            rpn,
+            device,
+            dtype,
+            self.batch,
+            features=self.features,
+            images=self.images,
+            embedding=self.embedding,
         )
 
     def open(
@@ -186,7 +207,7 @@ class Pipeline:
             "engine": self.engine,
             "device": self.device,
             "dtype": self.dtype,
-            "parameters": parameters(self.model, selection, self.gate, self.track),
+            "parameters": parameters(self.model, selection, self.gate, self.track, self.embedding),
         }
 
     @property
@@ -286,6 +307,7 @@ def parameters(
     selection: Selection,
     gate: GateSpec | None = None,
     track: TrackSpec | None = None,
+    embedding: Embedding | None = None,
 ) -> dict[str, Any]:
     """Returns every number that shaped the results, for a result file's header."""
     return {
@@ -295,6 +317,7 @@ def parameters(
         "selection": asdict(selection),
         **({} if gate is None else {"gate": asdict(gate)}),
         **({} if track is None else {"tracking": asdict(track)}),
+        **({} if embedding is None else {"embedding": embedding.facts()}),
     }
 
 
