@@ -137,6 +137,7 @@ def open_pipeline(
     gate: str | float = "off",
     gate_hold: float = HOLD_SECONDS,
     track: str | bool | None = None,
+    embed: bool = False,
     **load_options: Unpack[LoadOptions],
 ) -> Pipeline:
     """Returns a pipeline of a model; for OpenVINO without torch, where its graph is there already.
@@ -153,6 +154,7 @@ def open_pipeline(
         gate: see `stream`.
         gate_hold: see `stream`.
         track: see `stream`.
+        embed: see `stream`.
         **load_options: see `load`.
 
     Raises:
@@ -178,6 +180,7 @@ def open_pipeline(
         threads=threads,
         gate=gate_spec,
         track=track_spec,
+        embed=embed,
     )
 
 
@@ -219,6 +222,7 @@ def stream(
     gate: str | float = "off",
     gate_hold: float = HOLD_SECONDS,
     track: str | bool | None = None,
+    embed: bool = False,
     start: float | None = None,
     end: float | None = None,
     stride: int = 1,
@@ -262,6 +266,7 @@ def stream(
         track: follow objects, each source's by themselves: `track_ids` of results are set. True is
             ByteTrack; others are named in `stream_rpn.tracking.TRACKERS`. Needs the library
             trackers, `pip install 'stream-rpn[track]'`.
+        embed: attach a feature vector of each box, for search and clustering: `embeddings`.
         start: seconds from the first timestamp.
         end: seconds from the first timestamp, exclusive.
         stride: use every stride-th frame.
@@ -295,6 +300,7 @@ def stream(
         gate=gate,
         gate_hold=gate_hold,
         track=track,
+        embed=embed,
         **load_options,
     )
     selection = Selection(start, end, stride, fps, max_frames, video_stream, decoder, max_pixels)
@@ -335,6 +341,7 @@ def propose(
     dtype: str = ...,
     batch: str | int = ...,
     features: bool = ...,
+    embed: bool = ...,
     images: bool = ...,
     **load_options: Unpack[LoadOptions],
 ) -> Proposals: ...
@@ -347,6 +354,7 @@ def propose(
     dtype: str = ...,
     batch: str | int = ...,
     features: bool = ...,
+    embed: bool = ...,
     images: bool = ...,
     **load_options: Unpack[LoadOptions],
 ) -> list[Proposals]: ...
@@ -358,6 +366,7 @@ def propose(
     dtype: str = "auto",
     batch: str | int = "auto",
     features: bool = False,
+    embed: bool = False,
     images: bool = False,
     **load_options: Unpack[LoadOptions],
 ) -> Proposals | list[Proposals]:
@@ -376,6 +385,7 @@ def propose(
         batch: images per network call, or "auto". Only such in a row that have one shape as the
             network's input go together.
         features: attach the feature maps, for RoIAlign.
+        embed: attach a feature vector of each box, for search and clustering: `embeddings`.
         images: attach the picture, for `Proposals.draw` and notebooks.
         **load_options: see `load`.
 
@@ -408,9 +418,8 @@ def propose(
                 frames.append(PlaneConverter().frame(frame_of(rgb_of_any(picture, index)), index))
             yield picture
 
-    results = list(
-        propose_images(rpn, pixels(), batch=choose_batch(str(batch), where.type), features=features)
-    )
+    together = choose_batch(str(batch), where.type)
+    results = list(propose_images(rpn, pixels(), batch=together, features=features, embed=embed))
     for proposals, one in zip(results, given, strict=True):
         proposals.name = Path(one).name if isinstance(one, str | Path) else None
     for proposals, frame in zip(results, frames, strict=images):

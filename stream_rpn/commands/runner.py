@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         draw_fps=arguments.draw_fps,
         token=_token(arguments.serve_token) if serve else "",
         image_ids=arguments.image_ids,
+        embed=arguments.embed,
     )
     if arguments.json_summary is not None:
         check_file(arguments.json_summary, uris, outputs, overwrite=arguments.overwrite)
@@ -94,6 +95,7 @@ def _load(arguments: argparse.Namespace, *, images: bool) -> Pipeline:
         gate=arguments.gate,
         gate_hold=arguments.gate_hold,
         track=arguments.track,
+        embed=arguments.embed,
         **load_options(arguments),
     )
     if not pipeline.model.trained:
