@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         draw_fps=arguments.draw_fps,
         token=token_of(arguments.serve_token) if serve else "",
         image_ids=arguments.image_ids,
+        embed=arguments.embed,
     )
     if arguments.json_summary is not None:
         check_file(arguments.json_summary, uris, outputs, overwrite=arguments.overwrite)
@@ -86,6 +87,7 @@ def _load(arguments: argparse.Namespace, sources: list[Wanted], *, images: bool)
         threads=arguments.threads,
         track=arguments.track,
         selections=[source.selection for source in sources],
+        embed=arguments.embed,
         **load_options(arguments),
     )
     if not pipeline.model.trained:

@@ -219,6 +219,12 @@ def stream_parser() -> argparse.ArgumentParser:
         f"of the boxes of score {TrackSpec.score} and more those that an NMS of {TrackSpec.nms} "
         "leaves, others have the id -1; needs stream-rpn[track]",
     )
+    out.add_argument(
+        "--embed",
+        action="store_true",
+        help="give every box a feature vector, for search and clustering: the column embeddings "
+        "of .parquet and .npz",
+    )
     live = parser.add_argument_group("live sources")
     live.add_argument(
         "--max-age",

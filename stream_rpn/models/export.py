@@ -212,6 +212,8 @@ def _write_openvino(rpn: RPN, path: Path) -> None:
 
     try:
         heads = Converted.of(rpn).heads.clone()
+        for result in heads.get_results()[2 * rpn.num_levels :]:
+            heads.remove_result(result)  # the maps
     except UnconvertibleError as error:
         raise StreamRPNError(f"{rpn.name} cannot be exported to OpenVINO: {error}") from error
     heads.reshape([-1, 3, -1, -1])

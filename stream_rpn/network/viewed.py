@@ -111,6 +111,7 @@ class ViewedNetwork(Network):
             levels=best["levels"],
             anchors=best["anchors"],
             input_boxes=best["input_boxes"],
+            embeddings=best.get("embeddings"),
             input_size=found[-1].input_size,
             strides=found[-1].strides,
             keep_image=self._images,
@@ -130,6 +131,7 @@ class ViewedNetwork(Network):
             "levels": found.levels[rows],
             "anchors": found.anchors[rows],
             "input_boxes": found.input_boxes[rows],
+            **({} if found.embeddings is None else {"embeddings": found.embeddings[rows]}),
         }
 
 
