@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from stream_rpn.batch import results
 from stream_rpn.batch.guard import Guard
 from stream_rpn.batch.pieces import Piece
-from stream_rpn.batch.storage import Store, version
+from stream_rpn.batch.storage import Store, short_name, version
 from stream_rpn.batch.work import Work
 from stream_rpn.cores import available_cores
 from stream_rpn.frame import StreamRPNError
@@ -174,13 +174,13 @@ def keep_plan(store: Store, pieces: Sequence[Piece]) -> None:
     """Writes down the pieces of a video, before any of them is done."""
     text = "".join(piece.to_json() + "\n" for piece in pieces)
     name = f"{results.folder_of(pieces[0].source)}/{_PLAN}"
-    store.put(name, lambda path: path.write_text(text) and None)
+    store.put_text(name, text)
 
 
 def _failure(piece: Piece, kind: str, why: str, tries: int) -> dict[str, str]:
     row = {
         "source": results.text(masked(piece.source)),
-        "video": results.short_name(piece.source),
+        "video": short_name(piece.source),
         "piece": piece.number,
         "pieces": piece.count,
         "kind": kind,
@@ -393,7 +393,7 @@ def check_job(store: Store, work: Work) -> None:
     text = json.dumps(mine, indent=1, sort_keys=True) + "\n"
     kept = store.read("_job.json")
     if kept is None:
-        store.put("_job.json", lambda path: path.write_text(text) and None)
+        store.put_text("_job.json", text)
         return
     try:
         theirs = json.loads(kept)
@@ -416,14 +416,14 @@ def conclude(store: Store, sources: Sequence[str], outcome: Outcome) -> None:
     Raises:
         StreamRPNError: they cannot be written.
     """
-    mine = {results.short_name(source) for source in sources}
+    mine = {short_name(source) for source in sources}
     rows = [
         results.manifest_row(source, [done[number] for number in sorted(done)])
         for source, done in outcome.records.items()
     ]
     manifest = [*_others(store, "manifest.parquet", mine), *rows]
     failures = [*_others(store, "failures.parquet", mine), *outcome.failures]
-    order = {results.short_name(source): index for index, source in enumerate(sources)}
+    order = {short_name(source): index for index, source in enumerate(sources)}
     manifest.sort(key=lambda row: order.get(row["video"], -1))
     results.write_table(store, "failures.parquet", results.FAILURES, failures)
     results.write_table(store, "manifest.parquet", results.MANIFEST, manifest)

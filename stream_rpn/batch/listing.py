@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
@@ -34,19 +35,18 @@ def listed(names: Sequence[str], column: str | None = None) -> list[str]:
     return list(found)
 
 
-def _expanded(name: str, column: str | None) -> Iterator[str]:
-    if name.startswith("@") and is_url(name[1:]):
-        for line in _read(name[1:]).decode("utf-8-sig").splitlines():
-            if line.strip() and not line.lstrip().startswith("#"):
-                yield from _expanded(line.strip(), column)
-    elif name.startswith("@"):
-        for line in sources.expand([name]):
-            yield from _expanded(line, column)
+def _expanded(name: str, column: str | None, *, named: bool = True) -> Iterator[str]:
+    """Yields the addresses that a name stands for; what a list names may be missing."""
+    if name.startswith("@"):
+        for line in _lines(name[1:]):
+            yield from _expanded(line, column, named=False)
     elif name.lower().endswith(_TABLES):
         for address in _addresses(name, column):
-            yield from _expanded(address, column)
+            yield from _expanded(address, column, named=False)
     elif is_url(name):
         yield from _remote(name)
+    elif not (named or glob.has_magic(name) or os.path.exists(local_path(name))):
+        yield _local(name)
     else:
         yield from map(_local, sources.expand([name]))
 
@@ -74,11 +74,15 @@ def _remote(name: str) -> list[str]:
     return [fs.unstrip_protocol(p) for p in videos]
 
 
-def _read(name: str) -> bytes:
+def _lines(name: str) -> list[str]:
+    """Returns the addresses that a text file lists, without empty lines and those after "#"."""
     fs, path = filesystem(name)
     with told(f"the list of sources {masked(name)!r} cannot be read"):
-        content: bytes = fs.cat_file(path)
-    return content
+        lines = fs.cat_file(path).decode("utf-8-sig").splitlines()
+    found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not found:
+        raise StreamRPNError(f"the list of sources {masked(name)!r} is empty")
+    return found
 
 
 def _addresses(name: str, column: str | None) -> list[str]:

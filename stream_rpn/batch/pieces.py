@@ -233,7 +233,7 @@ class _Packets:
     def cuts(self, chunk: float) -> list[Cut]:
         """Returns the pieces, each at least `chunk` seconds long."""
         highest = np.maximum.accumulate(self._pts)
-        bounds: list[tuple[int, int, int | None]] = [(0, int(self.times[0]), None)]
+        bounds = [(0, int(self.times[0]), cast("int | None", None))]
         for index, start, dts in self._keys:
             pts = int(self._pts[index])
             far = (pts - bounds[-1][1]) * self._unit >= chunk
@@ -241,10 +241,8 @@ class _Packets:
             parted = index > 0 and highest[index - 1] < pts
             if far and parted and (start.whole_sets or not self._sets_within):
                 bounds.append((index, pts, dts))
-        return [
-            self._cut(bound, following)
-            for bound, following in itertools.pairwise([*bounds, (len(self._pts), None, None)])
-        ]
+        ends = [*(pts for _, pts, _ in bounds[1:]), None]
+        return [self._cut(*bound, end) for bound, end in zip(bounds, ends, strict=True)]
 
     def up_to(self, cut: Cut, chosen: list[int]) -> Cut:
         """Returns a piece of which only these frames are used, without what follows them."""
@@ -258,11 +256,7 @@ class _Packets:
             )
         return replace(cut, chosen=chosen)
 
-    def _cut(
-        self, bound: tuple[int, int, int | None], following: tuple[int, int | None, int | None]
-    ) -> Cut:
-        index, start, dts = bound
-        _, end, _ = following
+    def _cut(self, index: int, start: int, dts: int | None, end: int | None) -> Cut:
         first = bisect.bisect_left(self.times, start)
         last = len(self.times) if end is None else bisect.bisect_left(self.times, end)
         stop = len(self._pts)

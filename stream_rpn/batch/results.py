@@ -74,7 +74,7 @@ def table(frames: Sequence[Proposals], source: str) -> pa.Table:
     offsets = np.cumsum([0, *(len(p) for p in frames)]).astype(np.int32)
 
     def lists(name: str, dtype: type) -> pa.Array:
-        arrays = [np.asarray(getattr(p, name), dtype).ravel() for p in frames]
+        arrays: list[np.ndarray] = [np.asarray(getattr(p, name), dtype).ravel() for p in frames]
         values = pa.array(np.concatenate(arrays) if arrays else np.zeros(0, dtype))
         if name == "boxes":
             values = pa.FixedSizeListArray.from_arrays(values, 4)

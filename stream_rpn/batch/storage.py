@@ -142,6 +142,14 @@ class Store:
                 if not self._appears_whole:
                     self._fs.mv(partial, final)
 
+    def put_text(self, name: str, text: str) -> None:
+        """Makes a file of a text, see `put`."""
+
+        def write(path: Path) -> None:
+            path.write_text(text, encoding="utf-8")
+
+        self.put(name, write)
+
     def read(self, name: str) -> bytes | None:
         """Returns what is in a file; None where there is none.
 

@@ -255,11 +255,11 @@ def _require_ray() -> None:
 
 
 def _dry_run(sources: list[str], store: Any, arguments: argparse.Namespace) -> int:
-    from stream_rpn.batch import results
+    from stream_rpn.batch.storage import short_name
     from stream_rpn.sources.address import masked
 
     done = {name.removeprefix("video=") for name in store.names("proposals")}
-    begun = [source for source in sources if results.short_name(source) in done]
+    begun = [source for source in sources if short_name(source) in done]
     for source in sources:
         print(masked(source).encode(errors="backslashreplace").decode())
     length = "whole" if arguments.chunk is None else f"in pieces of {arguments.chunk:g} s"
@@ -295,9 +295,8 @@ class _Progress:
         self._started = time.monotonic()
         self._next = self._started + PLAIN_SECONDS
         self._done: dict[str, float] = {}
-        self._frames = self._seconds = 0.0
-        self._new_frames = 0
-        self._failures = 0
+        self._seconds = 0.0
+        self._new_frames = self._reused = self._failures = 0
         self._rich: Any = None
         self._task: Any = None
 
@@ -329,15 +328,13 @@ class _Progress:
 
     def tell(self, outcome: Outcome, piece: Piece) -> None:
         """Counts a piece that is done, or was given up."""
-        reused = outcome.reused
         record = outcome.records.get(piece.source, {}).get(piece.number)
         self._failures = len(outcome.failures)
         self._done[piece.source] = self._done.get(piece.source, 0.0) + 1 / piece.count
         if record is not None:
-            self._frames += record["frames"]
             self._seconds += record["seconds"] or 0.0
-            self._new_frames += record["frames"] if reused == getattr(self, "_reused", 0) else 0
-        self._reused = reused
+            self._new_frames += record["frames"] if outcome.reused == self._reused else 0
+        self._reused = outcome.reused
         now = time.monotonic()
         if self._rich is not None:
             self._rich.update(
@@ -368,7 +365,8 @@ class _Progress:
         now = time.monotonic()
         again = f", {outcome.reused:,} pieces from before" if outcome.reused else ""
         whole = sum(map(outcome.complete, outcome.records))
+        frames = sum(r["frames"] for done in outcome.records.values() for r in done.values())
         return (
-            f"{to}: {whole:,} of {self._num_videos:,} videos whole, {int(self._frames):,} frames, "
+            f"{to}: {whole:,} of {self._num_videos:,} videos whole, {frames:,} frames, "
             f"{self._state(now)}, {now - self._started:.1f} s{again}"
         )
