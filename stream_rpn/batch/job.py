@@ -348,12 +348,13 @@ def _cluster(resources: Resources) -> Iterator[None]:
         }
     try:
         try:
-            ray.init(
-                address=resources.address,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                **options,
-            )
+            with _silent():
+                ray.init(
+                    address=resources.address,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    **options,
+                )
         except Exception as error:  # some are no more than that
             what = (
                 "Ray cannot be started here" if local else f"no Ray answers at {resources.address}"
@@ -371,6 +372,20 @@ def _cluster(resources: Resources) -> Iterator[None]:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps Ray's native part from telling how it starts; what goes wrong is raised."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _short_temporary_folder() -> str:

@@ -358,7 +358,7 @@ class _Progress:
     def _left(self, now: float) -> str:
         share = sum(self._done.values()) / self._num_videos
         seconds = (now - self._started) * (1 - share) / max(share, 1e-9)
-        return f"about {seconds / 60:.0f} min left"
+        return f"about {max(seconds, 0.0) / 60:.0f} min left"
 
     def summary(self, outcome: Outcome, to: str) -> str:
         """Returns the sentence that closes a run."""
