@@ -2,6 +2,7 @@
 
 # Subcommand → (module with add_arguments(parser) and run(arguments) -> exit code, one line).
 COMMANDS = {
+    "batch": ("stream_rpn.commands.batch", "do any number of videos, on a cluster of Ray"),
     "eval": (
         "stream_rpn.commands.eval",
         "measure recall on annotated images",

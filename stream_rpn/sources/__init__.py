@@ -52,7 +52,7 @@ __all__ = [
 # keywords of `open_source`. What begins otherwise is a file, a URL, a device, or still images.
 OPENERS = {"synthetic:": "synthetic:open_synthetic"}
 
-_VIDEOS = {
+VIDEOS = {
     ".3gp", ".asf", ".avi", ".flv", ".gif", ".h264", ".264", ".h265", ".265", ".hevc",
     ".ivf", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf",
     ".nut", ".obu", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
@@ -164,7 +164,7 @@ def is_live(uri: str) -> bool:
     """
     if is_url(uri) and not is_streaming(uri):
         path = urllib.parse.urlsplit(uri).path
-        return scheme(uri) in ("http", "https") and Path(path).suffix.lower() not in _VIDEOS
+        return scheme(uri) in ("http", "https") and Path(path).suffix.lower() not in VIDEOS
     return is_url(uri) or is_device(uri) or is_pipe(uri)
 
 
@@ -222,7 +222,7 @@ def left_out(uri: str) -> list[str]:
     if uri == "-" or is_url(uri) or is_device(uri) or not os.path.isdir(local_path(uri)):
         return []
     paths = [p for p in local_path(uri).iterdir() if not p.name.startswith(".") and p.is_file()]
-    return sorted(p.name for p in paths if p.suffix.lower() not in _VIDEOS | _IMAGES)
+    return sorted(p.name for p in paths if p.suffix.lower() not in VIDEOS | _IMAGES)
 
 
 def picture_names(files: Sequence[Path]) -> list[str]:
@@ -254,7 +254,7 @@ def members_of(uri: str) -> list[Path] | None:
         empty = f"{uri} matches no videos or images"
     else:
         raise StreamRPNError(f"{uri}: no such file or directory")
-    wanted = (p for p in paths if p.suffix.lower() in _VIDEOS | _IMAGES and p.is_file())
+    wanted = (p for p in paths if p.suffix.lower() in VIDEOS | _IMAGES and p.is_file())
     files = sorted(wanted, key=_by_number)
     if not files:
         raise StreamRPNError(empty)
