@@ -146,8 +146,8 @@ def _display() -> RichProgress:
 
 
 def complain(sentence: str) -> None:
-    """Prints one sentence on standard error."""
-    say(f"stream-rpn: {sentence}")
+    """Prints one sentence on standard error, in one line whatever names are in it."""
+    say(f"stream-rpn: {printable(sentence)}")
 
 
 def say(text: str) -> None:
