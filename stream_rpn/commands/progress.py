@@ -276,8 +276,8 @@ def expected_results(info: StreamInfo, selection: Selection) -> int | None:
 
 
 def complain(sentence: str) -> None:
-    """Prints one sentence on standard error."""
-    say(f"stream-rpn: {sentence}")
+    """Prints one sentence on standard error, in one line whatever names are in it."""
+    say(f"stream-rpn: {printable(sentence)}")
 
 
 def say(text: str) -> None:

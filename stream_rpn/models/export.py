@@ -223,7 +223,9 @@ def _write_openvino(rpn: RPN, path: Path) -> None:
     try:
         openvino.save_model(heads, path, compress_to_fp16=False)
     except RuntimeError as error:
-        raise OSError(" ".join(str(error).split())[:200]) from error
+        # It does not know why: a stream of C++ only knows that it failed.
+        why = " ".join(str(error).split())[:200]
+        raise OSError(f"perhaps the disk is full ({why})") from error
 
 
 _PACKAGES = {".onnx": ("onnx", "'stream-rpn[export]'"), ".xml": ("openvino", "openvino")}

@@ -126,6 +126,10 @@ def holds_embeddings(spec: str) -> bool:
 
 def near_misses(spec: str) -> list[str]:
     """Returns outputs that a name of no known format may have meant, the likeliest first."""
+    scheme, address, rest = spec.partition("://")
+    if address:
+        known = f"{scheme.lower()}://" in SCHEMES
+        return [f"{scheme.lower()}://{rest}"] if known else []
     if os.path.isdir(spec) or not os.path.splitext(spec)[1]:
         return [f"{spec}/", *(f"{prefix}{spec}/" for prefix in FOLDERS)] if spec else []
     stem, extension = os.path.splitext(spec)
