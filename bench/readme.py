@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import gate_table, gpu_table
+from bench import gate_table, gpu_table, pictures
 from bench.gpu_table import number, shape_in_words
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +74,8 @@ def draw_pictures() -> None:
     """Draws the pictures whose results are there."""
     for name, (sources, draw) in PICTURES.items():
         if _exist(sources):
-            draw(DOCS / name, {"Source": _digest(sources)})
+            DOCS.mkdir(exist_ok=True)
+            draw(DOCS / name, {"Source": _digest(sources)}, *map(_load, sources))
 
 
 def _speed() -> str:
@@ -313,56 +314,6 @@ def _noise(report: Report) -> str:
     )
 
 
-def _draw_speed(path: Path, metadata: dict[str, str]) -> None:
-    from stream_rpn.measure.plot import new_figure, save
-
-    report = _load("pipeline_cpu.json")
-    models = list(dict.fromkeys(row["model"] for row in report["rows"]))
-    figure = new_figure(11, 3.4)
-    for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
-        rows = [row for row in report["rows"] if row["model"] == model]
-        values = [row["fps_median"] for row in rows]
-        low = [row["fps_median"] - row["fps_min"] for row in rows]
-        high = [row["fps_max"] - row["fps_median"] for row in rows]
-        colors = ["C1" if row["what"].startswith("stream-rpn") else "C7" for row in rows]
-        axes.barh([row["what"] for row in rows], values, xerr=[low, high], color=colors)
-        axes.invert_yaxis()
-        axes.set(title=model, xlabel="frames/s: median and range")
-        axes.tick_params(labelsize="small")
-        axes.grid(axis="x", alpha=0.3)
-    path.parent.mkdir(exist_ok=True)
-    save(figure, path, metadata=metadata)
-
-
-def _draw_scaling(path: Path, metadata: dict[str, str]) -> None:
-    from stream_rpn.measure.plot import new_figure, save
-
-    report = _load("scaling_cpu.json")
-    figure = new_figure(11, 5.5)
-    panels = figure.subplots(2, -(-len(report["growth"]) // 2), squeeze=False).flat
-    for axes, growth in zip(panels, report["growth"], strict=False):
-        rows = [row for row in report["rows"] if row["sweep"] == growth["sweep"]]
-        x, ms = [row["x"] for row in rows], [row["ms"] for row in rows]
-        axes.loglog(x, ms, "o-")
-        axes.set(xlabel=growth["x"], ylabel="ms", ylim=(min(ms) / 3, max(ms) * 3))
-        axes.set_title(f"{growth['time_of']}: x^{growth['time_exponent']:.2f}", fontsize="medium")
-        axes.minorticks_off()
-        axes.set_xticks(x, [row.get("label") or _short(row["x"]) for row in rows])
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.tick_params(labelsize="small")
-        axes.grid(alpha=0.3)
-    path.parent.mkdir(exist_ok=True)
-    save(figure, path, metadata=metadata)
-
-
-def _short(number: float) -> str:
-    """Returns 12000 as "12k"."""
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if number >= 0.999 * size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:g}"
-
-
 def _exist(names: tuple[str, ...]) -> bool:
     return all((RESULTS / name).is_file() for name in names)
 
@@ -384,10 +335,11 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/models.md": {"recall": _recall},
     "docs/performance.md": {"numbers": _numbers},
 }
-# Name in docs/ → (the results it shows, what draws it).
-PICTURES: dict[str, tuple[tuple[str, ...], Callable[[Path, dict[str, str]], None]]] = {
-    "speed.png": (("pipeline_cpu.json",), _draw_speed),
-    "scaling.png": (("scaling_cpu.json",), _draw_scaling),
+# Name in docs/ → (the results it shows, what draws it from them).
+PICTURES: dict[str, tuple[tuple[str, ...], Callable[..., None]]] = {
+    "speed.png": (("pipeline_cpu.json",), pictures.speed),
+    "peers.png": (("scripts_cpu.json", "gpu_proof.json"), pictures.peers),
+    "scaling.png": (("scaling_cpu.json",), pictures.scaling),
 }
 
 

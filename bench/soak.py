@@ -33,6 +33,7 @@ from typing import IO, Any, Self
 from bench import report, soak_checks
 from bench.soak_checks import FORMATS, After
 from bench.soak_sources import Sources
+from stream_rpn.measure.machine import machine
 from stream_rpn.sinks import sink_class_of
 
 SECONDS = 3600.0
@@ -360,14 +361,13 @@ def rows(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def soak(seconds: float, seed: int, runs: int | None) -> list[dict[str, Any]]:
-    """Runs trials for so long, or so many; returns what came of each."""
+def soak(seconds: float, seed: int, runs: int | None) -> Iterator[dict[str, Any]]:
+    """Runs trials for so long, or so many; yields what came of each."""
     # What a shell starts in the background ignores Ctrl-C, what nohup starts a hang-up, and so
     # would the commands.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    results: list[dict[str, Any]] = []
     end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="soak-") as name, contextlib.ExitStack() as stack:
         run_in = Soak(Path(name))
@@ -375,11 +375,7 @@ def soak(seconds: float, seed: int, runs: int | None) -> list[dict[str, Any]]:
         for number, trial in enumerate(trials(random.Random(seed))):
             if number == runs or time.monotonic() > end:
                 break
-            result = {"run": number, **run_in.run(trial)}
-            results.append(result)
-            if result["problems"]:
-                print(result, flush=True)
-    return results
+            yield {"run": number, **run_in.run(trial)}
 
 
 def main() -> int:
@@ -390,19 +386,28 @@ def main() -> int:
     parser.add_argument("--json", default="bench/results/soak.json")
     arguments = parser.parse_args()
     started = time.monotonic()
-    results = soak(arguments.seconds, arguments.seed, arguments.runs)
-    table = rows(results)
+    facts = machine()
+    results: list[dict[str, Any]] = []
+    table: list[dict[str, Any]] = []
+    problems: list[dict[str, Any]] = []
+    for result in soak(arguments.seconds, arguments.seed, arguments.runs):
+        results.append(result)
+        if result["problems"]:
+            problems.append(result)
+            print(result, flush=True)
+        table = rows(results)
+        # After each run: a soak that is cut short keeps what it found.
+        report.write_json(
+            arguments.json,
+            "soak",
+            table,
+            machine=facts,
+            seconds=round(time.monotonic() - started),
+            seed=arguments.seed,
+            runs=len(results),
+            found=problems,
+        )
     report.print_table(table, COLUMNS)
-    problems = [result for result in results if result["problems"]]
-    report.write_json(
-        arguments.json,
-        "soak",
-        table,
-        seconds=round(time.monotonic() - started),
-        seed=arguments.seed,
-        runs=len(results),
-        found=problems,
-    )
     return 1 if problems else 0
 
 

@@ -1,5 +1,7 @@
 """What `--tile` and `--region-crop` find and cost: python -m bench.tiles [--data DIR].
 
+The table stands in docs/regions.md, which is written anew.
+
 Scenes of 3840×2160 pixels are made of annotated COCO pictures of their own size, 24 side by side:
 objects are as large, in pixels, as a photograph shows them, and small in the whole. (Enlarged
 pictures would have no more to show in tiles than in the whole.) They are encoded as a clip, and
@@ -12,6 +14,7 @@ Of a region, a share of 3/8 of each side in the middle, only objects whose centr
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +39,10 @@ from stream_rpn.views import ViewSpec
 WIDTH, HEIGHT, COLUMNS, ROWS = 3840, 2160, 6, 4
 LIMITS = (300, 1000)
 NUMBERS = ("AR@300", "AR@1000", "R50@300", "R50@1000", "R50@1000/small")
+DOCS = Path("docs/regions.md")
+BEGIN, END = "<!-- tiles:begin -->", "<!-- tiles:end -->"
+# Of the cores, that others may take without a word about it.
+QUIET = 0.05
 REGION = (5 / 16, 5 / 16, 11 / 16, 11 / 16)
 
 # The name of each way, the size of the input (None for the model's own), and what is looked at.
@@ -128,8 +135,54 @@ def look(
     return {"calls": calls, "input": spec.min_size} | recall.summary()
 
 
+def table(found: dict[str, Any]) -> str:
+    """Returns a report as what docs/regions.md says of it."""
+    machine, measured = found["machine"], found["rows"]
+    busy = max(row["others_utilisation"] or 0.0 for row in measured)
+    lines = [
+        f"What is found in {found['scenes']} scenes of {found['width']}×{found['height']} made of "
+        f"COCO pictures in their own size, {measured[0]['objects']:,} objects, of them "
+        f"{measured[0]['objects/small']:,} small (under 32×32 pixels); AR is the mean recall over "
+        "IoU 0.5–0.95, R50 that at IoU 0.5, @ the number of proposals; the default model, "
+        f"commit `{machine['commit']}` (`python -m bench.tiles`):",
+        "",
+        "| | calls a frame | AR@300 | AR@1000 | R50@1000 | small ones | CPU ms a frame | frames/s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in measured:
+        if row["way"] == "--region":
+            lines += [
+                "",
+                f"Of a region in the middle, 3/8 of each side, {row['objects']:,} objects:",
+                "",
+                *lines[2:4],
+            ]
+        numbers = (row["AR@300"], row["AR@1000"], row["R50@1000"], row["R50@1000/small"])
+        cells = [f"`{row['way']}`", str(row["calls"]), *(f"{number:.3f}" for number in numbers)]
+        spread = f"{row['fps_min']:.2g}–{row['fps_max']:.2g}"
+        cells += [f"{row['cpu_ms_a_frame']:.0f}", f"{row['fps_median']:.2g} ({spread})"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"CPU time is of all cores, decoding in; {machine['cores']} cores of {machine['cpu']}.",
+    ]
+    if busy > QUIET:
+        lines += [
+            "",
+            f"**The machine was not quiet**: other processes took up to {busy:.0%} of its cores. "
+            "Frames/s are worth little then, CPU time is rough; what is found does not depend on it.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def written(text: str, found: dict[str, Any]) -> str:
+    """Returns the text of docs/regions.md with the table of a report."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{table(found)}{END}{rest.split(END)[1]}"
+
+
 def main() -> int:
-    """Measures, prints a table and writes the report."""
+    """Measures, prints a table and writes report and page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--scenes", type=int, default=16, help="frames of the clip (16)")
@@ -145,7 +198,9 @@ def main() -> int:
     columns = ["way", "calls", "input", "objects", *NUMBERS, "fps_median", "fps_min", "fps_max",
                "others_utilisation"]  # fmt: skip
     report.print_table(found, columns)
-    report.write_json(arguments.json, "tiles", found, machine=facts, width=WIDTH, height=HEIGHT)
+    report.write_json(arguments.json, "tiles", found, machine=facts, width=WIDTH, height=HEIGHT,
+                      scenes=arguments.scenes)  # fmt: skip
+    DOCS.write_text(written(DOCS.read_text(), json.loads(arguments.json.read_text())))
     return 0
 
 

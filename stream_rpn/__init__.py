@@ -7,11 +7,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 # Importing openvino would tell its makers so over the network, as would converting a model. Without
 # this package, which is installed along with it, it does neither.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+# stream_rpn/kernels is a symbolic link to the folder kernels beside this one. Where a checkout has
+# no links, as on Windows, it is a small file, and the folder is looked for where they would lead.
+if os.path.isfile(os.path.join(__path__[0], "kernels")):
+    __path__.append(os.path.dirname(__path__[0]))
 
 # Those of `typing` would take longer than all else that is imported until Ctrl-C is answered for.
 TYPE_CHECKING = False

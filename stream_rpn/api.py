@@ -139,6 +139,7 @@ def open_pipeline(
     gate_hold: float = HOLD_SECONDS,
     track: str | bool | None = None,
     selections: Sequence[Selection] = (),
+    embed: bool = False,
     **load_options: Unpack[LoadOptions],
 ) -> Pipeline:
     """Returns a pipeline of a model; for OpenVINO without torch, where its graph is there already.
@@ -156,6 +157,7 @@ def open_pipeline(
         gate_hold: see `stream`.
         track: see `stream`.
         selections: see `Pipeline`.
+        embed: see `stream`.
         **load_options: see `load`.
 
     Raises:
@@ -182,6 +184,7 @@ def open_pipeline(
         gate=gate_spec,
         track=track_spec,
         selections=selections,
+        embed=embed,
     )
 
 
@@ -227,6 +230,7 @@ def stream(
     mask: str | Path | np.ndarray | None = None,
     region_crop: bool = False,
     tile: str | int | tuple[int, int] | None = None,
+    embed: bool = False,
     start: float | None = None,
     end: float | None = None,
     stride: int = 1,
@@ -278,6 +282,7 @@ def stream(
             things grow.
         tile: look at overlapping tiles beside the whole: "auto", "3x2" (columns and rows), 3 or
             (3, 2); None for none.
+        embed: attach a feature vector of each box, for search and clustering: `embeddings`.
         start: seconds from the first timestamp.
         end: seconds from the first timestamp, exclusive.
         stride: use every stride-th frame.
@@ -323,6 +328,7 @@ def stream(
         gate_hold=gate_hold,
         track=track,
         selections=[selection],
+        embed=embed,
         **load_options,
     )
     policy = policy or multistream.LivePolicy()
@@ -362,6 +368,7 @@ def propose(
     dtype: str = ...,
     batch: str | int = ...,
     features: bool = ...,
+    embed: bool = ...,
     images: bool = ...,
     **load_options: Unpack[LoadOptions],
 ) -> Proposals: ...
@@ -374,6 +381,7 @@ def propose(
     dtype: str = ...,
     batch: str | int = ...,
     features: bool = ...,
+    embed: bool = ...,
     images: bool = ...,
     **load_options: Unpack[LoadOptions],
 ) -> list[Proposals]: ...
@@ -385,6 +393,7 @@ def propose(
     dtype: str = "auto",
     batch: str | int = "auto",
     features: bool = False,
+    embed: bool = False,
     images: bool = False,
     **load_options: Unpack[LoadOptions],
 ) -> Proposals | list[Proposals]:
@@ -403,6 +412,7 @@ def propose(
         batch: images per network call, or "auto". Only such in a row that have one shape as the
             network's input go together.
         features: attach the feature maps, for RoIAlign.
+        embed: attach a feature vector of each box, for search and clustering: `embeddings`.
         images: attach the picture, for `Proposals.draw` and notebooks.
         **load_options: see `load`.
 
@@ -435,9 +445,8 @@ def propose(
                 frames.append(PlaneConverter().frame(frame_of(rgb_of_any(picture, index)), index))
             yield picture
 
-    results = list(
-        propose_images(rpn, pixels(), batch=choose_batch(str(batch), where.type), features=features)
-    )
+    together = choose_batch(str(batch), where.type)
+    results = list(propose_images(rpn, pixels(), batch=together, features=features, embed=embed))
     for proposals, one in zip(results, given, strict=True):
         proposals.name = Path(one).name if isinstance(one, str | Path) else None
     for proposals, frame in zip(results, frames, strict=images):

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from stream_rpn.commands import COMMANDS, config
+from stream_rpn.commands import COMMANDS, config, scarcity
 from stream_rpn.commands.parser import Parser
 from stream_rpn.commands.progress import complain, let_messages_fail, under_way
 from stream_rpn.commands.signals import unwind_on_signals
@@ -35,6 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a table has seen enough; flushing the rest must not fail when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (MemoryError, RuntimeError, OSError, ImportError, SystemError) as error:
+        if not (lacking := scarcity.sentence(error)):
+            raise
+        complain(lacking)
+        return 2
 
 
 def _fill_closed_streams() -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from stream_rpn.gate import GateSpec
     from stream_rpn.pictures import Picture
     from stream_rpn.views import ViewSpec
 
@@ -41,8 +42,7 @@ class Color:
         matrix: "bt601", "bt709" or "bt2020".
         full_range: True for 0–255 luma, False for 16–235.
         tagged: False where the stream does not say and the matrix was chosen by the frame height.
-        transfer: the stream's transfer characteristic by FFmpeg's name, e.g. "bt709", "smpte2084"
-            (HDR10) or "unknown"; recorded, not undone.
+        transfer: FFmpeg's name, e.g. "bt709", "smpte2084" (HDR10), "unknown"; recorded, not undone.
     """
 
     matrix: str
@@ -162,8 +162,7 @@ class Drop:
             here.
         count: how many packets or frames; 0 where nobody can know.
         first_pts: presentation timestamp of the first one, None where unknown.
-        seconds: how long nothing came, for a connection that was lost; how much of the promised
-            time is missing, for a file that was cut off.
+        seconds: how long a lost connection was away; how much is missing of a file cut off.
     """
 
     reason: DropReason | str
@@ -206,6 +205,7 @@ class Frame:
         source_index: which of the sources that run together, from 0.
         mirrored: whether `image` was mirrored left to right when it was decoded.
         view: what is looked at of it; None for all.
+        gate: how much must have changed; None leaves that to the pipeline.
     """
 
     index: int
@@ -223,6 +223,7 @@ class Frame:
     source_index: int = 0
     mirrored: bool = False
     view: ViewSpec | None = None
+    gate: GateSpec | None = None
 
 
 class Proposal(NamedTuple):
@@ -233,12 +234,14 @@ class Proposal(NamedTuple):
         score: objectness probability.
         level: index of the feature level.
         anchor: anchor index within the level.
+        track_id: as in `Proposals.track_ids`; None where objects were not followed.
     """
 
     box: np.ndarray
     score: float
     level: int
     anchor: int
+    track_id: int | None = None
 
 
 @dataclass(slots=True)
@@ -263,8 +266,7 @@ class Proposals:
         input_size: (height, width) of the resized frame in the network's input, without padding.
         strides: per level (y, x) input pixels per cell; 1 / stride is RoIAlign's spatial scale.
         drops: what was lost just before this frame.
-        image: the decoded frame, kept only while a sink or the caller asked for pictures; mirrored
-            already where the source asks for that.
+        image: the decoded frame, mirrored as the source asks; kept only where pictures are wanted.
         features: level name → feature map [C, H, W], only when asked for.
         image_id: the id of an image in an annotation file, for image sources.
         name: the file name, for image sources.
@@ -278,6 +280,8 @@ class Proposals:
             network did not look at this one; None where it did.
         track_ids: [N] int64, the same number for the same object in all frames of a source, from
             1, and −1 for boxes of none; None where objects were not followed.
+        embeddings: [N, D] float16, a vector of length 1 for each box, whose products are cosines:
+            see `stream_rpn.embedding`; None where they were not asked for.
     """
 
     frame: int
@@ -305,6 +309,7 @@ class Proposals:
     unix_seconds: float | None = None
     held: int | None = None
     track_ids: np.ndarray | None = None
+    embeddings: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -319,6 +324,7 @@ class Proposals:
         input_size: tuple[int, int] = (0, 0),
         strides: tuple[tuple[int, int], ...] = (),
         features: dict[str, torch.Tensor] | None = None,
+        embeddings: np.ndarray | None = None,
         keep_image: bool = False,
     ) -> Proposals:
         """Returns the proposals of `frame`, with all that is known of it.
@@ -341,6 +347,7 @@ class Proposals:
             drops=frame.drops,
             image=frame.image if keep_image else None,
             features=features,
+            embeddings=embeddings,
             image_id=frame.image_id,
             name=frame.name,
             rotation=frame.rotation,
@@ -382,8 +389,8 @@ class Proposals:
         return f"Proposals(frame={self.frame}, {len(self)} boxes{best}, {self.width}x{self.height})"
 
     def __iter__(self) -> Iterator[Proposal]:
-        rows = (self.scores.tolist(), self.levels.tolist(), self.anchors.tolist())
-        return map(Proposal, self.boxes, *rows)
+        columns = (self.scores, self.levels, self.anchors, self.track_ids)
+        return map(Proposal, self.boxes, *(c.tolist() for c in columns if c is not None))
 
     @overload
     def __getitem__(self, key: int | np.integer[Any]) -> Proposal: ...
@@ -396,12 +403,7 @@ class Proposals:
 
         rows = np.arange(len(self))[np.asarray(key) if hasattr(key, "__array__") else key]
         if rows.ndim == 0:
-            return Proposal(
-                self.boxes[rows],
-                float(self.scores[rows]),
-                int(self.levels[rows]),
-                int(self.anchors[rows]),
-            )
+            return Proposal(*next(iter(self[rows[None]])))
         if rows.ndim > 1:
             raise IndexError("proposals have one axis; index them by a mask [N] or indices")
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -432,11 +434,13 @@ class Proposals:
         return png(self, 20)
 
     def numpy(self) -> dict[str, np.ndarray]:
-        """Returns boxes, scores, levels and anchors as numpy arrays, without a copy."""
-        return {name: getattr(self, name) for name in ("boxes", "scores", "levels", "anchors")}
+        """Returns boxes, scores, levels, anchors, and any track_ids and embeddings; no copies."""
+        names = ("boxes", "scores", "levels", "anchors", "track_ids", "embeddings")
+        arrays = {name: getattr(self, name) for name in names}
+        return {name: array for name, array in arrays.items() if array is not None}
 
     def torch(self, device: str = "cpu") -> dict[str, torch.Tensor]:
-        """Returns boxes, scores, levels and anchors as tensors (on the CPU without a copy)."""
+        """Returns the arrays of `numpy` as tensors (on the CPU without a copy)."""
         import torch
 
         return {name: torch.from_numpy(array).to(device) for name, array in self.numpy().items()}

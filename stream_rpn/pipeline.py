@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from stream_rpn import sources
 from stream_rpn.cores import available_cores
+from stream_rpn.embedding import Embedding
 from stream_rpn.engines import choose_batch, choose_engine, native_bfloat16
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.gate import GateSpec
@@ -53,6 +54,7 @@ class Pipeline:
         gate: how much a picture must change to be looked at; None looks at all.
         track: how objects are followed; None follows none.
         selections: what will be asked of its sources, where that is more than which frames.
+        embed: attach a feature vector of each box to the results.
 
     Raises:
         StreamRPNError: what is asked for is not there, or does not go together.
@@ -65,6 +67,7 @@ class Pipeline:
         batch: frames per call.
         gate: how much a picture must change to be looked at, or None.
         track: how objects are followed, or None.
+        embedding: how boxes become vectors, or None.
         network: what computes it.
     """
 
@@ -82,8 +85,10 @@ class Pipeline:
         gate: GateSpec | None = None,
         track: TrackSpec | None = None,
         selections: Sequence[Selection] = (),
+        embed: bool = False,
     ) -> None:
         self.track = track
+        self.embedding: Embedding | None = None
         views = [one.view for one in selections if one.view is not None]
         if features and any(view.cuts for view in views):
             raise StreamRPNError(
@@ -105,16 +110,19 @@ class Pipeline:
             self.dtype = dtype
             if dtype == "auto":
                 self.dtype = "bfloat16" if native_bfloat16() else "float32"
+            converted = cast("Converted", self.model)
+            self.embedding = converted.embedding() if embed else None
             self.network: Network = OpenVINONetwork(
-                cast("Converted", self.model.keeping_all() if regions else self.model),
+                converted.keeping_all() if regions else converted,
                 self.dtype,
                 threads or available_cores(),
                 images=images,
+                embedding=self.embedding,
             )
         else:
             rpn = cast("RPN", model)
             self._compute_with_torch(
-                rpn.keeping_all() if regions else rpn, device, dtype, str(batch), threads
+                rpn.keeping_all() if regions else rpn, device, dtype, str(batch), threads, embed
             )
         if views:
             self.network = ViewedNetwork(
@@ -124,12 +132,19 @@ class Pipeline:
                 self.batch,
                 images=images,
             )
-        self.gate = gate
-        if gate is not None:
-            self.network = GatedNetwork(self.network, gate, self.batch, images=images)
+        gates = {one.gate for one in selections}
+        self.gate = gate or (gates.pop() if len(gates) == 1 else None)
+        if self.gate is not None or gates:
+            self.network = GatedNetwork(self.network, self.gate, self.batch, images=images)
 
     def _compute_with_torch(
-        self, rpn: RPN, device_name: str, dtype_name: str, batch: str, threads: int | None
+        self,
+        rpn: RPN,
+        device_name: str,
+        dtype_name: str,
+        batch: str,
+        threads: int | None,
+        embed: bool,
     ) -> None:
         import torch
 
@@ -144,9 +159,16 @@ class Pipeline:
         self.device, self.dtype = str(device), compute.DTYPE_NAMES[dtype]
         self.batch = choose_batch(batch, device.type)
         rpn = rpn.to(device, dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.embedding = Embedding.of(rpn) if embed else None
         form = GPUNetwork if device.type == "cuda" else EagerNetwork
         self.network = form(
-            rpn, device, dtype, self.batch, features=self.features, images=self.images
+            rpn,
+            device,
+            dtype,
+            self.batch,
+            features=self.features,
+            images=self.images,
+            embedding=self.embedding,
         )
 
     def open(
@@ -214,7 +236,7 @@ class Pipeline:
             "engine": self.engine,
             "device": self.device,
             "dtype": self.dtype,
-            "parameters": parameters(self.model, selection, self.gate, self.track),
+            "parameters": parameters(self.model, selection, self.gate, self.track, self.embedding),
         }
 
     @property
@@ -314,8 +336,10 @@ def parameters(
     selection: Selection,
     gate: GateSpec | None = None,
     track: TrackSpec | None = None,
+    embedding: Embedding | None = None,
 ) -> dict[str, Any]:
     """Returns every number that shaped the results, for a result file's header."""
+    gate = selection.gate or gate
     return {
         "trained": model.trained,
         "input": asdict(model.input_spec),
@@ -324,6 +348,7 @@ def parameters(
         **({} if selection.view is None else {"view": selection.view.record()}),
         **({} if gate is None else {"gate": asdict(gate)}),
         **({} if track is None else {"tracking": asdict(track)}),
+        **({} if embedding is None else {"embedding": embedding.facts()}),
     }
 
 

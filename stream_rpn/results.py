@@ -173,8 +173,9 @@ class Results:
         """Returns a data frame of all boxes, a row each; frames without any have none.
 
         Its columns are `source`, `name`, `image_id`, `frame`, `pts`, `pts_seconds`; `x1`, `y1`,
-        `x2`, `y2` in pixels of the frame; `score`, `level` and `anchor`. What a format does not
-        hold is missing.
+        `x2`, `y2` in pixels of the frame; `score`, `level` and `anchor`; and of results that have
+        such `track_id` (missing where a box is of no track) and `embedding`, an array [D] float16
+        (in Arrow a list of fixed size). What a format does not hold is missing.
 
         Raises:
             StreamRPNError: the file is damaged, or pandas is not installed.

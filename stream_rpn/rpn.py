@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from stream_rpn.anchors import AnchorSpec
+from stream_rpn.embedding import Embedding
 from stream_rpn.frame import Proposals
 from stream_rpn.input_spec import InputSpec, frame_boxes, padded_size, resized_size
 from stream_rpn.kernels.generate import generate_proposals
@@ -243,16 +244,19 @@ class Layers(nn.Module):
 
     Args:
         rpn: the network.
+        maps: put out the feature maps as well.
     """
 
-    def __init__(self, rpn: RPN) -> None:
+    def __init__(self, rpn: RPN, *, maps: bool = False) -> None:
         super().__init__()
         self.rpn = rpn
+        self.maps = maps
 
     def forward(self, images: Tensor) -> Sequence[Tensor]:
-        """Returns the objectness of each level, then its deltas, of images [B, 3, H, W]."""
-        objectness, deltas = self.rpn.head(list(self.rpn.features(images).values()))
-        return (*objectness, *deltas)
+        """Returns the objectness of each level, then its deltas, then its map, of images."""
+        maps = list(self.rpn.features(images).values())
+        objectness, deltas = self.rpn.head(maps)
+        return (*objectness, *deltas, *(maps if self.maps else ()))
 
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:
@@ -284,6 +288,7 @@ def propose_images(
     *,
     batch: int = 1,
     features: bool = False,
+    embed: bool = False,
 ) -> Iterator[Proposals]:
     """Yields the proposals of RGB images, frame after frame.
 
@@ -292,22 +297,24 @@ def propose_images(
         images: tensors [3, H, W] or arrays [H, W, 3]; uint8, or float in [0, 1].
         batch: images a call of the network; those in a row that share one padded input shape.
         features: attach the feature maps.
+        embed: attach a feature vector of each box.
 
     Raises:
         TypeError: an image is neither uint8 nor floating.
         ValueError: an image has another shape, or is floating and not in [0, 1].
     """
+    embedding = Embedding.of(rpn) if embed else None
     waiting: list[Tensor | np.ndarray] = []
     shape: tuple[int, ...] = ()
     first = 0
     for image in images:
         before, shape = shape, _padded_shape(image, rpn.input_spec)
         if waiting and (shape != before or len(waiting) == batch):
-            yield from _propose_batch(rpn, waiting, first, features)
+            yield from _propose_batch(rpn, waiting, first, features, embedding)
             first, waiting = first + len(waiting), []
         waiting.append(image)
     if waiting:
-        yield from _propose_batch(rpn, waiting, first, features)
+        yield from _propose_batch(rpn, waiting, first, features, embedding)
 
 
 def _padded_shape(image: Tensor | np.ndarray, spec: InputSpec) -> tuple[int, ...]:
@@ -326,7 +333,11 @@ def _sides(image: Tensor | np.ndarray) -> tuple[int, int]:
 
 @torch.inference_mode()
 def _propose_batch(
-    rpn: RPN, images: Sequence[Tensor | np.ndarray], first: int, features: bool
+    rpn: RPN,
+    images: Sequence[Tensor | np.ndarray],
+    first: int,
+    features: bool,
+    embedding: Embedding | None,
 ) -> list[Proposals]:
     weight = next(rpn.parameters())
     inputs, sizes = image_to_input(
@@ -341,6 +352,8 @@ def _propose_batch(
     objectness, deltas = rpn.head(list(maps.values()))
     strides = rpn.strides(inputs, list(maps.values()))
     kept = rpn.proposals_of_heads(objectness, deltas, strides, sizes)
+    vectors = None if embedding is None else embedding.pool(list(maps.values()), kept.boxes)
+    vectors = None if vectors is None else vectors.cpu()
     *arrays, counts = (tensor.cpu().numpy() for tensor in kept)
     results = []
     for row, image in enumerate(images):
@@ -363,6 +376,7 @@ def _propose_batch(
                 input_size=size,
                 strides=strides,
                 features={name: m[row] for name, m in maps.items()} if features else None,
+                embeddings=None if vectors is None else vectors[row, :n].numpy(),
             )
         )
     return results

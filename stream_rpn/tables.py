@@ -36,18 +36,30 @@ class _Texts:
     texts: list[str]
 
 
-def _columns(frames: Iterable[Proposals]) -> dict[str, _Numbers | _Texts]:
-    """Returns the columns by name, in order."""
+@dataclass
+class _Vectors:
+    """A column of vectors [N, D], some of which are missing."""
+
+    values: np.ndarray
+    missing: np.ndarray
+
+
+def _columns(frames: Iterable[Proposals]) -> dict[str, _Numbers | _Texts | _Vectors]:
+    """Returns the columns by name, in order; `track_id` and `embedding` where there are any."""
     sources: dict[str, int] = {}
     names: dict[str, int] = {}
     facts: list[tuple[int, int, int | None, int, int | None, float | None]] = []
     counts: list[int] = []
     arrays: list[tuple[np.ndarray, ...]] = []
+    tracks: list[np.ndarray | None] = []
+    vectors: list[np.ndarray | None] = []
     for p in frames:
         if not len(p):
             continue
         counts.append(len(p))
         arrays.append((p.boxes, p.scores, p.levels, p.anchors))
+        tracks.append(p.track_ids)
+        vectors.append(p.embeddings)
         source = sources.setdefault(p.source, len(sources)) if p.source else -1
         name = names.setdefault(p.name, len(names)) if p.name else -1
         facts.append((source, name, p.image_id, p.frame, p.pts, p.pts_seconds))
@@ -58,7 +70,7 @@ def _columns(frames: Iterable[Proposals]) -> dict[str, _Numbers | _Texts]:
     def repeated(values: Sequence[Any], dtype: type) -> np.ndarray:
         return np.repeat(np.array(values, dtype), counts)
 
-    columns: dict[str, _Numbers | _Texts] = {
+    columns: dict[str, _Numbers | _Texts | _Vectors] = {
         "source": _Texts(repeated(source_codes, np.int32), list(sources)),
         "name": _Texts(repeated(name_codes, np.int32), list(names)),
     }
@@ -71,6 +83,20 @@ def _columns(frames: Iterable[Proposals]) -> dict[str, _Numbers | _Texts]:
     columns["score"] = _Numbers(scores, np.zeros(len(scores), bool))
     columns["level"] = _Numbers(levels, levels < 0)
     columns["anchor"] = _Numbers(anchors, anchors < 0)
+    if any(ids is not None for ids in tracks):
+        followed = np.concatenate(
+            [np.full(n, -1) if ids is None else ids for n, ids in zip(counts, tracks, strict=True)]
+        )
+        columns["track_id"] = _Numbers(followed, followed < 0)
+    first = next((v for v in vectors if v is not None), None)
+    if first is not None:
+        rows = [
+            np.zeros((n, first.shape[1]), first.dtype) if v is None else v
+            for n, v in zip(counts, vectors, strict=True)
+        ]
+        columns["embedding"] = _Vectors(
+            np.concatenate(rows), repeated([v is None for v in vectors], bool)
+        )
     return columns
 
 
@@ -93,6 +119,12 @@ def arrow_table(frames: Iterable[Proposals]) -> pyarrow.Table:
             arrays[name] = pa.DictionaryArray.from_arrays(
                 codes, pa.array(column.texts, pa.string())
             )
+        elif isinstance(column, _Vectors):
+            arrays[name] = pa.FixedSizeListArray.from_arrays(
+                pa.array(column.values.ravel()),
+                column.values.shape[1],
+                mask=pa.array(column.missing),
+            )
         else:
             arrays[name] = pa.array(column.values, mask=column.missing)
     return pa.table(arrays)
@@ -112,6 +144,9 @@ def data_frame(frames: Iterable[Proposals]) -> pandas.DataFrame:
     for name, column in _columns(frames).items():
         if isinstance(column, _Texts):
             series[name] = pd.Categorical.from_codes(column.codes, column.texts)
+        elif isinstance(column, _Vectors):
+            rows = zip(column.values, column.missing, strict=True)
+            series[name] = pd.Series([None if none else v for v, none in rows], dtype=object)
         elif column.values.dtype.kind == "f":
             series[name] = np.where(column.missing, np.nan, column.values)
         elif name == "frame":

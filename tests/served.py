@@ -1,5 +1,6 @@
 """A page that is served to tests: a sink of `--serve`, fed as by a pipeline."""
 
+import asyncio
 import json
 import re
 import threading
@@ -144,3 +145,11 @@ def events(url, number, **headers):
                 if len(found) == number:
                     return found
     return found
+
+
+async def until(condition, *, seconds=60):
+    """Waits until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        await asyncio.sleep(0.02)

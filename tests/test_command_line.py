@@ -21,6 +21,7 @@ CLIP = "synthetic:64x64@10,2"
 WRONG = [
     ("", "SOURCE"),
     ("nothing.mp4", "nothing.mp4: no such file"),
+    ("modles", "modles: no such file or directory; did you mean `stream-rpn models`?"),
     ("empty/", "empty/ is a directory without videos"),
     ("'*.avi'", "matches no videos"),
     ("@nothing.txt", "'nothing.txt' cannot be read"),
@@ -142,7 +143,7 @@ class TestHelp:
 
     def test_examples_are_at_its_end_and_can_be_parsed(self, parser):
         lines = re.findall(r"^  (?:.*\| )?(stream-rpn .*)$", parser.format_help(), re.MULTILINE)
-        mine = [shlex.split(line.partition("|")[0], comments=True) for line in lines]
+        mine = [shlex.split(re.split(r"[|>]", line)[0], comments=True) for line in lines]
         mine = [words for words in mine if words[: len(parser.prog.split())] == parser.prog.split()]
         assert len(mine) >= 2 or parser.prog == "stream-rpn devices"
         for words in mine:

@@ -226,6 +226,7 @@ def test_each_source_has_its_own_options_and_name(tmp_path, monkeypatch):
         "size = 96\ntop = 3\nquiet = true\noutput = '{stem}.jsonl'\n"
         "[[source]]\nname = 'door'\naddress = 'synthetic:128x96@20,12'\nstride = 3\n"
         "[[source]]\nname = 'yard'\naddress = 'synthetic:96x64@20,12'\nmax-frames = 2\n"
+        "gate = 'auto'\nregion = '0,0,0.5,0,0.5,1,0,1'\n"
     )
     assert cli.main(["--config", "cameras.toml"]) == 0
     headers, counts = [], []
@@ -235,4 +236,7 @@ def test_each_source_has_its_own_options_and_name(tmp_path, monkeypatch):
         counts.append([frame["frame"] for frame in frames])
     assert counts == [[0, 3, 6, 9], [0, 1]]
     assert [h["parameters"]["selection"]["stride"] for h in headers] == [3, 1]
+    assert ["gate" in h["parameters"] for h in headers] == [False, True]
+    assert ["view" in h["parameters"] for h in headers] == [False, True]
+    assert all((x1 + x2) / 2 < 48 for f in frames for x1, _, x2, _ in f["boxes"])
     assert [h["source"] for h in headers] == ["synthetic:128x96@20,12", "synthetic:96x64@20,12"]

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,6 +33,12 @@ def test_every_page_is_in_the_navigation():
     present = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
     assert len(present) > 15
     assert present - listed == set()
+
+
+def test_every_extra_is_told():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    told = set(re.findall(r"^\| `(\w+)` \|", (DOCS / "start.md").read_text(), re.M))
+    assert told == set(project["optional-dependencies"]) - {"dev"}
 
 
 def test_the_reference_has_all_that_is_public():

@@ -1,6 +1,5 @@
 """`explain`: its boxes are those that are written, and each of its answers is true."""
 
-import asyncio
 import json
 from dataclasses import replace
 
@@ -23,7 +22,7 @@ from stream_rpn.kernels.generate import generate_proposals
 from stream_rpn.kernels.proposals import HeadOutputs
 from stream_rpn.timing import StageTimes
 from tests.agreement import Limits, Selection, assert_same_selection
-from tests.browser import Browser
+from tests.browser import browser, wait_for
 from tests.synthetic_coco import write_dataset
 
 SIZE = (96, 128)
@@ -455,46 +454,47 @@ class TestCommand:
 
 
 class TestInABrowser:
-    async def _look(self, folder, html):
+    def _look(self, folder, html):
         (folder / "report.html").write_text(html, encoding="utf-8")
-        async with Browser(folder, size=(390, 800)) as browser:
-            await browser.open((folder / "report.html").as_uri())
-            await browser.wait_for("document.documentElement.dataset.ready == 'yes'")
-            assert await browser.run("document.documentElement.scrollWidth <= innerWidth")
+        with browser() as opened:
+            tab = opened.new_page(viewport={"width": 390, "height": 800})
+            tab.goto((folder / "report.html").as_uri())
+            wait_for(tab, "document.documentElement.dataset.ready == 'yes'")
+            assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
             # Another threshold keeps another number of boxes.
-            await browser.run("slider.value = 0, slider.dispatchEvent(new Event('input'))")
-            first = await browser.run("JSON.stringify(order)")
-            await browser.run("slider.value = slider.max, slider.dispatchEvent(new Event('input'))")
-            assert await browser.run("JSON.stringify(order)") != first
+            tab.evaluate("slider.value = 0, slider.dispatchEvent(new Event('input'))")
+            first = tab.evaluate("JSON.stringify(order)")
+            tab.evaluate("slider.value = slider.max, slider.dispatchEvent(new Event('input'))")
+            assert tab.evaluate("JSON.stringify(order)") != first
 
             # A suppressed box says who did it, with the keyboard alone.
-            await browser.run("slider.value = 0, part('before').click()")
-            place = await browser.run("facts.suppressions[0].suppressors.findIndex(s => s >= 0)")
-            await browser.run(f"drawn.value = {place + 1}, drawNMS()")
-            await browser.run("nms.place.focus()")
+            tab.evaluate("slider.value = 0, part('before').click()")
+            place = tab.evaluate("facts.suppressions[0].suppressors.findIndex(s => s >= 0)")
+            tab.evaluate(f"drawn.value = {place + 1}, drawNMS()")
+            tab.evaluate("nms.place.focus()")
             press = "new KeyboardEvent('keydown', {key: 'ArrowLeft', bubbles: true})"
-            await browser.run(f"document.activeElement.dispatchEvent({press})")
-            said = await browser.run("part('nms-status').textContent")
+            tab.evaluate(f"document.activeElement.dispatchEvent({press})")
+            said = tab.evaluate("part('nms-status').textContent")
             assert f"Number {place + 1} by score" in said
             assert "is suppressed by number" in said
 
             # Another point is followed by the answer and by the equations.
-            before = await browser.run("part('equations').textContent + part('why').textContent")
-            await browser.run("part('point').value = 2")
-            await browser.run("part('point').dispatchEvent(new Event('change'))")
-            after = await browser.run("part('equations').textContent + part('why').textContent")
+            before = tab.evaluate("part('equations').textContent + part('why').textContent")
+            tab.evaluate("part('point').value = 2")
+            tab.evaluate("part('point').dispatchEvent(new Event('change'))")
+            after = tab.evaluate("part('equations').textContent + part('why').textContent")
             assert after != before
-            assert await browser.run("chosen.point") == 2
+            assert tab.evaluate("chosen.point") == 2
             right = "new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true})"
-            await browser.run(f"overview.place.dispatchEvent({right})")
+            tab.evaluate(f"overview.place.dispatchEvent({right})")
 
             ground = "theme.click(), getComputedStyle(document.body).backgroundColor"
-            assert await browser.run(ground) != await browser.run(ground)
+            assert tab.evaluate(ground) != tab.evaluate(ground)
 
     def test_the_page_answers_to_sliders_keys_and_choices(self, facts, tmp_path, monkeypatch):
         monkeypatch.setattr(charts, "draw_charts", lambda _: {})
-        asyncio.run(self._look(tmp_path, page.render(facts)))
+        self._look(tmp_path, page.render(facts))
 
 
 def test_the_classic_example_is_what_the_code_gives():

@@ -307,6 +307,15 @@ class TestHistory:
         History(tmp_path, 2).write({"step": 3, "again": True})
         assert read_rows(tmp_path) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
 
+    @pytest.mark.parametrize(
+        "text", ["{\n", "[1]\n", '{"epoch": 1}\n', '{"step": "1"}\n', "\xff\n"]
+    )
+    def test_metrics_that_no_run_wrote_are_refused(self, tmp_path, text):
+        (tmp_path / "metrics.jsonl").write_bytes(text.encode("latin-1"))
+        with pytest.raises(StreamRPNError, match=r"metrics\.jsonl' is not what a run wrote"):
+            History(tmp_path, 2)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == text.encode("latin-1")
+
     def test_tensorboard_gets_losses_and_recall_where_it_is_installed(self, tmp_path):
         pytest.importorskip("tensorboard")
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

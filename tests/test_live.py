@@ -1011,3 +1011,14 @@ def test_live_streams_report_what_a_page_shows():
     assert statistics.num_results + sum(statistics.drops.values()) == statistics.frames_in == 20
     assert set(statistics.stage_times.summary()) >= {"decode", "results"}
     assert statistics.ages.count == statistics.num_results
+
+
+def test_a_film_that_is_played_again_goes_on_as_one():
+    policy = LivePolicy(max_age=20, realtime=True, loop=True)
+    with LiveSource("synthetic:64x48@50,5", policy) as source:
+        frames = [frame for frame, _ in zip(source, range(12), strict=False)]
+    assert [frame.index for frame in frames] == list(range(12))
+    times = [frame.pts_seconds for frame in frames]
+    assert times == sorted(set(times))
+    assert not any(frame.drops for frame in frames)
+    assert (source.reconnects, source.lost_at, source.info.num_frames) == (0, None, None)

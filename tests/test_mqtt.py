@@ -18,11 +18,12 @@ from stream_rpn.sinks import formats, make_header, mqtt
 from stream_rpn.sinks.mqtt import Address, MQTTSink
 from stream_rpn.sinks.sink import SinkOptions
 from stream_rpn.sources.address import masked
-from tests.test_zeromq import FAST, INFO, proposals
+from tests.test_zeromq import INFO, proposals
 from tests.waiting import eventually
 
 client = pytest.importorskip("paho.mqtt.client", reason="needs paho-mqtt")
 MOSQUITTO = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin:/usr/local/sbin")
+FAST = ("--size", "64", "--quiet")
 needs_broker = pytest.mark.skipif(not MOSQUITTO, reason="needs mosquitto, the broker")
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from stream_rpn.cli import main
 from stream_rpn.decode import PlaneConverter, orientation
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.sinks.canvas import Canvas
-from stream_rpn.sources import left_out, open_source
+from stream_rpn.sources import is_cut_to_one, left_out, open_source
 from stream_rpn.sources.picture import decode, decode_rgb
 from tests.test_decode import quarters, read, write_clip
 
@@ -284,3 +285,16 @@ def test_pictures_of_several_folders_are_named_with_them(tmp_path: Path):
         assert [frame.name for frame in source] == ["camA/1.png", "camB/night/1.png"]
     with open_source(str(tmp_path / "camA" / "*.png")) as source:
         assert [frame.name for frame in source] == ["1.png"]
+
+
+@pytest.mark.parametrize("kind", ["webp", "avif"])
+def test_an_animation_of_which_one_picture_is_read_says_so(tmp_path, capsys, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    pictures = [Image.new("RGB", (64, 48), (level, 0, 0)) for level in (0, 120, 250)]
+    pictures[0].save(f"still.{kind}")
+    pictures[0].save(f"moving.{kind}", save_all=True, append_images=pictures[1:], duration=100)
+    assert not is_cut_to_one(f"still.{kind}")
+    assert is_cut_to_one(f"moving.{kind}")
+    assert not is_cut_to_one(".")
+    assert main([f"moving.{kind}", "-o", "no/folder.jsonl"]) == 2
+    assert "of this animation one picture is read" in capsys.readouterr().err

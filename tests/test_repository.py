@@ -1,11 +1,15 @@
 """Promises about the repository itself: packaging, the README's numbers, the layout."""
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
+import stream_rpn.kernels
 from bench import readme
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,9 +28,38 @@ def test_every_package_is_packaged():
 
 
 def test_the_kernels_are_reachable_under_the_package():
-    link = ROOT / "stream_rpn" / "kernels"
-    assert link.resolve() == ROOT / "kernels"
-    assert (link / "__init__.py").is_file()
+    assert Path(stream_rpn.kernels.__file__).resolve() == ROOT / "kernels" / "__init__.py"
+
+
+def test_a_checkout_without_symbolic_links_has_the_kernels(tmp_path):
+    """As git makes it on Windows: what is a link is a small file that names the target."""
+    for path in ROOT.iterdir():
+        if path.name in ("kernels", "bench", "tests"):
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "stream_rpn").mkdir()
+    for path in (ROOT / "stream_rpn").iterdir():
+        if path.name == "kernels":
+            (tmp_path / "stream_rpn" / "kernels").write_text("../kernels")
+        else:
+            (tmp_path / "stream_rpn" / path.name).symlink_to(path)
+    code = (
+        "import stream_rpn.kernels, stream_rpn.kernels.shipped as shipped;"
+        "print(stream_rpn.kernels.__file__, shipped.__name__)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert found == [str(tmp_path / "kernels" / "__init__.py"), "stream_rpn.kernels.shipped"]
+
+
+def test_what_is_installed_finds_nothing_beside_the_package():
+    """Whatever else is installed would be importable as a part of ours."""
+    assert [Path(place).name for place in stream_rpn.__path__] == ["stream_rpn"]
 
 
 @pytest.mark.parametrize("page", readme.PAGES)

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 
 from stream_rpn.frame import DropReason, StreamInfo
-from stream_rpn.sinks import SinkOptions, make_header
+from stream_rpn.sinks import SinkOptions, jpeg, make_header
 from stream_rpn.sinks.web import admission, feeds
 from stream_rpn.sinks.web.history import READINGS, History
 from stream_rpn.sinks.web.sink import WebSink
 from stream_rpn.sinks.web.view import View, lost_of
-from tests.browser import until
-from tests.served import BOX, COLOR, HEIGHT, STATUS, WIDTH, Camera, address, get, proposals
+from tests.served import BOX, COLOR, HEIGHT, STATUS, WIDTH, Camera, address, get, proposals, until
 
 
 def fetched(url, **headers):
@@ -126,7 +125,8 @@ class TestMJPEG:
         assert camera.number > 20
 
     def test_one_who_stops_reading_delays_nobody(self, monkeypatch):
-        monkeypatch.setattr(feeds, "SEND_SECONDS", 2.0)
+        monkeypatch.setattr(feeds, "SEND_SECONDS", 1.0)
+        monkeypatch.setattr(jpeg, "encode", lambda *_, **__: bytes(1 << 20))
         with Camera() as camera, socket.socket() as stuck:
             stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             stuck.connect(address(camera.url))

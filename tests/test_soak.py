@@ -94,7 +94,25 @@ def test_one_run_that_is_stopped(tmp_path: Path):
     assert (result["fault"], result["exit"]) == ("SIGTERM", 143)
 
 
+def test_a_soak_that_is_cut_short_keeps_what_it_found(tmp_path: Path, monkeypatch):
+    empty = {"fault": "none", "frames_in": 3, "results": 3, "dropped": 0, "exit": 0}
+    rest = {"source": "file", "outputs": [".npz"]}
+
+    def two_runs(*_):
+        yield {"run": 0, **empty, **rest, "problems": []}
+        yield {"run": 1, **empty, **rest, "problems": ["a frame is lost"]}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(soak, "soak", two_runs)
+    monkeypatch.setattr(sys, "argv", ["soak", "--json", str(tmp_path / "soak.json")])
+    with pytest.raises(KeyboardInterrupt):
+        soak.main()
+    found = json.loads((tmp_path / "soak.json").read_text())
+    assert (found["runs"], found["rows"][0]["runs"]) == (2, 2)
+    assert [result["run"] for result in found["found"]] == [1]
+
+
 @pytest.mark.slow
 def test_every_fault_twice():
-    results = soak.soak(3600, 3, 2 * len(soak.FAULTS))
+    results = list(soak.soak(3600, 3, 2 * len(soak.FAULTS)))
     assert [result for result in results if result["problems"]] == []

@@ -336,6 +336,27 @@ def server(tmp_path: Path):
         httpd.shutdown()
 
 
+@pytest.mark.parametrize(
+    "uri", ["https://youtu.be/x", "https://www.youtube.com/watch?v=x", "http://m.youtube.com/x"]
+)
+def test_of_a_page_it_is_told_what_reads_its_video(uri: str):
+    with pytest.raises(
+        StreamRPNError, match=r"is a web page, not a video; `yt-dlp .* \| stream-rpn"
+    ):
+        expand([uri])
+
+
+@pytest.mark.parametrize("uri", ["https://example.com/youtu.be", "rtsp://youtube.com/x"])
+def test_what_is_no_page_is_none(uri: str):
+    assert expand([uri]) == [uri]
+
+
+def test_of_a_page_elsewhere_it_is_told_once_it_is_read(tmp_path: Path, server: str):
+    (tmp_path / "page.html").write_text("<!doctype html><title>a video</title>" * 50)
+    with pytest.raises(StreamRPNError, match=r"is not a video that PyAV can read; `yt-dlp"):
+        open_source(f"{server}/page.html", decoder="cpu")
+
+
 def test_a_url_is_opened_like_a_file(tmp_path: Path, video: Path, server: str):
     (tmp_path / "clip.mp4").write_bytes(video.read_bytes())
     with open_source(f"{server}/clip.mp4", decoder="cpu") as source:

@@ -94,10 +94,16 @@ def test_what_is_cut_off_is_told(feed, last):
         count()
 
 
-@pytest.mark.parametrize("data", [b"", b"no", b"no video " * 100, b"\0\0\0\x08free" * 3])
+@pytest.mark.parametrize("data", [b"no", b"no video " * 100, b"\0\0\0\x08free" * 3])
 def test_what_is_no_video_is_told(feed, data):
     feed([data])
     with pytest.raises(StreamRPNError, match=r"^standard input is not a video that PyAV can read$"):
+        count()
+
+
+def test_an_empty_pipe_is_told(feed):
+    feed([])
+    with pytest.raises(StreamRPNError, match=r"^standard input is empty"):
         count()
 
 

@@ -4,7 +4,7 @@ import io
 import json
 import math
 import tarfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -634,6 +634,21 @@ class TestLoop:
         config.folder.mkdir(parents=True)
         torch.save(content, config.checkpoint)
         with pytest.raises(StreamRPNError, match=r"last\.pt' cannot be read .*--overwrite"):
+            train(config, resume=True)
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            ({}, "'pretrained' is missing"),
+            ({"pretrained": 7}, "not iterable"),
+            ({"pretrained": []}, "'model' is missing"),
+            ({"pretrained": [], "model": {"x": torch.zeros(1)}}, "Missing key"),
+        ],
+    )
+    def test_a_checkpoint_that_lacks_something_is_refused(self, config, content, reason):
+        config.folder.mkdir(parents=True)
+        torch.save({"config": json.dumps(asdict(config)), **content}, config.checkpoint)
+        with pytest.raises(StreamRPNError, match=rf"last\.pt' is not of this run .*{reason}"):
             train(config, resume=True)
 
     def test_images_without_boxes_train(self, config):

@@ -27,8 +27,19 @@ from stream_rpn.sinks.canvas import COLORSPACES
 from stream_rpn.sinks.web import admission, feeds
 from stream_rpn.sinks.web import server as web_server
 from stream_rpn.sinks.web.sink import WebSink
-from tests.browser import until
-from tests.served import BOX, COLOR, HEIGHT, STATUS, WIDTH, Camera, address, events, get, proposals
+from tests.served import (
+    BOX,
+    COLOR,
+    HEIGHT,
+    STATUS,
+    WIDTH,
+    Camera,
+    address,
+    events,
+    get,
+    proposals,
+    until,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = ("--model", "tiny", "--weights", "random", "--size", "96")
@@ -570,3 +581,47 @@ class TestCommand:
         assert "end" in written[-1]
         assert f'stream_rpn_up{{source="{header["source"]}"}} 1.0' in metrics
         assert json.loads((tmp_path / "s.json").read_text())["outputs"] == ["x.jsonl", "serve:0"]
+
+    def test_kept_after_a_film_that_was_played_again(self, tmp_path):
+        """The run is whole before anybody ends the page, and ending it is no interruption."""
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "stream_rpn", *FAST, "synthetic:64x64@30,5", "--loop"),
+                *("--max-frames", "12", "--serve", "0", "--serve-keep", "-o", "x.jsonl"),
+            ],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if "the page stays until Ctrl-C" in line:
+                    break
+            url = re.search(r"watch at (http://\S+)", "".join(said))[1]
+            _, *results, end = map(json.loads, (tmp_path / "x.jsonl").read_text().splitlines())
+            connected = get(url + "metrics")[1]
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=300)
+        finally:
+            process.kill()
+        assert process.returncode == 0
+        assert end["end"]["frames"] == 12
+        assert results[-1]["frame"] >= 11
+        assert 'stream_rpn_connected{source="synthetic:64x64@30,5"} 0.0' in connected
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["synthetic:64x64@30,5", "--serve-keep"], "--serve-keep is for --serve"),
+            (["-", "--loop"], "--loop is for videos, which '-' is not"),
+            (["{pictures}", "--loop"], "--loop is for videos, which"),
+        ],
+    )
+    def test_what_cannot_be_kept_or_played_again(self, options, said, tmp_path, capfd):
+        (tmp_path / "a.png").write_bytes(b"")
+        options = [each.format(pictures=tmp_path) for each in options]
+        assert cli.main([*FAST, *options, "-o", "null"]) == 2
+        assert said in capfd.readouterr().err

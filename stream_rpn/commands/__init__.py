@@ -2,6 +2,7 @@
 
 # Subcommand → (module with add_arguments(parser) and run(arguments) -> exit code, one line).
 COMMANDS = {
+    "batch": ("stream_rpn.commands.batch", "do any number of videos, on a cluster of Ray"),
     "eval": (
         "stream_rpn.commands.eval",
         "measure recall on annotated images",
@@ -25,5 +26,9 @@ COMMANDS = {
     "doctor": (
         "stream_rpn.commands.doctor",
         "say what this machine has and what 'auto' would choose",
+    ),
+    "completion": (
+        "stream_rpn.commands.completion",
+        "print what has a shell complete options, models and files",
     ),
 }

@@ -24,7 +24,7 @@ from stream_rpn.commands.outputs import check_file
 from stream_rpn.commands.parser import examples
 from stream_rpn.commands.progress import say
 from stream_rpn.commands.tables import print_table
-from stream_rpn.measure.plot import draw, new_figure
+from stream_rpn.measure.plot import check_name, draw
 from stream_rpn.queues import prefetch
 from stream_rpn.sinks.place import write_whole
 
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_sources([arguments.source])
     check_model(arguments)
     if arguments.png is not None:
-        new_figure(1, 1)  # says now, not after a minute, that matplotlib is missing
+        check_name(arguments.png)
     from stream_rpn.measure.machine import describe_machine, machine
     from stream_rpn.measure.run import Bench
 

@@ -6,11 +6,13 @@ The rest is checked where it is used, in the same words.
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Iterable
 
 from stream_rpn import models
+from stream_rpn.commands import COMMANDS
 from stream_rpn.commands.arguments import load_options
 from stream_rpn.engines import choose_engine
 from stream_rpn.frame import StreamRPNError
@@ -24,7 +26,15 @@ def check_stream(arguments: argparse.Namespace) -> None:
     Raises:
         StreamRPNError: one of them does not exist, or they do not go together.
     """
-    check_sources(asked.address for asked in arguments.asked)
+    addresses = [asked.address for asked in arguments.asked]
+    try:
+        check_sources(addresses)
+    except StreamRPNError as error:
+        # A command that is mistyped is taken for a source.
+        near = difflib.get_close_matches(addresses[0], COMMANDS, n=1, cutoff=0.7)
+        raise StreamRPNError(
+            f"{error}; did you mean `stream-rpn {near[0]}`?" if near else str(error)
+        ) from error
     for name in arguments.output:
         check_name(name)
     check_model(arguments)

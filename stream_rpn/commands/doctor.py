@@ -53,12 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
     _keep(found, arguments)
     if arguments.json != _STANDARD_OUTPUT:
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=None, pad_edge=False, show_header=False)
         table.add_column(style="bold")
         table.add_column(overflow="fold")
         for name, value in report(found):
-            table.add_row(name, value)
+            table.add_row(name, Text(value))  # in brackets are no styles
         print_table(table)
     return 0
 

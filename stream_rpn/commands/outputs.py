@@ -15,7 +15,15 @@ from urllib.parse import quote
 
 from stream_rpn.commands.progress import complain
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
-from stream_rpn.sinks import check_place, is_file, path_of, sink_class_of
+from stream_rpn.sinks import (
+    ENDINGS,
+    SINKS,
+    check_place,
+    holds_embeddings,
+    is_file,
+    path_of,
+    sink_class_of,
+)
 from stream_rpn.sinks.sink import ReaderGone, Sink, SinkOptions
 from stream_rpn.sources.address import is_device, is_url, local_path, masked, stem
 
@@ -205,6 +213,7 @@ def resolve_outputs(
     draw_fps: float | None = None,
     token: str = "",
     image_ids: str | None = None,
+    embed: bool = False,
 ) -> list[Output]:
     """Checks all outputs before anything is opened, and says which source goes where.
 
@@ -221,6 +230,7 @@ def resolve_outputs(
         draw_fps: passed to the sinks.
         token: passed to the sinks.
         image_ids: a file of COCO annotations that has the ids of the pictures.
+        embed: whether boxes have vectors, which an output must hold.
 
     Raises:
         StreamRPNError: for an output that exists, cannot be written, is a source, occurs twice, or
@@ -251,6 +261,12 @@ def resolve_outputs(
         else:
             outputs.append(Output(spec, everything, shared))
 
+    if embed and not any(holds_embeddings(output.name) for output in outputs):
+        endings = [ending for ending in ENDINGS if SINKS[ending].embeddings]
+        raise StreamRPNError(
+            f"--embed needs an output that holds vectors, whose name ends with "
+            f"{' or '.join(endings)}; name one with -o"
+        )
     taken: dict[str, str] = {}
     for output in outputs:
         name = output.name

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from stream_rpn.sources.address import printable, printable_lines
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
+    from rich.live import Live
 
     from stream_rpn.frame import StreamInfo
     from stream_rpn.sources.select import Selection
@@ -27,56 +29,104 @@ _REFRESH_SECONDS = 0.1
 
 
 class Progress:
-    """Shows frames, frames per second, time left, decoder, device and how full the queue is.
+    """Shows how far the sources that run are, and how far all of them are where they are several.
 
     On standard error only. Where that is no terminal, one plain line per source every ten seconds.
     """
 
-    def __init__(self, device: str, *, quiet: bool = False) -> None:
+    def __init__(self, device: str, num_sources: int = 1, *, quiet: bool = False) -> None:
         self._device = device
+        self._num_sources = num_sources
         self._quiet = quiet
-        self._next = time.monotonic() + PLAIN_SECONDS
-        self._rich: RichProgress | None = None
-        self._tasks: dict[StreamStatistics, TaskID] = {}
-        if not quiet and sys.stderr.isatty():
+        self._started = time.monotonic()
+        self._next = self._started + PLAIN_SECONDS
+        self._num_ended = self._frames_ended = 0
+        self._live: Live | None = None
+        if not quiet and _is_display():
+            # Not at the top: without a terminal the time to import it is saved.
+            from rich.console import Console
+            from rich.live import Live
+
             self._next = 0.0
-            self._rich = _display()
+            self._live = Live(
+                console=Console(stderr=True),
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+            )
+
+    def opening(self, name: str) -> None:
+        """Shows that a source is being opened, which may take long."""
+        if self._live is not None:
+            from rich.text import Text
+
+            self._live.update(Text(f"opening {printable(name)} …"), refresh=True)
 
     def show(self, streams: Iterable[StreamStatistics]) -> None:
-        """Shows how far the open streams are; draws at most ten times a second."""
+        """Shows how far the streams are that run; draws at most ten times a second."""
         if self._quiet or (now := time.monotonic()) < self._next:
             return
-        self._next = now + (PLAIN_SECONDS if self._rich is None else _REFRESH_SECONDS)
-        for stream in streams:
-            if self._rich is not None:
-                self._draw(self._rich, stream)
-            else:
-                total = expected_results(stream.info, stream.selection)
-                of = f" of {total}" if total else ""
+        self._next = now + (PLAIN_SECONDS if self._live is None else _REFRESH_SECONDS)
+        rows = [self._row(stream) for stream in streams]
+        if self._live is not None:
+            from rich.text import Text
+
+            if self._num_sources > 1:
+                rows.insert(0, self._all(rows, now - self._started))
+            lines = layout(rows, self._live.console.width, self._live.console.height - 1)
+            self._live.update(Text("\n".join(lines), no_wrap=True), refresh=True)
+        else:
+            of_all = f"{self._num_ended} of {self._num_sources} sources ended, "
+            for row in rows:
+                ended = of_all if self._num_sources > 1 else ""
+                of = f" of {row.total:,}" if row.total else ""
                 say(
-                    f"{stream.info.stem}: {stream.num_results}{of} frames, {stream.fps:.1f} "
-                    f"frames/s, {self._where(stream)}, {_state(stream)}"
+                    f"{row.name}: {ended}{row.frames:,}{of} frames, {row.fps:.1f} frames/s, "
+                    f"{row.where}, {row.state}"
                 )
 
-    def _draw(self, display: RichProgress, stream: StreamStatistics) -> None:
-        if stream not in self._tasks:
-            total = expected_results(stream.info, stream.selection)
-            self._tasks[stream] = display.add_task(
-                stream.info.stem, total=total, rate=0.0, state="", where=self._where(stream)
-            )
-        display.update(
-            self._tasks[stream],
-            completed=stream.num_results,
-            rate=stream.fps,
+    def ended(self, stream: StreamStatistics | None) -> None:
+        """Notes that a source has ended, or could not be opened."""
+        self._num_ended += 1
+        self._frames_ended += 0 if stream is None else stream.num_results
+
+    def _row(self, stream: StreamStatistics) -> Row:
+        total = expected_results(stream.info, stream.selection)
+        done = stream.num_results
+        left = (total - done) / stream.fps if total and stream.fps else None
+        return Row(
+            name=printable(stream.info.stem),
+            frames=done,
+            total=total,
+            share=min(done / total, 1.0) if total else None,
+            fps=stream.fps,
+            seconds_left=None if left is None else max(left, 0.0),
+            live=stream.info.live,
             state=_state(stream),
+            where=f"{stream.info.decoder} → {self._device}",
         )
 
-    def _where(self, stream: StreamStatistics) -> str:
-        return f"{stream.info.decoder} → {self._device}"
+    def _all(self, rows: Sequence[Row], elapsed: float) -> Row:
+        """Returns the row of all sources, whose time left is told as if they were alike."""
+        frames = self._frames_ended + sum(row.frames for row in rows)
+        done = self._num_ended + sum(row.share or 0.0 for row in rows)
+        share = min(done / self._num_sources, 1.0)
+        endless = any(row.share is None for row in rows)
+        return Row(
+            name=f"{self._num_ended} of {self._num_sources} sources",
+            frames=frames,
+            total=None,
+            share=None if endless else share,
+            fps=frames / elapsed if elapsed else 0.0,
+            seconds_left=None if endless or not share else elapsed / share - elapsed,
+            live=False,
+            state="",
+            where="",
+        )
 
     def __enter__(self) -> Self:
-        if self._rich is not None:
-            self._rich.start()
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(
@@ -85,8 +135,118 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._rich is not None:
-            self._rich.stop()
+        if self._live is not None:
+            self._live.stop()
+
+
+class Row(NamedTuple):
+    """What is shown of a source while it runs.
+
+    Attributes:
+        name: of the source.
+        frames: its results so far.
+        total: about how many it will give; None where nobody knows.
+        share: how much of it is done, from 0 to 1; None where nobody knows.
+        fps: results a second.
+        seconds_left: None where nobody knows.
+        live: whether frames are lost where the network is too slow for it.
+        state: what waits and what was lost.
+        where: what decodes and computes it.
+    """
+
+    name: str
+    frames: int
+    total: int | None
+    share: float | None
+    fps: float
+    seconds_left: float | None
+    live: bool
+    state: str
+    where: str
+
+
+_GAP = 2
+_LEAST_BAR, _LONGEST_BAR = 10, 40
+_LEAST_NAME = 12
+
+
+def layout(rows: Sequence[Row], width: int, height: int) -> list[str]:
+    """Returns a line of a terminal for each row, with as much of it as there is room for.
+
+    What matters most stays longest where it is narrow: the count and the time left, then the rate,
+    of live sources what was lost, the bar, and at last where it is computed.
+
+    Args:
+        rows: those that are shown; their columns are aligned.
+        width: of the terminal, in cells.
+        height: the most lines.
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    if len(rows) > height:
+        rows = rows[: max(height, 1)]
+    names = [printable(row.name) for row in rows]
+    longest = max(map(cell_len, names), default=0)
+    columns = {
+        "count": [
+            f"{row.frames:,}/{row.total:,}" if row.total else f"{row.frames:,} frames"
+            for row in rows
+        ],
+        "left": [_clock(row.seconds_left) for row in rows],
+        "rate": [f"{row.fps:.1f} frames/s" for row in rows],
+        "state": [row.state for row in rows],
+        "where": [row.where for row in rows],
+    }
+    widths = {key: max(map(len, texts), default=0) for key, texts in columns.items()}
+    bar = any(row.share is not None for row in rows)
+    order = ["count", "left", "rate", *(["bar"] if bar else []), "state", "where"]
+    if any(row.live for row in rows):
+        order.insert(3, order.pop(order.index("state")))
+    widths["bar"] = _LEAST_BAR
+    name_width = min(longest, max(_LEAST_NAME, width // 4))
+    room = width - name_width
+    chosen = set()
+    for key in order:
+        if 0 < widths[key] <= room - _GAP:
+            chosen.add(key)
+            room -= widths[key] + _GAP
+    # What is left lengthens the name, then the bar.
+    wider = min(room, longest - name_width)
+    name_width, room = name_width + wider, room - wider
+    widths["bar"] = min(_LEAST_BAR + room, _LONGEST_BAR)
+    columns["bar"] = [_bar(row.share, widths["bar"]) for row in rows]
+    lines = []
+    for index, name in enumerate(names):
+        if cell_len(name) > name_width:
+            name = set_cell_size(name, name_width - 1) + "…"
+        parts = [set_cell_size(name, name_width)]
+        for key in ("bar", "count", "rate", "left", "state", "where"):
+            if key in chosen:
+                text = columns[key][index]
+                right = key in ("count", "rate", "left")
+                parts.append(text.rjust(widths[key]) if right else text.ljust(widths[key]))
+        lines.append((" " * _GAP).join(parts)[:width].rstrip())
+    return lines
+
+
+def _bar(share: float | None, width: int) -> str:
+    if share is None:
+        return ""
+    done = int(share * width)
+    return "━" * done + "─" * (width - done)
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
+
+
+def _is_display() -> bool:
+    """Tells whether standard error is a terminal that can move its cursor."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def _state(stream: StreamStatistics) -> str:
@@ -95,7 +255,7 @@ def _state(stream: StreamStatistics) -> str:
         return f"{held}queue {stream.queued}"
     age = stream.ages.percentiles()
     dropped = sum(stream.drops.values())
-    return f"{held}age {age['p50']:.0f}/{age['p95']:.0f} ms, {dropped} dropped"
+    return f"{held}{dropped:,} dropped, age {age['p50']:.0f}/{age['p95']:.0f} ms"
 
 
 def expected_results(info: StreamInfo, selection: Selection) -> int | None:
@@ -115,43 +275,15 @@ def expected_results(info: StreamInfo, selection: Selection) -> int | None:
     return math.ceil(min(limits)) if limits else None
 
 
-def _display() -> RichProgress:
-    # Not at the top: without a terminal the time to import it is saved.
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} frames/s"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[where]}"),
-        TextColumn("{task.fields[state]}"),
-        console=Console(stderr=True),
-        transient=True,
-    )
-
-
 def complain(sentence: str) -> None:
-    """Prints one sentence on standard error."""
-    say(f"stream-rpn: {sentence}")
-
-
-# Names of files may hold escape sequences, which a terminal would obey.
-_CONTROLS = {code: "�" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+    """Prints one sentence on standard error, in one line whatever names are in it."""
+    say(f"stream-rpn: {printable(sentence)}")
 
 
 def say(text: str) -> None:
     """Prints on standard error, without control characters."""
     _clear()
-    print(text.translate(_CONTROLS), file=sys.stderr, flush=True)
+    print(printable_lines(text), file=sys.stderr, flush=True)
 
 
 _passing = False
@@ -161,9 +293,9 @@ _passing = False
 def under_way(what: str, *, quiet: bool = False) -> Iterator[None]:
     """Shows on a terminal what is being done, until it is or something else is to be said."""
     global _passing
-    if not quiet and sys.stderr.isatty():
+    if not quiet and _is_display():
         _clear()
-        print(f"{what.translate(_CONTROLS)} …", end="", file=sys.stderr, flush=True)
+        print(f"{printable(what)} …", end="", file=sys.stderr, flush=True)
         _passing = True
     try:
         yield

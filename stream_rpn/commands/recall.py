@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -31,9 +32,11 @@ from stream_rpn.evaluation.recall import (
     enough,
 )
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
+from stream_rpn.measure.plot import check_name
 from stream_rpn.models import DEFAULT_MODEL
 from stream_rpn.sinks.place import write_whole
 from stream_rpn.sinks.record import make_header
+from stream_rpn.sources.address import printable
 from stream_rpn.sources.select import Selection
 
 if TYPE_CHECKING:
@@ -53,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise StreamRPNError(f"'{name}' exists; --overwrite replaces it")
         if name and not Path(name).parent.is_dir():
             raise StreamRPNError(f"there is no folder '{Path(name).parent}' to write into")
+    if arguments.curves:
+        check_name(arguments.curves)
     names = arguments.model or ([] if arguments.results else [DEFAULT_MODEL])
     outputs = (
         resolve_outputs(
@@ -101,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name, recall in recalls.items():
         if recall.average(max(LIMITS)) > 0:
             console.print(
-                f"{name}: {enough(recall)} proposals find 95 % of what {max(LIMITS):,} find"
+                f"{_shown(name)}: {enough(recall)} proposals find 95 % of what {max(LIMITS):,} find"
             )
     return 0
 
@@ -140,7 +145,7 @@ class _Data:
         started, count = time.perf_counter(), 0
         for proposals in track(
             results,
-            description=name,
+            description=_shown(name),
             total=len(self.ground_truth),
             console=Console(stderr=True, quiet=self.arguments.quiet),
         ):
@@ -210,6 +215,11 @@ def _closing(stream: Stream) -> Iterator[Proposals]:
         yield from stream
 
 
+def _shown(name: str) -> str:
+    """Returns the name of a model or file as rich may print it: brackets are no markup of ours."""
+    return escape(printable(name))
+
+
 def _table(recalls: dict[str, Recall], scale: str) -> Table:
     """Returns a column per name: recall of all objects, then average recall by object size."""
     first = next(iter(recalls.values()))
@@ -221,7 +231,7 @@ def _table(recalls: dict[str, Recall], scale: str) -> Table:
     )
     table.add_column("")
     for name in recalls:
-        table.add_column(name, justify="right")
+        table.add_column(_shown(name), justify="right")
 
     def row(label: str, values: list[float]) -> None:
         table.add_row(label, *(f"{value:.3f}" for value in values))

@@ -13,23 +13,25 @@ from typing import Any
 
 from stream_rpn import api
 from stream_rpn.commands import signals
+from stream_rpn.commands import summary as summaries
 from stream_rpn.commands.arguments import load_options
 from stream_rpn.commands.outputs import Output, OutputInUse, check_file, resolve_outputs
 from stream_rpn.commands.progress import Progress, complain, expected_results, say, under_way
+from stream_rpn.commands.scarcity import is_out_of_memory
 from stream_rpn.commands.serving import token_of, wait_for
-from stream_rpn.commands.summary import describe, run_summary, source_summary
 from stream_rpn.commands.wanted import Wanted, together, wanted
-from stream_rpn.frame import DropKind, DropReason, Proposals, StreamRPNError
+from stream_rpn.frame import Proposals, StreamRPNError
 from stream_rpn.multistream import LiveStream, LiveStreams
 from stream_rpn.pipeline import Pipeline, Stream
 from stream_rpn.sinks import make_header
 from stream_rpn.sinks.place import write_whole
 from stream_rpn.sinks.web.sink import WebSink
-from stream_rpn.sources import left_out, loops, masked
+from stream_rpn.sources import is_cut_to_one, left_out, loops, masked
 from stream_rpn.sources.packet_queue import Interrupted
 from stream_rpn.statistics import StreamStatistics
 
 WHOLE, NOTHING, PARTLY = 0, 2, 3
+FEW = 4
 NO_FRAME = "no frame lies between --start and --end"
 
 
@@ -43,6 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
         if others := left_out(asked.address):
             what = f"{others[0]} is" if len(others) == 1 else f"{len(others)} files are"
             say(f"{asked.address}: {what} left out, by the name neither a video nor an image")
+        if is_cut_to_one(asked.address):
+            say(
+                f"{asked.address}: of this animation one picture is read; as .mp4 or .gif all of "
+                "them are"
+            )
     sources = wanted(arguments)
     uris = [source.uri for source in sources]
     for name in ("serve_token", "serve_keep"):
@@ -62,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         draw_fps=arguments.draw_fps,
         token=token_of(arguments.serve_token) if serve else "",
         image_ids=arguments.image_ids,
+        embed=arguments.embed,
     )
     if arguments.json_summary is not None:
         check_file(arguments.json_summary, uris, outputs, overwrite=arguments.overwrite)
@@ -77,10 +85,9 @@ def _load(arguments: argparse.Namespace, sources: list[Wanted], *, images: bool)
         batch=arguments.batch,
         images=images,
         threads=arguments.threads,
-        gate=arguments.gate,
-        gate_hold=arguments.gate_hold,
         track=arguments.track,
         selections=[source.selection for source in sources],
+        embed=arguments.embed,
         **load_options(arguments),
     )
     if not pipeline.model.trained:
@@ -122,10 +129,9 @@ class _Run:
                 with under_way(f"loading {self.arguments.model}", quiet=self.quiet):
                     self.pipeline = _load(self.arguments, self.sources, images=self.images)
             with signals.handled_by(self._stop):
-                if self.together:
-                    self._run_together()
-                else:
-                    self._run_in_turn()
+                device, count = self.pipeline.device, len(self.sources)
+                with Progress(device, count, quiet=self.quiet) as progress:
+                    (self._run_together if self.together else self._run_in_turn)(progress)
                 self._close()
         except BaseException:
             for output in self.outputs:
@@ -142,6 +148,8 @@ class _Run:
         for output in self.outputs:
             if not output.opens_at_once:
                 output.close()
+        if len(self.summaries) > 1 and not self.quiet:
+            say(summaries.describe_all(self._whole(), len(self.sources)))
         self._write_json_summary()
         if self.arguments.serve_keep and self.signal is None and self._produced(self.outputs):
             if not self.quiet:
@@ -182,7 +190,7 @@ class _Run:
         """Returns the outputs that still want the results of a source."""
         return [o for o in self.outputs if index in o.sources and not o.given_up]
 
-    def _run_in_turn(self) -> None:
+    def _run_in_turn(self, progress: Progress) -> None:
         for index, source in enumerate(self.sources):
             for output in self._outputs_of(index):
                 if self.stop.is_set():
@@ -191,11 +199,12 @@ class _Run:
                     output.claim_or_give_up()
             mine = self._outputs_of(index)
             if mine and not self.stop.is_set():
-                self._run_source(source, mine)
+                self._run_source(source, mine, progress)
 
-    def _run_source(self, source: Wanted, mine: list[OutputInUse]) -> None:
+    def _run_source(self, source: Wanted, mine: list[OutputInUse], progress: Progress) -> None:
         """Streams one source into its outputs."""
         uri, timeout = source.uri, source.policy.open_timeout
+        progress.opening(masked(uri))
         try:
             stream = self.pipeline.open(
                 uri, source.selection, stop=self.stop, open_timeout=timeout, notice=complain
@@ -207,20 +216,21 @@ class _Run:
             if why == "failed":
                 self._fail(str(error))
             self._end_without_results(masked(uri), mine, why)
+            progress.ended(None)
             return
-        progress = Progress(self.pipeline.device, quiet=self.quiet)
-        with stream, progress:
+        with stream:
             try:
                 self._feed(stream, mine, progress)
             except StreamRPNError as error:
                 stream.stopped = "failed"
                 self._fail(f"{masked(uri)}: {error}")
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 stream.stopped = "failed"
                 self._fail_for_memory(masked(uri))
             stream.close()
+            progress.ended(stream)
             self._finish_source(stream, mine)
 
     def _feed(self, stream: Stream, mine: list[OutputInUse], progress: Progress) -> None:
@@ -239,7 +249,7 @@ class _Run:
             self._write(stream, mine, proposals)
             progress.show([stream])
 
-    def _run_together(self) -> None:
+    def _run_together(self, progress: Progress) -> None:
         """Streams all sources at a time; each ends its own outputs when it ends."""
         streams = LiveStreams(
             self.pipeline,
@@ -249,20 +259,20 @@ class _Run:
             stop=self.stop,
             notice=complain,
         )
-        progress = Progress(self.pipeline.device, quiet=self.quiet)
         running = list(streams.streams)
         begun: set[LiveStream] = set()
-        with streams, progress:
+        with streams:
             try:
                 for proposals in streams:
                     if proposals is not None:
                         self._take(streams, proposals, begun)
-                    progress.show(s for s in streams.streams if s.opened)
+                    progress.show(s for s in running if s.opened)
                     for stream in [s for s in running if s.ended]:
                         running.remove(stream)
+                        progress.ended(stream)
                         self._end_live(stream, begun)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self._fail_for_memory(", ".join(stream.name for stream in running))
                 for stream in running:
@@ -323,12 +333,14 @@ class _Run:
             self._report_damage(stream)
         for output in mine:
             output.end(stream.info.source, stream.end())
-            if len(output.sources) == 1:
+            if len(output.sources) == 1 and not output.opens_at_once:
                 output.close()
         summary = self._summary(stream, mine)
         self.summaries.append(summary)
-        if not self.quiet and (self._produced(mine) or not self.failures):
-            say(describe(summary))
+        # Of many files, one after another, all are told at once at the end.
+        each = self.together or len(self.sources) <= FEW
+        if not self.quiet and each and (self._produced(mine) or not self.failures):
+            say(summaries.describe(summary))
 
     @staticmethod
     def _end_without_results(source: str, mine: list[OutputInUse], why: str) -> None:
@@ -340,20 +352,8 @@ class _Run:
 
     def _report_damage(self, stream: StreamStatistics) -> None:
         # On the way to a live source packets are lost as a matter of course.
-        if stream.info.live:
-            return
-        lost = [
-            f"{count} × {reason}" if count else _told(reason, stream.missing_seconds)
-            for reason, count in stream.drops.items()
-            if DropReason(reason).kind is DropKind.DAMAGE
-        ]
-        if stream.corrupt_frames:
-            lost.append(f"{stream.corrupt_frames} × frame with errors in its picture")
-        if lost:
-            self._fail(
-                f"{stream.info.source}: the video is damaged ({', '.join(lost)}); every frame that "
-                "decodes was used"
-            )
+        if not stream.info.live and (damage := summaries.describe_damage(stream)):
+            self._fail(damage)
 
     def _fail(self, sentence: str) -> None:
         self.failures.append(sentence)
@@ -366,7 +366,16 @@ class _Run:
 
     def _summary(self, stream: StreamStatistics, mine: list[OutputInUse]) -> dict[str, Any]:
         expected = expected_results(stream.info, stream.selection)
-        return source_summary(stream, self.pipeline.facts(), _names(mine), expected)
+        return summaries.source_summary(stream, self.pipeline.facts(), _names(mine), expected)
+
+    def _whole(self) -> dict[str, Any]:
+        return summaries.run_summary(
+            self.summaries,
+            self.pipeline.facts(),
+            _names(self.outputs),
+            self.failures,
+            together=self.together,
+        )
 
     def _write_json_summary(self) -> None:
         path = self.arguments.json_summary
@@ -375,24 +384,12 @@ class _Run:
         if len(self.summaries) == len(self.sources) == 1:
             summary = {**self.summaries[0], "failures": self.failures}
         else:
-            summary = run_summary(
-                self.summaries,
-                self.pipeline.facts(),
-                _names(self.outputs),
-                self.failures,
-                together=self.together,
-            )
+            summary = self._whole()
         text = json.dumps(summary, indent=2) + "\n"
         try:
             write_whole(path, text.encode(), replace=self.arguments.overwrite)
         except StreamRPNError as error:
             self._fail(str(error))
-
-
-def _told(reason: str, missing_seconds: float | None) -> str:
-    """Returns a loss of which nobody knows how many, in words."""
-    seconds = "" if missing_seconds is None else f" {missing_seconds:.2f} s before its end"
-    return f"{reason}{seconds}"
 
 
 def _names(outputs: Iterable[OutputInUse]) -> list[str]:
@@ -402,14 +399,3 @@ def _names(outputs: Iterable[OutputInUse]) -> list[str]:
         for output in outputs
         if output.begun and not output.given_up
     ]
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # torch has an exception of its own for GPUs only.
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator" in str(error)
-        or "Storage size calculation overflowed" in str(error)
-        or "bad_alloc" in str(error)
-    )

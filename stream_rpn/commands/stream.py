@@ -41,7 +41,7 @@ sources:
   rtsp://, rtmp://, udp://, http(s):// (MJPEG, HLS), a named pipe; with one of them, or --realtime,
   all sources run at a time
   @FILE: those that a text file lists, one a line
-  of a web page (YouTube): yt-dlp -q -f bv -o - URL | stream-rpn -
+  of a web page (YouTube): yt-dlp -q -f bv/b -o - URL | stream-rpn -
 
 outputs, by extension; several may be given:
   .jsonl .jsonl.gz .parquet .npz .csv .mot.txt         data
@@ -76,7 +76,7 @@ def tracker(text: str) -> str:
 
 def stream_parser() -> argparse.ArgumentParser:
     """Returns the parser of `stream-rpn SOURCE …`."""
-    commands = "\n".join(f"  {name:<8} {summary}" for name, (_, summary) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items())
     parser = Parser(
         prog="stream-rpn",
         description="Video in, region proposals out.",
@@ -218,6 +218,12 @@ def stream_parser() -> argparse.ArgumentParser:
         help=f"follow objects and number them, by {', '.join(TRACKERS)} (--track=NAME; bytetrack): "
         f"of the boxes of score {TrackSpec.score} and more those that an NMS of {TrackSpec.nms} "
         "leaves, others have the id -1; needs stream-rpn[track]",
+    )
+    out.add_argument(
+        "--embed",
+        action="store_true",
+        help="give every box a feature vector, for search and clustering: the column embeddings "
+        "of .parquet and .npz",
     )
     live = parser.add_argument_group("live sources")
     live.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from stream_rpn.frame import DropKind, DropReason
@@ -26,7 +27,7 @@ def source_summary(
         outputs: names of the outputs that have its results.
         expected: about how many results it was to give, None where nothing tells.
     """
-    times = stream.stage_times
+    times, gate = stream.stage_times, stream.selection.gate
     return {
         "source": stream.info.source,
         **stream.account(),
@@ -36,6 +37,7 @@ def source_summary(
         "elapsed_seconds": round(stream.elapsed_seconds, 3),
         "decoder": stream.info.decoder,
         **network,
+        **({} if gate is None else {"gate": asdict(gate)}),
         "stages": times.summary(),
         "slowest_stage": times.slowest(),
         **stream.live_totals(),
@@ -83,6 +85,66 @@ def run_summary(
         "failures": list(failures),
         "sources": list(sources),
     }
+
+
+def describe_damage(stream: StreamStatistics) -> str:
+    """Returns what of a source was damaged, in a sentence; "" where nothing was."""
+    lost = [
+        f"{count} × {reason}" if count else _told(reason, stream.missing_seconds)
+        for reason, count in stream.drops.items()
+        if DropReason(reason).kind is DropKind.DAMAGE
+    ]
+    if stream.corrupt_frames:
+        lost.append(f"{stream.corrupt_frames} × frame with errors in its picture")
+    if not lost:
+        return ""
+    return (
+        f"{stream.info.source}: the video is damaged ({', '.join(lost)}); every frame that decodes "
+        "was used"
+    )
+
+
+def _told(reason: str, missing_seconds: float | None) -> str:
+    """Returns a loss of which nobody knows how many, in words."""
+    seconds = "" if missing_seconds is None else f" {missing_seconds:.2f} s before its end"
+    return f"{reason}{seconds}"
+
+
+_FEW_OUTPUTS = 3
+
+
+def describe_all(summary: dict[str, Any], num_sources: int) -> str:
+    """Returns the totals of `run_summary` for people: a line or two.
+
+    Args:
+        summary: what `run_summary` returned.
+        num_sources: of all that were asked for; some may have failed before they began.
+    """
+    sources = summary["sources"]
+    stopped = sum("stopped" in source for source in sources)
+    lost = sum(
+        count
+        for reason, count in summary["drops"].items()
+        if DropReason(reason).kind is not DropKind.WISH
+    )
+    notes = [
+        f"{count:,} {what}"
+        for count, what in (
+            (num_sources - len(sources), "without results"),
+            (stopped, "stopped"),
+            (lost, "frames lost"),
+        )
+        if count
+    ]
+    outputs = summary["outputs"]
+    more = len(outputs) - _FEW_OUTPUTS
+    names = ", ".join(outputs if more <= 1 else outputs[:_FEW_OUTPUTS])
+    where = f"\n  → {names}{f' and {more} more' if more > 1 else ''}" if outputs else ""
+    return (
+        f"{num_sources} sources: {summary['frames']:,} frames, {summary['fps']:.1f} frames/s "
+        f"({summary['elapsed_seconds']:.2f} s){''.join(f', {note}' for note in notes)}; "
+        f"{summary['model']} in {summary['dtype']} on {summary['device']}{where}"
+    )
 
 
 def describe(summary: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -25,15 +26,12 @@ def print_table(table: RenderableType) -> None:
     # Not at the top: `--help` does without.
     from rich.console import Console
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
-    with console.capture() as capture:
-        console.print(table)
-    text = capture.get()
-    if not console.is_terminal:
-        text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
-    _print(text)
+    if sys.stdout is not None and sys.stdout.isatty():
+        Console().print(table)
+        return
+    text = io.StringIO()
+    Console(file=text, width=_PIPE_WIDTH).print(table)
+    print_text("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
 
 
 def print_json(value: Any) -> None:
@@ -42,10 +40,15 @@ def print_json(value: Any) -> None:
     Raises:
         StreamRPNError: standard output cannot be written.
     """
-    _print(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    print_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _print(text: str) -> None:
+def print_text(text: str) -> None:
+    """Prints text on standard output as it is.
+
+    Raises:
+        StreamRPNError: standard output cannot be written.
+    """
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:

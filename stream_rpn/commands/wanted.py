@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.gate import GateSpec
 from stream_rpn.multistream import LivePolicy
 from stream_rpn.sources import expand, is_live, masked, stem
 from stream_rpn.sources.select import Selection
@@ -78,6 +79,7 @@ def _selection(arguments: argparse.Namespace) -> Selection:
         decoder=arguments.decoder,
         max_pixels=arguments.max_pixels,
         view=view,
+        gate=GateSpec.parse(arguments.gate, arguments.gate_hold),
     )
 
 

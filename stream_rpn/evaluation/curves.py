@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stream_rpn.evaluation.recall import Recall
-from stream_rpn.frame import StreamRPNError
-
-if TYPE_CHECKING:
-    pass
+from stream_rpn.measure.plot import new_figure, save
 
 
 def draw_curves(recalls: Mapping[str, Recall], path: str | Path) -> None:
@@ -23,15 +19,9 @@ def draw_curves(recalls: Mapping[str, Recall], path: str | Path) -> None:
         path: a file name that matplotlib knows the ending of.
 
     Raises:
-        StreamRPNError: matplotlib is not installed.
+        StreamRPNError: matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise StreamRPNError(
-            "curves need matplotlib; `pip install 'stream-rpn[train]'` brings it"
-        ) from error
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = new_figure(11, 4.5)
     by_iou, by_count = figure.subplots(1, 2)
     thresholds = np.linspace(0.5, 1.0, 51)
     for name, recall in recalls.items():
@@ -49,4 +39,4 @@ def draw_curves(recalls: Mapping[str, Recall], path: str | Path) -> None:
     for axes in (by_iou, by_count):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    save(figure, path)

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from stream_rpn.explanation.facts import Explanation
+from stream_rpn.sources.address import printable
 
 
 def page(facts: Explanation) -> RenderableType:
@@ -23,8 +24,9 @@ def _parts(facts: Explanation, record: dict[str, Any]) -> Iterator[RenderableTyp
     frame, given = record["frame"], record["input"]
     when = "" if frame["seconds"] is None else f" at {frame['seconds']:.2f} s"
     trained = "" if record["trained"] else ", not trained"
-    yield f"[bold]{escape(record['source'])}[/bold], frame {frame['index']}{when}, " + escape(
-        f"{record['model']}{trained}"
+    yield (
+        f"[bold]{escape(printable(record['source']))}[/bold], frame {frame['index']}{when}, "
+        + escape(f"{record['model']}{trained}")
     )
 
     yield _heading(1, "What the network gets to see")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.sinks.place import write_whole
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -61,18 +63,35 @@ def draw(report: Mapping[str, Any], path: str | Path) -> None:
     save(figure, path)
 
 
+def check_name(path: str | Path) -> None:
+    """Says now, and not after an hour, that a picture could not be written.
+
+    Raises:
+        StreamRPNError: matplotlib is not installed, or does not know the ending of the name.
+    """
+    known = new_figure(1, 1).canvas.get_supported_filetypes()
+    if Path(path).suffix.lower().removeprefix(".") not in known:
+        raise StreamRPNError(
+            f"cannot write '{path}': the name of a picture ends in .png, or one of "
+            f"{', '.join(f'.{ending}' for ending in sorted(known))}"
+        )
+
+
 def save(figure: Any, path: str | Path, **options: Any) -> None:
-    """Writes a figure; the ending of the name says in which format.
+    """Writes a figure, whole or not at all; the ending of the name says in which format.
 
     Raises:
         StreamRPNError: it cannot be written.
     """
-    try:
-        figure.savefig(path, dpi=120, **options)
-    except OSError as error:
-        raise StreamRPNError(f"cannot write '{path}': {error.strerror}") from error
-    except ValueError as error:
-        raise StreamRPNError(f"cannot write '{path}': {error}") from error
+    check_name(path)
+    write_whole(str(path), encoded(figure, Path(path).suffix.removeprefix("."), **options))
+
+
+def encoded(figure: Any, ending: str, **options: Any) -> bytes:
+    """Returns the file of a figure, of the format that ends so."""
+    file = io.BytesIO()
+    figure.savefig(file, format=ending.lower(), **{"dpi": 120, **options})
+    return file.getvalue()
 
 
 def _stage_ms(row: Mapping[str, Any], stage: str) -> float:

@@ -212,6 +212,8 @@ def _write_openvino(rpn: RPN, path: Path) -> None:
 
     try:
         heads = Converted.of(rpn).heads.clone()
+        for result in heads.get_results()[2 * rpn.num_levels :]:
+            heads.remove_result(result)  # the maps
     except UnconvertibleError as error:
         raise StreamRPNError(f"{rpn.name} cannot be exported to OpenVINO: {error}") from error
     heads.reshape([-1, 3, -1, -1])
@@ -221,7 +223,9 @@ def _write_openvino(rpn: RPN, path: Path) -> None:
     try:
         openvino.save_model(heads, path, compress_to_fp16=False)
     except RuntimeError as error:
-        raise OSError(" ".join(str(error).split())[:200]) from error
+        # It does not know why: a stream of C++ only knows that it failed.
+        why = " ".join(str(error).split())[:200]
+        raise OSError(f"perhaps the disk is full ({why})") from error
 
 
 _PACKAGES = {".onnx": ("onnx", "'stream-rpn[export]'"), ".xml": ("openvino", "openvino")}

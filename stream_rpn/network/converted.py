@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import openvino as ov
 
+from stream_rpn.embedding import Embedding, input_side
 from stream_rpn.input_spec import InputSpec
 from stream_rpn.kernels.proposals import ProposalSpec
 from stream_rpn.model import Model
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from stream_rpn.rpn import RPN
 
 # Of the record in the file; a file of another format is made anew.
-FORMAT = 1
+FORMAT = 2
 _RECORD = ["stream_rpn"]
 
 
@@ -42,7 +43,8 @@ class Converted(Model):
     """A model as OpenVINO has it.
 
     Attributes:
-        heads: from images [1, 3, H, W] float32 to the objectness of each level, then its deltas.
+        heads: from images [1, 3, H, W] float32 to the objectness of each level, then its deltas,
+            then its map.
         levels: what decoding needs to know of each.
         name: as in `Model`.
         trained: as in `Model`.
@@ -75,6 +77,18 @@ class Converted(Model):
             input_spec=rpn.input_spec,
             proposal_spec=rpn.proposal_spec,
         )
+
+    def embedding(self) -> Embedding:
+        """Returns how boxes are pooled from its maps."""
+        heads = self.heads.clone()
+        side = input_side(self.input_spec.size_divisor)
+        heads.reshape([1, 3, side, side])
+        maps = [output.shape for output in heads.outputs[2 * len(self.levels) :]]
+        strides = [
+            level.stride or (side // shape[2], side // shape[3])
+            for level, shape in zip(self.levels, maps, strict=True)
+        ]
+        return Embedding.choose(strides, [shape[1] for shape in maps])
 
     @classmethod
     def read(cls, path: Path) -> Converted | None:
@@ -203,7 +217,7 @@ def _convert(rpn: RPN) -> ov.Model:
 
     # The graph holds the memory of the weights, which their owner may go on training.
     rpn = copy.deepcopy(rpn).to("cpu", torch.float32)
-    layers = Layers(rpn).eval()
+    layers = Layers(rpn, maps=True).eval()
     side = rpn.input_spec.size_divisor
     sizes = [(side * -(-h // side), side * -(-w // side)) for h, w in ((128, 192), (224, 160))]
     first, second = (torch.rand(1, 3, *size) for size in sizes)

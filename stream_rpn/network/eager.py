@@ -73,7 +73,7 @@ class EagerNetwork(TorchNetwork):
                 image_sizes = torch.cat((image_sizes, image_sizes[-1:].expand(padding, -1)))
         output = self._run(images, image_sizes, times.laps(count))
         with times.measure("results", count):
-            return self._results(frames, sizes, [t.cpu() for t in output.kept], output)
+            return self._results(frames, sizes, [t.cpu() for t in output.wanted], output)
 
 
 def batches(frames: Iterable[Frame | None], size: int, spec: InputSpec) -> Iterator[list[Frame]]:

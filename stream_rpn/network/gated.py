@@ -27,12 +27,14 @@ class GatedNetwork(Network):
 
     Args:
         network: what looks.
-        spec: how much must change.
+        spec: how much must change in frames that say nothing else; None looks at all of them.
         batch: frames that `network` takes at a time.
         images: keep the decoded frame in results.
     """
 
-    def __init__(self, network: Network, spec: GateSpec, batch: int, *, images: bool) -> None:
+    def __init__(
+        self, network: Network, spec: GateSpec | None, batch: int, *, images: bool
+    ) -> None:
         self._network, self._spec = network, spec
         self._batch, self._images = batch, images
         self._gates: dict[int, Gate] = {}  # of the last run
@@ -53,7 +55,9 @@ class GatedNetwork(Network):
 
     def facts(self) -> dict[str, Any]:
         """Returns the gate's numbers as well, and as "without_gate" why it could not tell."""
-        facts = {**self._network.facts(), "gate": asdict(self._spec)}
+        facts = self._network.facts()
+        if self._spec is not None:
+            facts |= {"gate": asdict(self._spec)}
         reasons = [gate.blind for gate in list(self._gates.values()) if gate.blind]
         return {**facts, "without_gate": reasons[0]} if reasons else facts
 
@@ -70,7 +74,7 @@ class _Row(Queue):
         self,
         frames: Iterable[Frame | None],
         times: StageTimes,
-        spec: GateSpec,
+        spec: GateSpec | None,
         batch: int,
         *,
         keep_images: bool,
@@ -112,7 +116,10 @@ class _Row(Queue):
             self._end()
 
     def _looks(self, frame: Frame) -> bool:
-        gate = self.gates.setdefault(frame.source_index, Gate(self._spec))
+        spec = frame.gate or self._spec
+        if spec is None:
+            return True
+        gate = self.gates.setdefault(frame.source_index, Gate(spec))
         with self._times.measure("gate"):
             return gate.looks(frame)
 

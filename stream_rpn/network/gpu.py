@@ -158,7 +158,7 @@ class GPUNetwork(TorchNetwork):
                 slot.frames,
                 slot.sizes(),
                 output._replace(maps=maps),
-                Download(output.kept, self._stream, self.device),
+                Download(output.wanted, self._stream, self.device),
                 (slot.started, slot.uploaded),
                 marks,
             )
@@ -186,14 +186,14 @@ class GPUNetwork(TorchNetwork):
         return event
 
     def _collect(self, launched: _Launched, times: StageTimes) -> list[Proposals]:
-        kept = launched.download.wait()
+        wanted = launched.download.wait()
         count = len(launched.frames)
         started, uploaded = launched.upload
         times.add("upload", started.elapsed_time(uploaded) / count, count)
         for before, after in pairwise(launched.marks):
             times.add(after.stage, before.event.elapsed_time(after.event) / count, count)
         with times.measure("results", count):
-            return self._results(launched.frames, launched.sizes, kept, launched.output)
+            return self._results(launched.frames, launched.sizes, wanted, launched.output)
 
 
 class _Mark(NamedTuple):

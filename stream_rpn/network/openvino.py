@@ -21,6 +21,7 @@ import openvino as ov
 
 from stream_rpn import yuv
 from stream_rpn.cache import cache_folder
+from stream_rpn.embedding import DTYPE, Embedding
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.input_spec import frame_boxes, input_shape, padded_size, resized_size
 from stream_rpn.network.compiled import compiled_graphs
@@ -62,11 +63,21 @@ class OpenVINONetwork(Network):
         dtype: "float32" or "bfloat16".
         cores: how many to compute on.
         images: keep the decoded frame in the results.
+        embedding: how boxes become vectors, None where they do not.
     """
 
-    def __init__(self, model: Converted, dtype: str, cores: int, *, images: bool) -> None:
+    def __init__(
+        self,
+        model: Converted,
+        dtype: str,
+        cores: int,
+        *,
+        images: bool,
+        embedding: Embedding | None = None,
+    ) -> None:
         self.model = model
         self.images = images
+        self._embedding = embedding
         self._dtype, self._cores = dtype, cores
         self._streams = min(cores, MAX_STREAMS)
         self._latency = False
@@ -121,8 +132,8 @@ class OpenVINONetwork(Network):
         with times.measure("network"):
             request.infer.infer()
         with times.measure("results"):
-            boxes, scores, levels, anchors, strides = (
-                request.infer.get_output_tensor(i).data.copy() for i in range(5)
+            boxes, scores, levels, anchors, strides, *vectors = (
+                output.data.copy() for output in request.infer.output_tensors
             )
             return Proposals.of(
                 frame,
@@ -133,6 +144,7 @@ class OpenVINONetwork(Network):
                 input_boxes=boxes,
                 input_size=size,
                 strides=tuple(map(tuple, strides.tolist())),
+                embeddings=vectors[0].astype(DTYPE) if vectors else None,
                 keep_image=self.images,
             )
 
@@ -149,7 +161,14 @@ class OpenVINONetwork(Network):
 
     def _compile(self, shape: tuple[int, int]) -> ov.CompiledModel:
         model = self.model
-        graph = whole_graph(model.heads, shape, model.levels, model.input_spec, model.proposal_spec)
+        graph = whole_graph(
+            model.heads,
+            shape,
+            model.levels,
+            model.input_spec,
+            model.proposal_spec,
+            self._embedding,
+        )
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY" if self._latency else "THROUGHPUT",
             "NUM_STREAMS": 1 if self._latency else self._streams,

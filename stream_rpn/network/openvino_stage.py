@@ -15,6 +15,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset15 as op
 
+from stream_rpn.embedding import Embedding
 from stream_rpn.input_spec import InputSpec
 from stream_rpn.kernels.proposals import ProposalSpec
 
@@ -48,23 +49,26 @@ def whole_graph(
     levels: Sequence[Level],
     input_spec: InputSpec,
     proposal_spec: ProposalSpec,
+    embedding: Embedding | None = None,
 ) -> ov.Model:
     """Returns the graph from pixels to proposals of one image.
 
     Args:
-        heads: from images [1, 3, H, W] float32 to objectness of each level, then its deltas; it
-            stays as it is.
+        heads: from images [1, 3, H, W] float32 to objectness of each level, then its deltas, then
+            its map; it stays as it is.
         shape: H and W, −1 for any.
         levels: of each.
         input_spec: with `antialias`, images are planes of bytes to be converted first; otherwise
             they are what `heads` takes.
         proposal_spec: the limits.
+        embedding: how boxes become vectors, None where they do not.
 
     Returns:
         A graph of "images" [1, 3, H, W] and "image_size" [2] float32 (height, width); where images
         are bytes, of "matrix" [3, 4] float32 as well. Its outputs are "boxes" [n, 4] float32 in
         pixels of the input, "scores" [n] float32, "levels" [n] and "anchors" [n] int32, best first;
-        and "strides" [L, 2] int32, (y, x) input pixels per cell.
+        and "strides" [L, 2] int32, (y, x) input pixels per cell. With `embedding` there are
+        "embeddings" [n, D] float32 as well.
     """
     heads = heads.clone()
     heads.reshape([1, 3, *shape])
@@ -79,8 +83,10 @@ def whole_graph(
         for target in taken:
             target.replace_source_output(converted.output(0))
     raw = [result.input_value(0) for result in heads.get_results()]
-    objectness, deltas = raw[: len(levels)], raw[len(levels) :]
+    objectness, deltas, maps = (raw[i * len(levels) : (i + 1) * len(levels)] for i in range(3))
     outputs = proposals(objectness, deltas, levels, inputs["images"], size, proposal_spec)
+    if embedding is not None:
+        outputs["embeddings"] = pooled(maps, outputs["boxes"], embedding)
     for name, node in {**inputs, **outputs}.items():
         node.output(0).set_names({name})
     return ov.Model(
@@ -197,6 +203,31 @@ def proposals(
         "anchors": op.gather(anchor, chosen, first),
         "strides": op.concat([op.unsqueeze(s, np.int32(0)) for s in strides], 0),
     }
+
+
+def pooled(maps: Sequence[Node], boxes: Node, embedding: Embedding) -> Node:
+    """Returns the vectors [n, D] of boxes [n, 4], as `Embedding.pool`."""
+    # All boxes are of the one image.
+    images = op.broadcast(np.int32(0), op.slice(op.shape_of(boxes), [0], [1], [1], [0]))
+    parts = []
+    for level, stride, length in zip(
+        embedding.levels, embedding.strides, embedding.lengths, strict=True
+    ):
+        # Divided here, as the operator's own scale would count half a pixel before it is applied.
+        cells = op.divide(boxes, np.array([stride[::-1] * 2], np.float32))
+        bins = op.roi_align(
+            maps[level],
+            cells,
+            images,
+            *embedding.grid,
+            embedding.samples,
+            1.0,
+            "avg",
+            aligned_mode="half_pixel_for_nn",
+        )
+        vectors = op.reshape(bins, np.array([-1, length]), False)
+        parts.append(op.normalize_l2(vectors, np.array([1]), 1e-12, "max"))
+    return op.divide(op.concat(parts, 1), np.float32(len(parts) ** 0.5))
 
 
 def _logits(objectness: Node, *, softmax: bool) -> Node:

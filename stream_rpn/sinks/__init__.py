@@ -16,6 +16,7 @@ from stream_rpn.sinks.formats import (
     READABLE,
     SCHEMES,
     SINKS,
+    holds_embeddings,
     is_directory,
     is_file,
     load_member,
@@ -26,6 +27,7 @@ from stream_rpn.sinks.formats import (
 from stream_rpn.sinks.place import HIDDEN_FOLDER
 from stream_rpn.sinks.record import make_header
 from stream_rpn.sinks.sink import ReaderGone, Sink, SinkOptions
+from stream_rpn.sources.address import masked
 
 __all__ = [
     "ENDINGS",
@@ -38,6 +40,7 @@ __all__ = [
     "SinkOptions",
     "check_name",
     "check_place",
+    "holds_embeddings",
     "is_file",
     "load_member",
     "make_header",
@@ -93,9 +96,9 @@ def check_name(spec: str) -> str:
     """
     sink = sink_of(spec)
     if not sink:
-        meant = " or ".join(map(repr, near_misses(spec)))
+        meant = " or ".join(repr(masked(name)) for name in near_misses(spec))
         raise StreamRPNError(
-            f"output {spec!r} has an unknown extension; "
+            f"output {masked(spec)!r} has an unknown extension; "
             + (f"did you mean {meant}? Known" if meant else "known")
             + f" are {', '.join(ENDINGS)}, '-', 'null' and what begins with "
             f"{', '.join([*FOLDERS, *(scheme for scheme in SCHEMES if scheme != 'serve:')])}"
@@ -105,6 +108,8 @@ def check_name(spec: str) -> str:
 
 def check_place(name: str, *, overwrite: bool, in_place: bool) -> None:
     """Checks that something can be created or replaced under this name."""
+    if "\0" in name:
+        raise StreamRPNError(f"cannot write {name!r}: no name of a file holds a NUL character")
     is_directory_sink = is_directory(name)
     if not path_of(name):
         raise StreamRPNError(f"output {name!r} names no directory; name one, as in '{name}DIR/'")

@@ -85,7 +85,10 @@ class Claim:
             with suppress(OSError):
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
         # With it the removed file ends, for which a disk may take ten milliseconds.
-        threading.Thread(target=os.close, args=(self._lock,), name="release").start()
+        try:
+            threading.Thread(target=os.close, args=(self._lock,), name="release").start()
+        except RuntimeError:  # there is no memory for a thread
+            os.close(self._lock)
 
     def _clear(self) -> None:
         for path in self.folder.iterdir():

@@ -19,22 +19,24 @@ class Format(NamedTuple):
         reader: the function that reads it, see `record.Reader`; "" for what is not read back.
         source_names: a function that returns the names of all sources in a file without reading
             its results; "" where the first step of a reader knows them.
+        embeddings: whether it holds vectors of boxes, or at least takes them.
     """
 
     sink: str
     reader: str = ""
     source_names: str = ""
+    embeddings: bool = False
 
 
 # By the end of the name, the longest that fits; "-" and "null" are whole names.
 SINKS: dict[str, Format] = {
     "-": Format("jsonl:JSONLinesSink"),
-    "null": Format("null:NullSink"),
+    "null": Format("null:NullSink", embeddings=True),
     ".jsonl": Format("jsonl:JSONLinesSink", "jsonl:read_json_lines", "jsonl:source_names"),
     ".jsonl.gz": Format("jsonl:GzipJSONLinesSink", "jsonl:read_json_lines", "jsonl:source_names"),
-    ".parquet": Format("parquet:ParquetSink", "parquet:read_parquet"),
+    ".parquet": Format("parquet:ParquetSink", "parquet:read_parquet", embeddings=True),
     ".csv": Format("csv_rows:CSVSink", "csv_rows:read_csv"),
-    ".npz": Format("npz:NPZSink", "npz:read_npz"),
+    ".npz": Format("npz:NPZSink", "npz:read_npz", embeddings=True),
     ".coco.json": Format("coco:COCOSink", "coco:read_coco"),
     ".coco-results.json": Format("coco:COCOResultsSink", "coco:read_coco"),
     ".labelstudio.json": Format("labelstudio:LabelStudioSink"),
@@ -117,8 +119,17 @@ def sink_of(spec: str) -> str:
     return SINKS[ending].sink if ending else ""
 
 
+def holds_embeddings(spec: str) -> bool:
+    """Tells whether an output takes vectors of boxes, by its name."""
+    return any(form.embeddings for form in SINKS.values() if form.sink == sink_of(spec))
+
+
 def near_misses(spec: str) -> list[str]:
     """Returns outputs that a name of no known format may have meant, the likeliest first."""
+    scheme, address, rest = spec.partition("://")
+    if address:
+        known = f"{scheme.lower()}://" in SCHEMES
+        return [f"{scheme.lower()}://{rest}"] if known else []
     if os.path.isdir(spec) or not os.path.splitext(spec)[1]:
         return [f"{spec}/", *(f"{prefix}{spec}/" for prefix in FOLDERS)] if spec else []
     stem, extension = os.path.splitext(spec)

@@ -23,6 +23,7 @@ from stream_rpn.sinks.record import (
     Contents,
     check_end,
     check_header,
+    embedding_length,
     saved_proposals,
 )
 from stream_rpn.sinks.sink import Sink
@@ -40,6 +41,9 @@ _DAMAGE: tuple[type[Exception], ...] = (
 NO_PTS = np.iinfo(np.int64).min
 """The value for "no pts", as in FFmpeg."""
 
+ANY = -1
+"""The length of an axis that differs from one archive to another."""
+
 COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "frame": ("<i8", ()),
     "pts": ("<i8", ()),
@@ -54,13 +58,14 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "levels": ("<i4", ()),
     "anchors": ("<i4", ()),
     "track_ids": ("<i8", ()),
+    "embeddings": ("<f2", (ANY,)),
 }
 """Arrays of an archive: dtype and shape of one item."""
 
-BY_BOX = ("boxes", "scores", "levels", "anchors", "track_ids")
+BY_BOX = ("boxes", "scores", "levels", "anchors", "track_ids", "embeddings")
 """Those that have a row per box."""
 
-OPTIONAL = ("held", "track_ids")
+OPTIONAL = ("held", "track_ids", "embeddings")
 """Those that an archive has where they say anything."""
 
 
@@ -68,11 +73,12 @@ class NPZSink(Sink):
     """Writes an archive for `np.load`, without pickles, in memory that does not grow.
 
     The boxes of the i-th frame are `boxes[offsets[i]:offsets[i + 1]]`, and so for `scores`,
-    `levels`, `anchors` and, where objects were followed, `track_ids`; `frame`, `pts` (−2⁶³ where
-    unknown), `pts_seconds` (NaN where unknown), `width`, `height` and `image_id` (−1 where unknown)
-    have one item per frame, and where some have the proposals of an earlier one, so has `held`:
-    which one (−1 where none). `about` is a string of JSON with `header` and `end`, and with `names`
-    and `drops` of the frames that have any, by position.
+    `levels`, `anchors`, where objects were followed `track_ids` and where they were asked for
+    `embeddings`; `frame`, `pts` (−2⁶³ where unknown), `pts_seconds` (NaN where unknown), `width`,
+    `height` and `image_id` (−1 where unknown) have one item per frame, and where some have the
+    proposals of an earlier one, so has `held`: which one (−1 where none). `about` is a string of
+    JSON with `header` and `end`, and with `names` and `drops` of the frames that have any, by
+    position.
     """
 
     def _claim(self) -> Place:
@@ -85,11 +91,15 @@ class NPZSink(Sink):
         self._num_frames = 0
         self._num_boxes = 0
         self._said: set[str] = set()  # of what is optional
+        self._length = 0  # of an embedding
         self._append("offsets", 0)
         self._about: dict[str, Any] = {"header": {}, "end": None, "names": {}, "drops": {}}
 
     def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
         self._about["header"] = header
+        self._length = embedding_length(header)
+        if self._length:
+            self._said.add("embeddings")
 
     def _write(self, proposals: Proposals) -> None:
         self._append("frame", proposals.frame)
@@ -112,6 +122,10 @@ class NPZSink(Sink):
             self._append(name, getattr(proposals, name))
         none = np.full(len(proposals), -1)
         self._append("track_ids", none if proposals.track_ids is None else proposals.track_ids)
+        if self._length:
+            nowhere = np.zeros((len(proposals), self._length))
+            vectors = proposals.embeddings
+            self._append("embeddings", nowhere if vectors is None else vectors)
         self._num_frames += 1
         self._num_boxes += len(proposals)
         self._append("offsets", self._num_boxes)
@@ -127,6 +141,7 @@ class NPZSink(Sink):
                 if name in OPTIONAL and name not in self._said:
                     continue
                 column = self._columns / name
+                item_shape = tuple(self._length if n == ANY else n for n in item_shape)
                 count = column.stat().st_size // (
                     np.dtype(dtype).itemsize * int(np.prod(item_shape))
                 )
@@ -187,6 +202,7 @@ def _frames(columns: dict[str, np.ndarray], about: dict[str, Any]) -> Iterator[P
             columns["levels"][rows],
             columns["anchors"][rows],
             track_ids=columns["track_ids"][rows] if "track_ids" in columns else None,
+            embeddings=columns["embeddings"][rows] if "embeddings" in columns else None,
             pts=None if pts == NO_PTS else pts,
             pts_seconds=None if math.isnan(seconds) else seconds,
             width=int(columns["width"][index]),
@@ -209,8 +225,13 @@ def _check(columns: dict[str, np.ndarray]) -> None:
     for name in columns:
         dtype, item_shape = COLUMNS[name]
         length = num_boxes if name in BY_BOX else num_frames + (name == "offsets")
-        if columns[name].shape != (length, *item_shape) or columns[name].dtype != np.dtype(dtype):
-            raise ValueError(f"{name} is {columns[name].dtype}{columns[name].shape}")
+        shape = columns[name].shape
+        expected = (length, *item_shape)
+        fits = len(shape) == len(expected) and all(
+            n == m or m == ANY for n, m in zip(shape, expected, strict=True)
+        )
+        if not fits or columns[name].dtype != np.dtype(dtype):
+            raise ValueError(f"{name} is {columns[name].dtype}{shape}")
     offsets = columns["offsets"]
     if offsets[0] != 0 or offsets[-1] != num_boxes or (np.diff(offsets) < 0).any():
         raise ValueError("offsets do not rise from 0 to the number of boxes")

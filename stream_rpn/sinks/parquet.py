@@ -13,6 +13,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
+from stream_rpn.embedding import DTYPE
 from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
 from stream_rpn.limits import check_unpacked
 from stream_rpn.sinks.place import Folder
@@ -22,6 +23,7 @@ from stream_rpn.sinks.record import (
     Contents,
     check_end,
     check_header,
+    embedding_length,
     lacking,
     saved_proposals,
 )
@@ -35,7 +37,8 @@ ABOUT = b"stream_rpn"
 OLD_HEADER_FILE = "_header.json"  # of the first release, which only some readers pass over
 
 
-_BY_BOX = ("boxes", "scores", "levels", "anchors", "track_ids")
+_BY_BOX = ("boxes", "scores", "levels", "anchors", "track_ids", "embeddings")
+_VECTORS = ("boxes", "embeddings")  # which have a list for each box
 
 _PART = re.compile(r"part-\d{5,}\.parquet")
 
@@ -44,9 +47,10 @@ class ParquetSink(Sink):
     """Collects rows and writes them as part files, each of which appears only when whole.
 
     A Parquet file is unreadable without its footer, which comes last; so a run that is killed
-    leaves the parts before, and loses `PART_FRAMES` frames or `PART_SECONDS` at most. The columns
-    are frame, pts, pts_seconds, unix_seconds (live sources), width, height, image_id, name, source,
-    drops, boxes, scores, levels and anchors, with a gate held, with tracking track_ids. Nothing but
+    leaves the parts before, and loses `PART_FRAMES` frames, `PART_BYTES` or `PART_SECONDS` at most.
+    The columns are frame, pts, pts_seconds, unix_seconds (live sources), width, height, image_id,
+    name, source, drops, boxes, scores, levels and anchors, with a gate held, with tracking
+    track_ids, and where they were asked for embeddings (float16, lists of fixed size). Nothing but
     parts lies in the directory, so that every reader takes it as it is: headers and ends of the
     sources so far stand as JSON under `stream_rpn` in the key-value metadata of each part, with the
     run and the number of the part. The first part has no rows, and is there from the start; so may
@@ -55,6 +59,7 @@ class ParquetSink(Sink):
 
     takes_several_sources: ClassVar[bool] = True
     PART_FRAMES = 1000
+    PART_BYTES = 2**25
     PART_SECONDS = 30.0
 
     def __init__(self, name: str, options: SinkOptions) -> None:
@@ -99,6 +104,8 @@ class ParquetSink(Sink):
         self._rows: list[dict[str, Any]] = []
         self._arrays = self._no_arrays()
         self._part_began = 0.0
+        self._part_bytes = 0
+        self._length = 0  # of an embedding
         self._about: dict[str, Any] = {
             "run": uuid.uuid4().hex,
             "part": 0,
@@ -120,11 +127,16 @@ class ParquetSink(Sink):
         self._about["headers"].append(header)
         if self._about["part"] == 0:
             # All parts have the same columns, and a run has a gate or none.
+            self._length = embedding_length(header)
             if "gate" in header["parameters"]:
                 self._schema = self._schema.append(self._arrow.field("held", self._arrow.int64()))
             if "tracking" in header["parameters"]:
                 numbers = self._arrow.list_(self._arrow.int64())
                 self._schema = self._schema.append(self._arrow.field("track_ids", numbers))
+            if self._length:
+                vector = self._arrow.list_(self._arrow.float16(), self._length)
+                vectors = self._arrow.field("embeddings", self._arrow.list_(vector))
+                self._schema = self._schema.append(vectors)
             self._arrays = self._no_arrays()
             self._write_part()
 
@@ -134,7 +146,10 @@ class ParquetSink(Sink):
         # Only the small arrays are kept, never the image that may hang on the proposals.
         for name, arrays in self._arrays.items():
             array = getattr(proposals, name)
+            if array is None and name == "embeddings":
+                array = np.zeros((len(proposals), self._length), DTYPE)
             arrays.append(np.full(len(proposals), -1) if array is None else array)
+            self._part_bytes += arrays[-1].nbytes
         self._rows.append(
             {
                 "frame": proposals.frame,
@@ -150,7 +165,7 @@ class ParquetSink(Sink):
                 **({"held": proposals.held} if "held" in self._schema.names else {}),
             }
         )
-        full = len(self._rows) >= self.PART_FRAMES
+        full = len(self._rows) >= self.PART_FRAMES or self._part_bytes >= self.PART_BYTES
         if full or time.monotonic() - self._part_began >= self.PART_SECONDS:
             self._write_part()
 
@@ -172,7 +187,7 @@ class ParquetSink(Sink):
         """Writes the rows so far, which may be none, and all that is known of the run."""
         schema = self._schema.with_metadata({ABOUT: json.dumps(self._about)})
         table = self._table(schema) if self._rows else schema.empty_table()
-        self._rows, self._arrays = [], self._no_arrays()
+        self._rows, self._arrays, self._part_bytes = [], self._no_arrays(), 0
         part = f"part-{self._about['part']:05d}.parquet"
         self._about["part"] += 1
         cast(Folder, self._place).put(
@@ -193,8 +208,9 @@ class ParquetSink(Sink):
         offsets = np.cumsum([0] + [len(scores) for scores in self._arrays["scores"]])
         for name, arrays in self._arrays.items():
             values = self._arrow.array(np.concatenate(arrays).ravel())
-            if name == "boxes":
-                values = self._arrow.FixedSizeListArray.from_arrays(values, 4)
+            if name in _VECTORS:
+                length = schema.field(name).type.value_type.list_size
+                values = self._arrow.FixedSizeListArray.from_arrays(values, length)
             columns[name] = self._arrow.ListArray.from_arrays(offsets.astype(np.int32), values)
         return self._arrow.table(columns, schema=schema)
 
@@ -287,6 +303,12 @@ def _old_about(path: Path) -> dict[str, Any]:
     return {**about, "part": len(about.get("parts") or _parts(path)) - 1}
 
 
+def _matrix(lists: Any) -> np.ndarray:
+    """Returns lists of a fixed size as [N, size]."""
+    matrix: np.ndarray = lists.flatten().to_numpy(zero_copy_only=False)
+    return matrix.reshape(-1, lists.type.list_size)
+
+
 def _check_size(metadata: Any, part: Path) -> None:
     """Refuses a small file that says it holds very much."""
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
@@ -304,13 +326,15 @@ def _from_batch(batch: Any) -> Iterator[Proposals]:
     lists = {name: batch.column(batch.schema.names.index(name)) for name in arrays}
     for index, row in enumerate(rows):
         values = {name: lists[name][index].values for name in arrays}
-        boxes = values.pop("boxes").flatten().to_numpy(zero_copy_only=False)
+        boxes = _matrix(values.pop("boxes"))
+        vectors = _matrix(values.pop("embeddings")) if "embeddings" in values else None
         others = {name: v.to_numpy(zero_copy_only=False) for name, v in values.items()}
         drops = tuple(Drop(**drop) for drop in row.pop("drops") or ())
         width, height = (row.pop(name) or 0 for name in ("width", "height"))
         yield saved_proposals(
             row.pop("frame"),
-            boxes.reshape(-1, 4),
+            boxes,
+            embeddings=vectors,
             **others,
             width=width,
             height=height,

@@ -393,14 +393,24 @@ def write_whole(name: str, data: bytes, *, replace: bool = True) -> None:
         StreamRPNError: it cannot be written.
     """
     try:
-        place = Place(name) if _is_device(name) else WholeFile(name, replace=replace)
-        try:
-            place.path.write_bytes(data)
-            place.commit()
-        finally:
-            place.abandon()
+        put_whole(name, data, replace=replace)
     except OSError as error:
         raise StreamRPNError(f"cannot write {name!r}: {reason(error)}") from error
+
+
+def put_whole(name: str, data: bytes, *, replace: bool = True) -> None:
+    """Does the same for those who have a sentence of their own.
+
+    Raises:
+        OSError: it cannot be written.
+        StreamRPNError: another run is writing it.
+    """
+    place = Place(name) if _is_device(name) else WholeFile(name, replace=replace)
+    try:
+        place.path.write_bytes(data)
+        place.commit()
+    finally:
+        place.abandon()
 
 
 def reason(error: OSError) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from stream_rpn import __version__
+from stream_rpn.embedding import DTYPE
 from stream_rpn.frame import Drop, Proposals, StreamInfo
 from stream_rpn.sources.address import local_file
 
@@ -145,6 +146,7 @@ def saved_proposals(
     anchors: np.ndarray | None = None,
     *,
     track_ids: np.ndarray | Sequence[int] | None = None,
+    embeddings: np.ndarray | None = None,
     pts: int | None = None,
     pts_seconds: float | None = None,
     unix_seconds: float | None = None,
@@ -175,6 +177,11 @@ def saved_proposals(
         raise ValueError("scores and levels are not as many as boxes")
     if tracks is not None and tracks.shape != count:
         raise ValueError("track ids are not as many as boxes")
+    if embeddings is not None:
+        if embeddings.ndim != 2 or embeddings.dtype != DTYPE or len(embeddings) != len(scores):
+            raise ValueError("embeddings are not a vector for each box")
+        if not np.isfinite(embeddings).all():
+            raise ValueError("embeddings must be finite")
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise ValueError("boxes and scores must be finite")
     optional = (value or 0 for value in (pts, image_id, held))
@@ -202,6 +209,7 @@ def saved_proposals(
         image_id=image_id,
         held=held,
         track_ids=tracks,
+        embeddings=embeddings,
         name=name,
         source=source,
     )
@@ -226,6 +234,12 @@ def check_header(value: Any) -> dict[str, Any]:
     if "fps" in header:  # as the first release called it
         header.setdefault("source_fps", header.pop("fps"))
     return header
+
+
+def embedding_length(header: Mapping[str, Any]) -> int:
+    """Returns how many numbers a box's vector has in the results of a source; 0 without vectors."""
+    length: int = header["parameters"].get("embedding", {}).get("length", 0)
+    return length
 
 
 def check_end(value: Any) -> dict[str, Any]:

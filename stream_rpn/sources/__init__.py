@@ -21,11 +21,14 @@ from stream_rpn.log import log
 from stream_rpn.sources import address
 from stream_rpn.sources.address import (
     is_device,
+    is_page,
     is_pipe,
     is_streaming,
     is_url,
+    local_file,
     local_path,
     masked,
+    of_page,
     scheme,
 )
 
@@ -36,6 +39,7 @@ __all__ = [
     "OPENERS",
     "expand",
     "holds_images",
+    "is_cut_to_one",
     "is_live",
     "left_out",
     "loops",
@@ -48,7 +52,7 @@ __all__ = [
 # keywords of `open_source`. What begins otherwise is a file, a URL, a device, or still images.
 OPENERS = {"synthetic:": "synthetic:open_synthetic"}
 
-_VIDEOS = {
+VIDEOS = {
     ".3gp", ".asf", ".avi", ".flv", ".gif", ".h264", ".264", ".h265", ".265", ".hevc",
     ".ivf", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf",
     ".nut", ".obu", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
@@ -85,6 +89,8 @@ def _listed(uri: str) -> list[str]:
 
     A number that is no file is a camera's.
     """
+    if is_page(uri):
+        raise StreamRPNError(f"{masked(uri)} is a web page, not a video; {of_page(uri)}")
     if uri.isdecimal() and not os.path.exists(uri):
         return [f"webcam:{int(uri)}"]
     if not uri.startswith("@"):
@@ -158,7 +164,7 @@ def is_live(uri: str) -> bool:
     """
     if is_url(uri) and not is_streaming(uri):
         path = urllib.parse.urlsplit(uri).path
-        return scheme(uri) in ("http", "https") and Path(path).suffix.lower() not in _VIDEOS
+        return scheme(uri) in ("http", "https") and Path(path).suffix.lower() not in VIDEOS
     return is_url(uri) or is_device(uri) or is_pipe(uri)
 
 
@@ -188,6 +194,23 @@ def _is_animated(path: Path) -> bool:
     return before_the_picture.startswith(b"\x89PNG") and b"acTL" in before_the_picture
 
 
+def is_cut_to_one(uri: str) -> bool:
+    """Tells whether this is an animation of which only one picture is read: a WebP or AVIF.
+
+    FFmpeg reads animated WebP not at all, and of AVIF the still picture.
+    """
+    path = local_file(uri)
+    if path is None or path.suffix.lower() not in (".webp", ".avif"):
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError:
+        return False
+    webp = head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) > 20 and head[20] & 2
+    return bool(webp or (head[4:8] == b"ftyp" and b"avis" in head))
+
+
 def stem(uri: str) -> str:
     """Returns a short name for output files: of a file, or of the folder that holds the images."""
     files = members_of(uri)
@@ -199,7 +222,7 @@ def left_out(uri: str) -> list[str]:
     if uri == "-" or is_url(uri) or is_device(uri) or not os.path.isdir(local_path(uri)):
         return []
     paths = [p for p in local_path(uri).iterdir() if not p.name.startswith(".") and p.is_file()]
-    return sorted(p.name for p in paths if p.suffix.lower() not in _VIDEOS | _IMAGES)
+    return sorted(p.name for p in paths if p.suffix.lower() not in VIDEOS | _IMAGES)
 
 
 def picture_names(files: Sequence[Path]) -> list[str]:
@@ -231,7 +254,7 @@ def members_of(uri: str) -> list[Path] | None:
         empty = f"{uri} matches no videos or images"
     else:
         raise StreamRPNError(f"{uri}: no such file or directory")
-    wanted = (p for p in paths if p.suffix.lower() in _VIDEOS | _IMAGES and p.is_file())
+    wanted = (p for p in paths if p.suffix.lower() in VIDEOS | _IMAGES and p.is_file())
     files = sorted(wanted, key=_by_number)
     if not files:
         raise StreamRPNError(empty)

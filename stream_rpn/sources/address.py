@@ -40,12 +40,39 @@ LEAST_SECRET = 4
 # These can only be played while they are sent.
 _STREAMING = ("rtsp", "rtsps", "rtmp", "rtmps", "rtmpt", "rtp", "udp", "udplite", "srt", "rist")
 
+# Sites whose addresses, with nothing or www. or m. in front, are of pages.
+_PAGES = re.compile(
+    r"(?:www\.|m\.)?(?:youtube\.com|youtu\.be|vimeo\.com|twitch\.tv|dailymotion\.com|tiktok\.com)"
+)
+
 # FFmpeg's device of each platform for cameras, and for the screen.
 _DEVICES = {
     "linux": ("v4l2", "x11grab"),
     "darwin": ("avfoundation", "avfoundation"),
     "win32": ("dshow", "gdigrab"),
 }
+
+
+# What a terminal would obey, among them what turns the direction of writing or ends a line: names
+# of files may hold any of it.
+_CONTROLS = dict.fromkeys(
+    [
+        *(*range(32), *range(127, 160)),
+        *(0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)),
+    ],
+    "�",
+)
+_BUT_LINES = {code: sign for code, sign in _CONTROLS.items() if chr(code) not in "\n\t"}
+
+
+def printable(name: str) -> str:
+    """Returns a name as it may be shown in a line: without control characters."""
+    return name.translate(_CONTROLS)
+
+
+def printable_lines(text: str) -> str:
+    """Returns text of several lines as it may be shown: with no other control characters."""
+    return text.translate(_BUT_LINES)
 
 
 def is_url(uri: str) -> bool:
@@ -78,6 +105,19 @@ def is_pipe(uri: str) -> bool:
 def is_streaming(uri: str) -> bool:
     """Tells whether the protocol of a URL knows no finished files."""
     return is_url(uri) and scheme(uri) in _STREAMING
+
+
+def is_page(uri: str) -> bool:
+    """Tells whether a URL is of a page with a video, by its host."""
+    if not is_url(uri) or scheme(uri) not in ("http", "https"):
+        return False
+    host = _split_user(scheme(uri), uri.split("://", 1)[1])[1]
+    return bool(_PAGES.fullmatch(host.lower()))
+
+
+def of_page(uri: str) -> str:
+    """Returns what reads the video of a page."""
+    return f"`yt-dlp -q -f bv/b -o - '{masked(uri)}' | stream-rpn -` reads the video of a page"
 
 
 def masked(uri: str) -> str:

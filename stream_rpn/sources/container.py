@@ -18,6 +18,7 @@ from stream_rpn.sources.address import (
     is_url,
     local_path,
     masked,
+    of_page,
     scheme,
 )
 from stream_rpn.sources.promise import lacks_index
@@ -100,6 +101,8 @@ def _why_not_opened(uri: str, error: av.error.FFmpegError, open_seconds: float) 
                 f"{name} cannot be opened: the FFmpeg inside PyAV does not speak {scheme(uri)}; "
                 "have another ffmpeg pass it on as udp:// or through a pipe"
             )
+        if scheme(uri) in ("http", "https") and isinstance(error, av.error.InvalidDataError):
+            return f"{name} is not a video that PyAV can read; {of_page(uri)}"
         return f"{name} cannot be opened: {error.strerror}"
     if is_device(uri):
         hint = "" if uri.startswith("lavfi:") else "; `stream-rpn devices` lists the cameras"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeAlias, cast
 
 import av
 import av.error
 from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
@@ -44,6 +45,9 @@ _TEXT_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}
 
 # Below this, starting and feeding the hardware costs more than a CPU needs for the decoding.
 _NVDEC_MIN_PIXELS = 1280 * 720
+
+
+PacketsOf: TypeAlias = "Callable[[InputContainer, VideoStream], Iterator[Packet[VideoStream]]]"
 
 
 @dataclass
@@ -80,6 +84,7 @@ class FileSource(Source):
         open_timeout: seconds for what is no file here to open.
         stopped: tells that no more is wanted of a pipe, which then ends.
         notice: told in a sentence where much of a pipe is kept before its first frame.
+        packets_of: gives the packets to decode of the opened stream, in place of all of it.
 
     Raises:
         StreamRPNError: it cannot be opened, holds no video that can be decoded, or not by the
@@ -102,8 +107,10 @@ class FileSource(Source):
         open_timeout: float = OPEN_SECONDS,
         stopped: Callable[[], bool] = lambda: False,
         notice: Callable[[str], None] = log.warning,
+        packets_of: PacketsOf | None = None,
     ) -> None:
         self._max_pixels = max_pixels
+        self._packets_of = packets_of
         self.tally = reception.tally if reception else Tally()
         reopenable = file is None and uri != "-"
         timeout = reception.timeout if reception else (open_timeout, READ_SECONDS)
@@ -113,7 +120,7 @@ class FileSource(Source):
         self._container = container
         self._packets: PacketQueue | None = None
         try:
-            stream = _choose_stream(container, uri, video_stream, max_pixels)
+            stream = choose_stream(container, uri, video_stream, max_pixels)
             packets = self._packets = reception.packets(container, stream) if reception else None
             note = ""
             first = None
@@ -129,12 +136,13 @@ class FileSource(Source):
                 # Frame threads would keep a frame each back.
                 stream.thread_type = "AUTO" if packets is None else "SLICE"
                 reopen = None
-                if reopenable and packets is None and stream.thread_count > 1:
+                given = packets_of(container, stream) if packets_of else packets
+                if reopenable and given is None and stream.thread_count > 1:
                     reopen = partial(_open_single_threaded, uri, stream.index, max_pixels)
                 promise = None
-                if packets is None:
+                if given is None:
                     promise = Promise(container, stream, local_file(uri) if file is None else None)
-                decoding = Decoder(container, stream, self.tally, reopen, packets, promise, stopped)
+                decoding = Decoder(container, stream, self.tally, reopen, given, promise, stopped)
                 self._decoder, self._frames = decoding, iter(decoding)
                 first = next(self._frames, None)
             if first is None:
@@ -188,8 +196,9 @@ class FileSource(Source):
             stream = _only_stream(container, stream_index, self._max_pixels)
             # Each thread would hold surfaces of NVDEC's small pool, and gain nothing.
             stream.thread_count = 1
-            promise = Promise(container, stream, local_file(uri))
-            decoding = Decoder(container, stream, tally, promise=promise)
+            given = self._packets_of(container, stream) if self._packets_of else None
+            promise = None if given else Promise(container, stream, local_file(uri))
+            decoding = Decoder(container, stream, tally, packets=given, promise=promise)
             frames = iter(decoding)
             first = next(frames, None)
             if first is not None and first.image.sw_format is not None:
@@ -233,9 +242,14 @@ class FileSource(Source):
             self._container.close()
 
 
-def _choose_stream(
+def choose_stream(
     container: InputContainer, uri: str, number: int | None, max_pixels: int
 ) -> VideoStream:
+    """Returns the video stream of that number, or the best one; all others are skipped.
+
+    Raises:
+        StreamRPNError: there is none, none can decode it here, or its frames are too large.
+    """
     if container.format.name in _TEXT_FORMATS:
         raise StreamRPNError(f"{name_of(uri)} is not a video that PyAV can read")
     # Cover art of a music file is a video stream to FFmpeg.

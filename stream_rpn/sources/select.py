@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from stream_rpn.frame import Drop, Frame, StreamRPNError
+from stream_rpn.gate import GateSpec
 from stream_rpn.limits import MAX_PIXELS
 from stream_rpn.views import ViewSpec
 
@@ -113,6 +114,7 @@ class Selection:
         decoder: "auto", "cpu" or "nvdec".
         max_pixels: larger frames are refused.
         view: what is looked at of each frame, None for all of it.
+        gate: how much a picture must change to be looked at; None leaves that to the pipeline.
 
     Raises:
         StreamRPNError: NVDEC is asked for, whose frames cannot be cut.
@@ -127,6 +129,7 @@ class Selection:
     decoder: Literal["auto", "cpu", "nvdec"] = "auto"
     max_pixels: int = MAX_PIXELS
     view: ViewSpec | None = None
+    gate: GateSpec | None = None
 
     def __post_init__(self) -> None:
         if self.view is None or not self.view.cuts:
@@ -145,17 +148,19 @@ class Selection:
             StreamRPNError: a time was asked for and there are none, or a region does not fit.
         """
         chosen = select(frames, start=self.start, end=self.end, stride=self.stride, fps=self.fps)
-        return chosen if self.view is None else self._viewed(chosen, self.view)
+        return chosen if self.view is None and self.gate is None else self._marked(chosen)
 
-    @staticmethod
-    def _viewed(frames: Iterable[Frame], view: ViewSpec) -> Iterator[Frame]:
+    def _marked(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        """Yields frames that say what is asked of their source."""
         for frame in frames:
-            view.check(frame.width, frame.height)
-            frame.view = view
+            if self.view is not None:
+                self.view.check(frame.width, frame.height)
+            frame.view, frame.gate = self.view, self.gate
             yield frame
             # A surface of NVDEC's small pool must not live on here.
             del frame
 
     def record(self) -> dict[str, Any]:
-        """Returns what stands in result files, but for what is looked at."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "view"}
+        """Returns which frames were used, as it stands in result files."""
+        apart = ("view", "gate")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}

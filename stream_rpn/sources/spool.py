@@ -38,7 +38,7 @@ def standard_input(
         notice: told in a sentence where much is spooled.
 
     Raises:
-        StreamRPNError: nobody wrote, or there is no room for it.
+        StreamRPNError: nobody wrote, or nothing, or there is no room for it.
         Interrupted: it is not wanted any more.
     """
     if sys.stdin is None:
@@ -48,6 +48,8 @@ def standard_input(
     what = "standard input is a pipe"
     pipe = opened_pipe(os.dup(sys.stdin.fileno()), what, timeout, stopped)
     try:
+        if not pipe.look(1) and not stopped():
+            raise StreamRPNError("standard input is empty: nothing came through the pipe")
         if not _index_is_last(pipe):
             return cast(BinaryIO, pipe)
         with pipe:

@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from stream_rpn.frame import StreamRPNError
+from stream_rpn.measure.plot import encoded, new_figure
+from stream_rpn.sinks.place import put_whole
+
 METRICS = "metrics.jsonl"
 LOSSES = ("objectness_loss", "box_loss")
 RECALLS = ("AR@100", "AR@1000", "R50@300", "R50@1000")
@@ -29,7 +33,7 @@ class History:
         self._path = folder / METRICS
         rows = read_rows(folder) if kept is not None else []
         text = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= (kept or 0))
-        self._path.write_text(text, encoding="utf-8")
+        put_whole(str(self._path), text.encode())
         self._board: Any = None
         if find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
@@ -55,12 +59,24 @@ class History:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a run's metrics.jsonl, without one that was cut off."""
+    """Returns the rows of a run's metrics.jsonl, without one that was cut off.
+
+    Raises:
+        StreamRPNError: it is not what a run wrote.
+    """
     path = folder / METRICS
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        if not all(isinstance(row["step"], int) for row in rows):
+            raise TypeError
+    except (ValueError, KeyError, TypeError) as error:
+        raise StreamRPNError(
+            f"'{path}' is not what a run wrote; move it away, or --overwrite begins anew"
+        ) from error
+    return rows
 
 
 def draw_history(folder: Path) -> None:
@@ -68,14 +84,12 @@ def draw_history(folder: Path) -> None:
 
     Without matplotlib, which is optional, there is no picture.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if not find_spec("matplotlib"):
         return
     rows = read_rows(folder)
     steps = [row for row in rows if LOSSES[0] in row]
     measured = [row for row in rows if RECALLS[0] in row]
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = new_figure(11, 4.5)
     losses, recall = figure.subplots(1, 2)
     window = smoothing(len(steps))
     epochs = moving_mean([row["epoch"] for row in steps], window)
@@ -92,7 +106,7 @@ def draw_history(folder: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize="small")
-    figure.savefig(folder / "curves.png", dpi=110)
+    put_whole(str(folder / "curves.png"), encoded(figure, "png", dpi=110))
 
 
 def smoothing(steps: int) -> int:

@@ -23,7 +23,7 @@ from stream_rpn.training.history import History, draw_history
 from stream_rpn.training.initialise import load_init
 from stream_rpn.training.objective import Objective
 from stream_rpn.training.recipe import write_recipe
-from stream_rpn.training.state import read_state, write_state
+from stream_rpn.training.state import read_state, restoring, write_state
 from stream_rpn.training.validation import Validation
 
 # Beyond these, threads that read images wait for each other.
@@ -143,12 +143,14 @@ class _Run:
         if state is None:
             self.pretrained = load_init(self.model, config.init or config.model)
         else:
-            self.pretrained = set(state["pretrained"])
+            with restoring(config):
+                self.pretrained = set(state["pretrained"])
         self._prepare()
         self._check_images()
         config.folder.mkdir(parents=True, exist_ok=True)
         if state is not None:
-            self._restore(state)
+            with restoring(config):
+                self._restore(state)
         self.history = History(config.folder, None if state is None else self.step)
         write_recipe(config, config.recipe)
         try:
@@ -368,10 +370,13 @@ class _Run:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        self.average = state["average"]
+        self.average = {
+            name: state["average"][name].reshape(average.shape)
+            for name, average in self.average.items()
+        }
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = self.saved_step = state["step"]
-        self.elapsed_seconds = state["elapsed_seconds"]
+        self.step = self.saved_step = int(state["step"])
+        self.elapsed_seconds = float(state["elapsed_seconds"])
         self.before = state["before"]
         self.best = None if state["best"] is None else _Best(**state["best"])
         self.scored_step = state["scored_step"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.sinks.place import put_whole
 from stream_rpn.training.config import Augmentation, TrainConfig
 
 TABLE = "augmentation"
@@ -76,7 +77,8 @@ def write_recipe(config: TrainConfig, path: Path) -> None:
         f"[{TABLE}]",
         *rows(config.augmentation, _AUGMENTATION_KINDS),
     ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
+    text = "\n".join(lines) + "\n"
+    put_whole(str(path), text.encode(errors="surrogateescape"))
 
 
 def read_recipe(path: str | Path) -> Recipe:

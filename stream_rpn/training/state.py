@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,9 +48,7 @@ def read_state(config: TrainConfig) -> dict[str, Any]:
         then = dict(json.loads(state.pop("config")))
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise StreamRPNError(
-            f"the checkpoint '{path}' cannot be read ({reason}); --overwrite begins anew"
-        ) from error
+        raise _unusable(path, f"cannot be read ({reason})") from error
     now = json.loads(json.dumps(asdict(config)))
     changed = [name for name in now if name not in CHANGEABLE and now[name] != then.get(name)]
     if changed:
@@ -57,3 +57,23 @@ def read_state(config: TrainConfig) -> dict[str, Any]:
             "options it was started with"
         )
     return state
+
+
+@contextmanager
+def restoring(config: TrainConfig) -> Iterator[None]:
+    """Around what takes up a state: one that is not of such a run becomes a sentence.
+
+    Raises:
+        StreamRPNError: something is missing in it, or of another kind or shape.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        if isinstance(error, KeyError):
+            reason = f"{reason} is missing"
+        raise _unusable(config.checkpoint, f"is not of this run ({reason})") from error
+
+
+def _unusable(path: Path, why: str) -> StreamRPNError:
+    return StreamRPNError(f"the checkpoint '{path}' {why}; --overwrite begins anew")

@@ -99,7 +99,7 @@ function show() {
 // fewer of them instead of late ones; a hidden page asks for none.
 function ask(source, small, most) {
   const form = small ? `${source.key} small` : `${source.key}`;
-  if (!link || document.hidden || !source.picture) return;
+  if (link?.readyState !== WebSocket.OPEN || document.hidden || !source.picture) return;
   for (let n = asked.get(form) || 0; n < most; n++) {
     link.send(form);
     asked.set(form, n + 1);
@@ -237,10 +237,10 @@ const KEYS = {
 
 document.addEventListener("keydown", event => {
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  const within = event.target.closest("input, select, button, summary");
   if (chosen === null || event.ctrlKey || event.metaKey || event.altKey || !KEYS[key]) return;
-  if (within && key !== "Escape") return;
-  if (key.startsWith("Arrow") && ["ArrowUp", "ArrowDown"].includes(key) && event.target !== part("picture")) return;
+  // Sliders and choices have keys of their own, and so have buttons and the list of boxes.
+  const own = event.target.matches("input, select") ? key !== "Escape" : event.target.matches("button, a") && key === " ";
+  if (own || (/ArrowUp|ArrowDown/.test(key) && event.target !== part("picture"))) return;
   if (key === "Escape" && document.fullscreenElement) return;
   event.preventDefault();
   KEYS[key]();
