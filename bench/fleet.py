@@ -53,8 +53,7 @@ class Fleet:
         start: seconds until that has loaded its model.
         opening: seconds of a piece before its first frame.
         handed_out: pieces a second that the driver gets done.
-        limit: seconds that any piece may take before it counts as hung.
-        patience: the same, in times of what an ordinary worker takes for it; the longer counts.
+        limit: seconds without a frame after which a piece counts as hung.
         tries: how often a piece is tried that takes its worker with it.
     """
 
@@ -68,8 +67,7 @@ class Fleet:
     start: float = 20
     opening: float = 0.5
     handed_out: float = 1000
-    limit: float = 120
-    patience: float = 10
+    limit: float = 300
     tries: int = 2
 
 
@@ -161,8 +159,7 @@ def run(
         takes = fleet.opening + work[one] / speed[worker]
         until = next(taken)
         if poison[one]:
-            hung = max(fleet.limit, fleet.patience * work[one] / fleet.speed)
-            takes = hung if next(chance) < 0.5 else takes * next(chance)
+            takes = fleet.limit if next(chance) < 0.5 else takes * next(chance)
         if until >= takes and not poison[one]:
             busy += takes
             ends.append(begin + takes)

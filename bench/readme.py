@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import gate_table, gpu_table, pictures
+from bench import archive, gate_table, gpu_table, pictures
 from bench.gpu_table import number, shape_in_words
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -292,6 +292,11 @@ def _gate() -> str:
     return tables if live is None else f"{tables}\n{gate_table.live(live['rows'], _on(live))}"
 
 
+def _archive() -> str:
+    report = _load("archive.json")
+    return "" if report is None else archive.tables(report)
+
+
 def _clip(report: Report) -> str:
     codec = {"h264": "H.264", "hevc": "HEVC"}.get(report["codec"], report["codec"])
     return f"{report['width']}×{report['height']} {codec}"
@@ -330,6 +335,7 @@ def _load(name: str) -> Report | None:
 # Page → the blocks it has, by name.
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"speed": _speed},
+    "docs/archive.md": {"archive": _archive},
     "docs/cameras.md": {"live": _live},
     "docs/gate.md": {"gate": _gate},
     "docs/models.md": {"recall": _recall},
