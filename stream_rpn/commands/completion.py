@@ -77,7 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
         ) from error
     names = {"commands": " ".join(COMMANDS), "models": " ".join(MODELS)}
     preambles = {"bash": _BASH.format(**names), "zsh": _ZSH.format(**names)}
-    script = shtab.complete(whole_parser(), arguments.shell, preamble=preambles)
+    preamble = preambles.get(arguments.shell, "")
+    script = shtab.complete(whole_parser(), arguments.shell, preamble=preamble)
     print_text(f"{script}\n")
     return 0
 
