@@ -125,6 +125,13 @@ def test_what_is_being_opened_is_shown():
     with redirect_stderr(screen), Progress(Selection(), "cpu") as display:
         display.opening("rtsp://camera/1")
     assert shown(screen) == ["opening rtsp://camera/1 …"]
+    screen = Terminal()
+    with redirect_stderr(screen), Progress(Selection(), "cpu", 3) as display:
+        display.opening("a/" * 99)
+    whole, one = shown(screen)
+    assert whole.startswith("0 of 3 sources")
+    assert one.startswith("opening a/a/")
+    assert cell_len(one) == 100
 
 
 def test_elsewhere_a_line_of_each_that_runs(monkeypatch, capsys):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 from importlib import import_module
-from typing import Any
 
 from stream_rpn.commands import COMMANDS
 from stream_rpn.commands.parser import examples
@@ -77,8 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
             "completion needs shtab; `pip install 'stream-rpn[completion]'` brings it"
         ) from error
     names = {"commands": " ".join(COMMANDS), "models": " ".join(MODELS)}
-    preambles: Any = {"bash": _BASH.format(**names), "zsh": _ZSH.format(**names)}
-    script = shtab.complete(whole_parser(), arguments.shell, preamble=preambles)
+    preambles = {"bash": _BASH.format(**names), "zsh": _ZSH.format(**names)}
+    preamble = preambles.get(arguments.shell, "")
+    script = shtab.complete(whole_parser(), arguments.shell, preamble=preamble)
     print_text(f"{script}\n")
     return 0
 

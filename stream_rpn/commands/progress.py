@@ -58,9 +58,7 @@ class Progress:
     def opening(self, name: str) -> None:
         """Shows that a source is being opened, which may take long."""
         if self._live is not None:
-            from rich.text import Text
-
-            self._live.update(Text(f"opening {printable(name)} …"), refresh=True)
+            self._draw([], f"opening {printable(name)} …")
 
     def show(self, streams: Iterable[StreamStatistics]) -> None:
         """Shows how far the streams are that run; draws at most ten times a second."""
@@ -69,12 +67,7 @@ class Progress:
         self._next = now + (PLAIN_SECONDS if self._live is None else _REFRESH_SECONDS)
         rows = [self._row(stream) for stream in streams]
         if self._live is not None:
-            from rich.text import Text
-
-            if self._num_sources > 1:
-                rows.insert(0, self._all(rows, now - self._started))
-            lines = layout(rows, self._live.console.width, self._live.console.height - 1)
-            self._live.update(Text("\n".join(lines), no_wrap=True), refresh=True)
+            self._draw(rows)
         else:
             of_all = f"{self._num_ended} of {self._num_sources} sources ended, "
             for row in rows:
@@ -84,6 +77,17 @@ class Progress:
                     f"{row.name}: {ended}{row.frames:,}{of} frames, {row.fps:.1f} frames/s, "
                     f"{row.where}, {row.state}"
                 )
+
+    def _draw(self, rows: list[Row], last: str = "") -> None:
+        from rich.text import Text
+
+        assert self._live is not None
+        if self._num_sources > 1:
+            rows = [self._all(rows, time.monotonic() - self._started), *rows]
+        console = self._live.console
+        lines = [*layout(rows, console.width, console.height - 2), *([last] if last else [])]
+        text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+        self._live.update(text, refresh=True)
 
     def ended(self, stream: StreamStatistics | None) -> None:
         """Notes that a source has ended, or could not be opened."""
