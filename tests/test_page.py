@@ -102,7 +102,7 @@ class TestOneSource:
         for told in (
             r"stale\s+3",
             "h264 \\(software\\)",
-            r"40 · 90 · 120 ms",
+            r"Age, median\s+40 ms",
             r"decode\s+1.0 · 2.0",
         ):
             assert re.search(told, words), told

@@ -35,6 +35,7 @@ function route() {
   const small = cards.get(name)?.picture;
   if (small?.image) createImageBitmap(small.image).then(image => { if (chosen === name && !big.image) big.take(small.result, image); });
   part("title").textContent = name ?? "";
+  part("place").textContent = "";
   document.title = name === null ? "stream-rpn" : `${name} · stream-rpn`;
   if (name !== null) {
     const path = encodeURIComponent(name);
@@ -90,6 +91,7 @@ function show() {
     Object.assign(part("connection"), { textContent: said }).dataset.state = own;
   }
   part("stage").classList.toggle("still", ["reconnecting", "failed"].includes(source.state));
+  part("nothing").textContent = source.picture || big.image ? "" : stateOf(source)[1];
   showMinute(source);
   showFigures(source, figures.viewers);
   askBig();

@@ -43,7 +43,11 @@ function stateOfAll(sources) {
     [...counts].map(([state, count]) => `${count} ${state}`).join(" · ") || "no source yet"];
 }
 
-const rateOf = source => running(source) ? `${source.rate.toFixed(1)} frames/s` : "";
+function rateOf(source) {
+  if (running(source)) return `${source.rate.toFixed(1)} frames/s`;
+  return source.summary ? `${source.summary.fps.toFixed(1)} frames/s on average` : "";
+}
+
 const running = source => ["live", "running", "reconnecting"].includes(source.state);
 
 function ageOf(source) {
@@ -85,19 +89,19 @@ function spark(values, kind) {
 
 function rows(table, pairs) {
   table.replaceChildren(...pairs.map(([name, value]) =>
-    make("tr", {}, make("td", { textContent: name }),
-      make("td", { textContent: value, className: /^[\d,. ·]+ ms$/.test(value) ? "whole" : "" }))));
+    make("tr", {}, make("td", { textContent: name }), make("td", { textContent: value }))));
 }
 
 function showMinute(source) {
   const { rate, age_ms: ages, lost } = source.history;
+  if (!rate.length) return part("minute").replaceChildren();
   const known = ages.filter(age => age !== null), total = lost.reduce((a, b) => a + b, 0);
   const readings = [["Frames per second", running(source) ? source.rate.toFixed(1) : "–", rate, "rate", v => v.toFixed(1)]];
   if (known.length) readings.push(["Age, oldest of a second", `${number(known.at(-1))} ms`, ages, "age", v => `${number(v)} ms`]);
   readings.push(["Lost", number(total), lost, "lost", number]);
   part("minute").replaceChildren(...readings.flatMap(([name, now, values, kind, text]) => {
     const most = Math.max(...values.filter(value => value !== null));
-    const line = make("div", { className: "reading", title: values.length ? `at most ${text(most)} in the last minute` : "" },
+    const line = make("div", { className: "reading", title: `at most ${text(most)} in the last minute` },
       make("span", { className: "soft", textContent: name }), make("span", { textContent: now }));
     return [line, spark(values, kind)];
   }));
@@ -115,7 +119,8 @@ function showFigures(source, viewers) {
   flow.splice(2, 0, ["Lost", number(source.lost)], ["Waiting at the network", summary.queued]);
   if (summary.age_ms) {
     const { p50, p95, p99 } = summary.age_ms;
-    flow.push(["Age, p50 · 95 · 99", `${[p50, p95, p99].map(Math.round).join(" · ")} ms`]);
+    flow.push(["Age, median", `${number(Math.round(p50))} ms`]);
+    flow.push(["Age, 95 · 99 %", `${number(Math.round(p95))} · ${number(Math.round(p99))} ms`]);
     flow.push(["Reconnections", summary.reconnects]);
   }
   if (summary.gate) flow.push(["Frames held", number(summary.held)]);
