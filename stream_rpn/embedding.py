@@ -139,7 +139,8 @@ class Embedding:
             bins = values.reshape(images, channels, count, rows, samples, columns, samples)
             vectors = bins.mean((4, 6)).transpose(1, 2).flatten(2)
             parts.append(F.normalize(vectors, dim=-1, eps=1e-6))
-        return (torch.cat(parts, dim=-1) / len(parts) ** 0.5).half()
+        whole: Tensor = torch.cat(parts, dim=-1) / len(parts) ** 0.5
+        return whole.half()
 
 
 def _between(near: Tensor, far: Tensor, count: int) -> Tensor:
