@@ -2,9 +2,9 @@
 
 He et al. 2017, "Mask R-CNN", §3. The vector is what the network saw anyway, so that it costs next
 to nothing beside the proposals; it was taught to find objects, not to tell one from another. Which
-maps, how they are pooled and that each is normalised was chosen by `bench.embed`: the maps of
-stride 8 and 16 find the same person and the same kind of thing again better than the coarser ones
-or all together, and an upper and a lower half better than their mean.
+maps, and how they are pooled, was chosen by `bench.embed`: those of stride 8 and 16 find the same
+person again better than coarser ones or all together, and the same kind of thing as well; an upper
+and a lower half tell people apart better than the mean of both.
 """
 
 from __future__ import annotations

@@ -134,12 +134,12 @@ def made_up(frame, count, *, length=6, **more):
     known = {"pts": frame, "pts_seconds": frame / 25, "width": 64, "height": 48, "source": "a.mp4"}
     return Proposals(
         frame=frame,
-        boxes=boxes,
         scores=np.linspace(0.9, 0.1, count, dtype=np.float32),
         levels=np.zeros(count, np.int32),
         anchors=np.arange(count, dtype=np.int32),
         input_boxes=boxes,
         **{
+            "boxes": boxes,
             "embeddings": rng.normal(size=(count, length)).astype(np.float16),
             "track_ids": np.arange(count) - 1,
             **known,

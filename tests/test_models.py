@@ -1,7 +1,6 @@
 """The models against torchvision's own detectors, and the facts of the classic network."""
 
 import argparse
-import collections
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -197,6 +196,27 @@ def under(prefix, state):
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
+def reference_checkpoint(state):
+    """Returns what torchvision's references/detection/train.py saves after an epoch."""
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([weight], lr=0.02, momentum=0.9, weight_decay=1e-4)
+    weight.sum().backward()
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[16, 22], gamma=0.1)
+    arguments = argparse.Namespace(
+        data_path="coco", device="cuda", lr=0.02, lr_steps=[16, 22], rpn_score_thresh=None,
+        distributed=False, amp=True, output_dir=".", weights=None, model="fasterrcnn_resnet50_fpn",
+    )  # fmt: skip
+    return {
+        "model": state,
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": schedule.state_dict(),
+        "args": arguments,
+        "epoch": 5,
+        "scaler": {"scale": 65536.0, "growth_factor": 2.0, "_growth_tracker": 7},
+    }
+
+
 WRAPPED = {
     "DataParallel": lambda state: {"model": under("module.", state)},
     "torch.compile": lambda state: under("_orig_mod.", state),
@@ -211,14 +231,9 @@ WRAPPED = {
     },
     "a deeper module": lambda state: under("network.detector.", state),
     "AveragedModel": lambda state: under("module.", state) | {"n_averaged": torch.tensor(3)},
-    "torchvision's reference": lambda state: {
-        "model": state,
-        "optimizer": {"state": {}, "param_groups": []},
-        "lr_scheduler": {"milestones": collections.Counter({16: 1}), "gamma": 0.1},
-        "args": argparse.Namespace(lr=0.02, model="x", norm=None),
-        "epoch": 5,
-        "model_ema": under("module.", state),
-    },
+    "torchvision's reference": lambda state: (
+        reference_checkpoint(state) | {"model_ema": under("module.", state)}
+    ),
     "numbers of numpy": lambda state: {"net": state, "best": np.float64(0.3), "at": np.int64(7)},
     "wrappers in wrappers": lambda state: {"checkpoint": {"model": state}},
     "arrays": lambda state: {name: tensor.numpy() for name, tensor in state.items()},
