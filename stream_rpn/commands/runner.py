@@ -15,6 +15,7 @@ from typing import Any
 from stream_rpn import api
 from stream_rpn.commands import signals
 from stream_rpn.commands.arguments import load_options
+from stream_rpn.commands.drawing import drawing_options
 from stream_rpn.commands.outputs import Output, OutputInUse, check_file, resolve_outputs
 from stream_rpn.commands.progress import Progress, complain, expected_results, say
 from stream_rpn.commands.summary import describe, run_summary, source_summary
@@ -61,9 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
         uris,
         stems=[stem(uri) for uri in uris],
         overwrite=arguments.overwrite,
-        draw=arguments.draw,
         crops=arguments.crops,
-        draw_fps=arguments.draw_fps,
+        **drawing_options(arguments, tracked=bool(arguments.track)),
         token=_token(arguments.serve_token) if serve else "",
         image_ids=arguments.image_ids,
     )

@@ -74,7 +74,7 @@ class VideoSink(Sink):
         if self._container is None:
             self._size = (proposals.width, proposals.height)
         canvas = Canvas.of(proposals.image, color, rotation=proposals.rotation, size=self._size)
-        canvas.draw_best(proposals, self.options.draw)
+        self._draw(canvas, proposals)
         if self._container is None:
             self._start(canvas, proposals.image, color)
         frame = canvas.frame()
