@@ -98,6 +98,11 @@ class Clock:
         return time
 
     @property
+    def may_jump(self) -> bool:
+        """Whether a long step is taken for a clock that starts anew."""
+        return self._longest_step < math.inf
+
+    @property
     def mended(self) -> dict[str, int]:
         """What had to be mended so far: `jumps`, `held` and `stood`, as far as there were any."""
         counts = {"jumps": self.jumps, "held": self.held, "stood": self.stood}

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, overload
 
 if TYPE_CHECKING:
     import av
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from stream_rpn.drawing import DrawStyle
     from stream_rpn.gate import GateSpec
     from stream_rpn.pictures import Picture
     from stream_rpn.views import ViewSpec
@@ -410,28 +411,31 @@ class Proposals:
         chosen = {name: v[rows] for name, v in values.items() if isinstance(v, np.ndarray)}
         return replace(self, **chosen)
 
-    def draw(self, image: Picture | None = None, *, top: int = 20) -> Image.Image:
-        """Returns a picture with the best boxes and their scores in percent.
+    def draw(
+        self, image: Picture | None = None, *, top: int = 20, **style: Unpack[DrawStyle]
+    ) -> Image.Image:
+        """Returns a picture with the best boxes, of tracks alone where objects were followed.
 
         Args:
             image: the frame's picture, as `stream_rpn.propose` takes it; it stays as it is. By
                 default the frame's own where results carry it (`images=True`), else plain gray.
             top: how many boxes are drawn.
+            **style: nms, labels, color, thickness and stamp, see `stream_rpn.drawing.DrawStyle`.
 
         Raises:
             ValueError: the picture has another size or shape than the frame, or neither is known.
             TypeError: it is no picture.
-            StreamRPNError: a file cannot be read.
+            StreamRPNError: a file cannot be read, or the style is none.
         """
         from stream_rpn.pictures import drawn
 
-        return drawn(self, image, top)
+        return drawn(self, image, top, **style)
 
     def _repr_png_(self) -> bytes | None:
         """Returns what a notebook shows."""
         from stream_rpn.pictures import png
 
-        return png(self, 20)
+        return png(self)
 
     def numpy(self) -> dict[str, np.ndarray]:
         """Returns boxes, scores, levels, anchors, and any track_ids and embeddings; no copies."""

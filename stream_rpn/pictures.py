@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TYPE_CHECKING, TypeAlias, Union, Unpack
 
 import numpy as np
 
+from stream_rpn.drawing import DrawSpec, DrawStyle
 from stream_rpn.frame import Proposals, StreamRPNError
 
 if TYPE_CHECKING:
@@ -96,7 +97,9 @@ def is_tensor(value: object) -> bool:
     return any(f"{c.__module__}.{c.__name__}" == "torch.Tensor" for c in type(value).__mro__)
 
 
-def drawn(proposals: Proposals, picture: Picture | None, top: int) -> Image.Image:
+def drawn(
+    proposals: Proposals, picture: Picture | None, top: int, **style: Unpack[DrawStyle]
+) -> Image.Image:
     """Returns the best boxes drawn on a picture, on the frame's own one, or on plain gray.
 
     Raises:
@@ -126,7 +129,7 @@ def drawn(proposals: Proposals, picture: Picture | None, top: int) -> Image.Imag
             )
         height, width = pixels.shape[:2]
         canvas = Canvas.of(*PlaneConverter().convert(frame_of(pixels)))
-    canvas.draw_best(proposals, top)
+    DrawSpec(top, **style).draw(canvas, proposals, proposals.source_index)
     return Image.fromarray(np.ascontiguousarray(canvas.rgb()[:height, :width]))
 
 
@@ -137,11 +140,11 @@ def frame_of(pixels: np.ndarray) -> av.VideoFrame:
     return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
 
 
-def png(proposals: Proposals, top: int) -> bytes | None:
+def png(proposals: Proposals) -> bytes | None:
     """Returns a small PNG of the best boxes; None where the frame's size is not known."""
     if not 0 < proposals.width * proposals.height <= _MOST_PIXELS:
         return None
-    image = drawn(proposals, None, top)
+    image = drawn(proposals, None, DrawSpec.top)
     image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
     file = io.BytesIO()
     image.save(file, "PNG")

@@ -11,12 +11,11 @@ import pytest
 
 from stream_rpn.cli import main
 from stream_rpn.commands.render import render
-from stream_rpn.frame import Color, Proposals, StreamRPNError
+from stream_rpn.drawing import DrawSpec
+from stream_rpn.frame import Proposals, StreamRPNError
+from stream_rpn.results import read
 from stream_rpn.sinks import make_header, open_sink
-from stream_rpn.sinks.canvas import Canvas
 from stream_rpn.sources import open_source
-
-COLOR = Color("bt709", full_range=False, tagged=True)
 
 
 @pytest.fixture(scope="module")
@@ -80,26 +79,28 @@ def drawn(path):
 @pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz", "r.parquet", "r.npz", "r.mot.txt"])
 def test_draws_what_was_saved_and_copies_the_rest(tmp_path, video, name):
     results = save_results(tmp_path / name, video, [1, 2, 7])
-    assert render(results, video, str(tmp_path / "out.mp4")).frames == 10
+    assert render(read(results), video, str(tmp_path / "out.mp4")).frames == 10
     boxes, times = drawn(tmp_path / "out.mp4")
     assert [index for index, both in enumerate(boxes) if both == (True, True)] == [1, 2, 7]
     assert boxes.count((False, False)) == 7
     np.testing.assert_allclose(times, np.array([0, 1, 2, 4, 5, 6, 9, 10, 11, 12]) / 25, atol=1e-3)
 
 
-@pytest.mark.parametrize("options", [{"draw": 1}, {"score_thresh": 0.5}], ids=["draw", "score"])
+@pytest.mark.parametrize(
+    "options", [{"draw": DrawSpec(top=1)}, {"score_thresh": 0.5}], ids=["draw", "score"]
+)
 def test_fewer_boxes_on_request(tmp_path, video, options):
     results = save_results(tmp_path / "r.jsonl", video, range(10))
-    render(results, video, str(tmp_path / "out.mp4"), **options)
+    render(read(results), video, str(tmp_path / "out.mp4"), **options)
     assert drawn(tmp_path / "out.mp4")[0] == [(True, False)] * 10
 
 
 def test_picks_its_source_out_of_several(tmp_path, video):
     results = save_results(tmp_path / "r.jsonl", video, range(10), sources=("x/v.mkv", "w.mkv"))
-    render(results, video, str(tmp_path / "out.mp4"))
+    render(read(results), video, str(tmp_path / "out.mp4"))
     assert drawn(tmp_path / "out.mp4")[0] == [(True, True)] * 10
     results = save_results(tmp_path / "r.jsonl", video, range(10), sources=("a.mkv", "v.mkv"))
-    render(results, video, str(tmp_path / "out2.mp4"))
+    render(read(results), video, str(tmp_path / "out2.mp4"))
     assert drawn(tmp_path / "out2.mp4")[0] == [(False, False)] * 10
 
 
@@ -113,16 +114,16 @@ def test_results_of_something_else_get_a_sentence(tmp_path, video):
     ]:
         results = save_results(tmp_path / "r.jsonl", video, **options)
         with pytest.raises(StreamRPNError, match=words):
-            render(results, video, str(out))
+            render(read(results), video, str(out))
     assert [path.name for path in tmp_path.iterdir()] == ["r.jsonl"]
 
 
 def test_only_pictures_can_be_rendered(tmp_path, video):
     results = save_results(tmp_path / "r.jsonl", video, [0])
     with pytest.raises(StreamRPNError, match="shows no pictures"):
-        render(results, video, str(tmp_path / "out.npz"))
+        render(read(results), video, str(tmp_path / "out.npz"))
     with pytest.raises(StreamRPNError, match="also a source"):
-        render(results, video, video, overwrite=True)
+        render(read(results), video, video, overwrite=True)
 
 
 def test_command(tmp_path, video, capsys):
@@ -134,6 +135,53 @@ def test_command(tmp_path, video, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "--overwrite" in captured.err
+
+
+def test_the_video_is_the_one_that_the_results_name(tmp_path, video, capsys):
+    results = save_results(tmp_path / "r.jsonl", video, [1, 2, 7])
+    assert main(["render", results, "-o", str(tmp_path / "out.mp4")]) == 0
+    assert "boxes on 3 of 10 frames → " in capsys.readouterr().err
+    assert sum(both == (True, True) for both in drawn(tmp_path / "out.mp4")[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("sources", "words"),
+    [
+        (("gone.mp4",), "is of 'gone.mp4', which is not there"),
+        (("rtsp://user:***@camera/1",), "cannot be read again; name a recording"),
+        (("-",), "is of '-', which cannot be read again"),
+        (("a.mkv", "b.mkv"), "is of 'a.mkv', 'b.mkv'; name the VIDEO"),
+    ],
+)
+def test_results_whose_video_is_not_to_be_found_get_a_sentence(
+    tmp_path, video, capsys, sources, words
+):
+    results = save_results(tmp_path / "r.jsonl", video, [0], sources=sources)
+    assert main(["render", results, "-o", str(tmp_path / "out.mp4")]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_results_without_a_name_of_their_video_get_a_sentence(tmp_path, video, capsys):
+    results = save_results(tmp_path / "r.mot.txt", video, [0])
+    assert main(["render", results, "-o", str(tmp_path / "out.mp4")]) == 2
+    assert "does not say what it is of; name the VIDEO" in capsys.readouterr().err
+
+
+def test_tracks_are_drawn_only_where_there_are_some(tmp_path, video, capsys):
+    results = save_results(tmp_path / "r.jsonl", video, [0])
+    command = ["render", results, "-o", str(tmp_path / "out.mp4"), "--labels", "id"]
+    assert main(command) == 2
+    assert "--labels id shows the tracks of --track" in capsys.readouterr().err
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_boxes_too_weak_to_be_drawn_are_told_of(tmp_path, video, capsys):
+    results = save_results(tmp_path / "r.jsonl", video, [0])
+    out = str(tmp_path / "out.mp4")
+    assert main(["render", results, "-o", out, "--draw-score", "0.95"]) == 0
+    assert "no box has a score of 0.95" in capsys.readouterr().err
+    assert drawn(out)[0] == [(False, False)] * 10
 
 
 def test_a_damaged_video_is_drawn_and_said_to_be_damaged(shared_data, tmp_path, capsys):
@@ -172,55 +220,8 @@ def test_real_video_keeps_its_frames_and_times(shared_data, tmp_path, name):
         size = (source.info.width, source.info.height)
         times = [frame.pts_seconds for frame in source]
     results = save_results(tmp_path / "r.jsonl", path, [0], size=size)
-    render(results, path, str(tmp_path / "out.mp4"))
+    render(read(results), path, str(tmp_path / "out.mp4"))
     with av.open(str(tmp_path / "out.mp4")) as container:
         frames = list(container.decode(video=0))
     assert (frames[0].width, frames[0].height) == size
     np.testing.assert_allclose([float(frame.time) for frame in frames], times, atol=1e-4)
-
-
-class TestCanvas:
-    @pytest.mark.parametrize("full_range", [False, True], ids=["limited", "full"])
-    @pytest.mark.parametrize("matrix", ["bt601", "bt709", "bt2020"])
-    def test_colours_are_those_of_the_gradient(self, matrix, full_range):
-        color = Color(matrix, full_range=full_range, tagged=True)
-        canvas = Canvas.of(av.VideoFrame(64, 48, "yuv420p"), color)
-        canvas.draw(np.array([[8, 8, 40, 40]]), np.array([1.0]), labels=0)
-        np.testing.assert_allclose(canvas.rgb()[20, 8], [255, 55, 70], atol=6)
-
-    def test_the_best_lies_on_top(self):
-        canvas = Canvas.of(av.VideoFrame(64, 48, "yuv420p"), COLOR)
-        canvas.draw(np.array([[8, 8, 40, 40]] * 2), np.array([1.0, 0.0]), labels=0)
-        np.testing.assert_allclose(canvas.rgb()[20, 8], [255, 55, 70], atol=6)
-
-    @pytest.mark.parametrize(
-        "box",
-        [[-9, -9, 200, 200], [63, 47, 64, 48], [5, 5, 5, 5], [-20, -20, -5, -5], [90, 90, 99, 99]],
-        ids=["around", "corner", "empty", "before", "behind"],
-    )
-    def test_boxes_anywhere(self, box):
-        canvas = Canvas.of(av.VideoFrame(64, 48, "yuv420p"), COLOR)
-        canvas.draw(np.array([box]), np.array([0.87]))
-
-    @pytest.mark.parametrize("size", [(2, 2), (6, 30), (30, 6)])
-    def test_pictures_smaller_than_a_label(self, size):
-        canvas = Canvas.of(av.VideoFrame(*size, "yuv420p"), COLOR)
-        canvas.draw(np.array([[0, 0, 2, 2], [1, 1, 30, 30]]), np.array([1.0, 0.5]))
-
-    @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
-    def test_turns_as_pillow_does(self, rotation):
-        rng = np.random.default_rng(0)
-        planes = rng.integers(16, 235, (48 * 3 // 2, 64), dtype=np.uint8)
-        image = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-        canvas = Canvas.of(image, COLOR, rotation=rotation)
-        clockwise = {0: 0, 90: 3, 180: 2, 270: 1}[rotation]
-        np.testing.assert_array_equal(canvas.y, np.rot90(planes[:48], clockwise))
-
-    def test_untouched_pixels_are_the_decoded_ones(self):
-        rng = np.random.default_rng(0)
-        planes = rng.integers(16, 235, (480 * 3 // 2, 640), dtype=np.uint8)
-        canvas = Canvas.of(av.VideoFrame.from_ndarray(planes, format="yuv420p"), COLOR)
-        canvas.draw(np.array([[100, 100, 300, 300]]), np.array([0.5]))
-        frame = canvas.frame().to_ndarray()
-        np.testing.assert_array_equal(frame[310:480], planes[310:480])
-        np.testing.assert_array_equal(frame[110:290, 110:290], planes[110:290, 110:290])

@@ -15,6 +15,7 @@ import pytest
 import stream_rpn
 from stream_rpn.commands.outputs import resolve_outputs
 from stream_rpn.commands.stream import stream_parser
+from stream_rpn.drawing import DrawSpec
 from stream_rpn.frame import Color, Drop, Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks import SINKS, ReaderGone, make_header, open_sink
 from stream_rpn.sinks.jsonl import GzipJSONLinesSink
@@ -458,7 +459,8 @@ class TestVideo:
     def test_only_the_best_are_drawn(self, tmp_path):
         far = [[70, 40, 90, 60]]
         for draw, drawn in ((1, False), (2, True)):
-            write_all(tmp_path / f"{draw}.mp4", [make_proposals(0, [BOX, *far])], draw=draw)
+            proposals = make_proposals(0, [BOX, *far], scores=[0.9, 0.5])
+            write_all(tmp_path / f"{draw}.mp4", [proposals], draw=DrawSpec(top=draw))
             with av.open(str(tmp_path / f"{draw}.mp4")) as container:
                 luma = next(container.decode(video=0)).to_ndarray()[:64]
             assert (np.ptp(luma[38:62, 68:92]) > 60) == drawn

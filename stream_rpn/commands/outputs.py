@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from stream_rpn.commands.progress import complain
+from stream_rpn.drawing import USUAL_DRAWING, DrawSpec
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks import (
     ENDINGS,
@@ -136,6 +137,7 @@ class OutputInUse:
             with self._guarded():
                 self._sink.write(proposals)
                 self._num_written += 1
+                self._tell(self._sink)
 
     def end(self, source: str, totals: dict[str, Any]) -> None:
         """Ends the results of a source; one that never began is lacking."""
@@ -165,12 +167,17 @@ class OutputInUse:
                     self._sink.lacks(source, why)
                 self._sink.close()
                 self.kept = self._sink.kept
+                self._tell(self._sink)
             self._sink = None
             if self.kept and self.kept != path_of(self.name):
                 complain(
                     f"{self.name!r} stays as it was, as the run was stopped; what came until then "
                     f"is in {self.kept!r}"
                 )
+
+    def _tell(self, sink: Sink) -> None:
+        while sink.notes:
+            complain(f"{masked(self.name)!r}: {sink.notes.pop(0)}")
 
     def abort(self) -> None:
         """Leaves what is readable of the output, if it is open."""
@@ -208,9 +215,10 @@ def resolve_outputs(
     *,
     stems: Sequence[str] | None = None,
     overwrite: bool = False,
-    draw: int = 20,
+    draw: DrawSpec = USUAL_DRAWING,
     crops: int = 10,
     draw_fps: float | None = None,
+    sound: bool = True,
     token: str = "",
     image_ids: str | None = None,
     embed: bool = False,
@@ -228,6 +236,7 @@ def resolve_outputs(
         draw: passed to the sinks.
         crops: passed to the sinks.
         draw_fps: passed to the sinks.
+        sound: passed to the sinks.
         token: passed to the sinks.
         image_ids: a file of COCO annotations that has the ids of the pictures.
         embed: whether boxes have vectors, which an output must hold.
@@ -247,7 +256,16 @@ def resolve_outputs(
         ids.check(sources)
     names = dict(zip(map(masked, sources), unique, strict=True))
     shared = SinkOptions(
-        draw, crops, draw_fps, len(sources) > 1, token, overwrite, ids, complain, names
+        draw,
+        crops,
+        draw_fps,
+        sound=sound,
+        multiple_sources=len(sources) > 1,
+        token=token,
+        replace=overwrite,
+        image_id_of=ids,
+        notice=complain,
+        names=names,
     )
     for spec in specs or [DEFAULT_OUTPUT]:
         if "{stem}" in spec:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from stream_rpn.commands.arguments import natural
+from stream_rpn.commands.drawing import add_drawing_arguments, drawing_options
 from stream_rpn.commands.outputs import resolve_outputs
 from stream_rpn.commands.parser import examples
-from stream_rpn.commands.progress import say
+from stream_rpn.commands.progress import complain, say
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.results import Results, read
 from stream_rpn.sinks import make_header
-from stream_rpn.sources import open_source
+from stream_rpn.sinks.record import saved_proposals
+from stream_rpn.sources import expand, is_live, open_source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,43 +28,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "stream-rpn render video.parquet video.mp4 -o sure.mp4 --score-thresh 0.5",
     )
     parser.add_argument("results", metavar="RESULTS", help="a result file, e.g. video.jsonl")
-    parser.add_argument("video", metavar="VIDEO", help="the video that the results are of")
+    parser.add_argument(
+        "video",
+        nargs="?",
+        metavar="VIDEO",
+        help="the video that the results are of (default: what they say themselves)",
+    )
     parser.add_argument(
         "-o",
         "--output",
         required=True,
         metavar="OUT",
-        help="annotated video (.mp4 or .mkv), or DIR/",
-    )
-    parser.add_argument(
-        "--draw", type=natural, default=20, metavar="N", help="best boxes to draw (20)"
+        help="annotated video (.mp4 or .mkv), annotated:DIR/ for pictures, or DIR/ for crops",
     )
     parser.add_argument(
         "--crops", type=natural, default=10, metavar="N", help="best boxes to cut (10)"
     )
     parser.add_argument(
-        "--score-thresh", type=float, default=0.0, metavar="T", help="draw scores from T up (0)"
+        "--score-thresh", type=float, metavar="T", help="leave lower scores out of crops, too"
     )
+    add_drawing_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs `stream-rpn render` and returns its exit code."""
+    saved = read(arguments.results)
+    video = arguments.video or named_video(saved)
     rendered = render(
-        arguments.results,
-        arguments.video,
+        saved,
+        video,
         arguments.output,
-        draw=arguments.draw,
         crops=arguments.crops,
-        score_thresh=arguments.score_thresh,
+        score_thresh=arguments.score_thresh or 0.0,
         overwrite=arguments.overwrite,
+        **drawing_options(arguments, tracked=_have_tracks(saved)),
     )
+    for sentence in rendered.notes:
+        complain(f"{arguments.output!r}: {sentence}")
     if not arguments.quiet:
-        say(f"{rendered.frames} frames → {arguments.output}")
+        say(f"boxes on {rendered.with_boxes:,} of {rendered.frames:,} frames → {arguments.output}")
     if rendered.damaged_packets or rendered.corrupt_frames:
         print(
-            f"stream-rpn: {arguments.video}: the video is damaged ({rendered.damaged_packets} "
+            f"stream-rpn: {video}: the video is damaged ({rendered.damaged_packets} "
             f"packets lost, {rendered.corrupt_frames} pictures with errors); every frame that "
             "decodes was drawn",
             file=sys.stderr,
@@ -77,48 +85,47 @@ class Rendered(NamedTuple):
 
     Attributes:
         frames: frames written.
+        with_boxes: those of them that show boxes, or would if any were to be drawn.
         damaged_packets: packets of the video that could not be decoded.
         corrupt_frames: frames that the decoder marked as damaged; they were drawn all the same.
+        notes: what is to be known of the output, in sentences.
     """
 
     frames: int
+    with_boxes: int
     damaged_packets: int
     corrupt_frames: int
+    notes: list[str]
 
 
 def render(
-    results: str,
+    saved: Results,
     video: str,
     output: str,
     *,
-    draw: int = 20,
-    crops: int = 10,
     score_thresh: float = 0.0,
-    overwrite: bool = False,
+    **output_options: Any,
 ) -> Rendered:
     """Draws saved results onto their video.
 
     Frames are matched by index; those that the results do not have are copied as they are.
 
     Args:
-        results: a file that `read` opens; of several sources the one named like the video counts.
+        saved: what `read` returns; of several sources the one named like the video counts.
         video: the video that the results are of.
-        output: an annotated video, or a directory of crops.
-        draw: how many of the best boxes to draw.
-        crops: how many of the best boxes to cut out.
+        output: an annotated video, or a directory of annotated pictures or crops.
         score_thresh: boxes of lower scores are left out.
-        overwrite: whether an existing output may be replaced.
+        **output_options: keywords of `resolve_outputs`.
 
     Raises:
         StreamRPNError: the results are not of this video, or something can't be read or written.
     """
-    saved = read(results)
-    (target,) = resolve_outputs([output], [video], overwrite=overwrite, draw=draw, crops=crops)
+    (target,) = resolve_outputs([output], [video], **output_options)
     if not target.needs_image:
         raise StreamRPNError(
-            f"output {output!r} shows no pictures; name an .mp4, an .mkv or a DIR/"
+            f"output {output!r} shows no pictures; name an .mp4, an .mkv, annotated:DIR/ or DIR/"
         )
-    frames_written = 0
+    frames_written = with_boxes = 0
     with open_source(video, decoder="cpu") as source:
         chosen = _of_source(saved, video)
         with target.open() as sink:
@@ -130,19 +137,51 @@ def render(
             record = next(chosen, None)
             for frame in source:
                 if record is not None and record.frame == frame.index:
-                    _check_size(record, frame, results, video)
-                    sink.write(_shown(frame, record, score_thresh))
+                    _check_size(record, frame, saved.path, video)
+                    shown = _shown(frame, record, score_thresh)
                     record = next(chosen, None)
                 else:
-                    sink.write(_shown(frame, None, score_thresh))
+                    shown = _shown(frame, None, score_thresh)
+                sink.write(shown)
                 frames_written += 1
+                with_boxes += len(shown) > 0
             if record is not None:
                 raise StreamRPNError(
-                    f"{results!r} has results of frame {record.frame}, but {video!r} has only "
-                    f"{frames_written} frames: they are not of this video"
+                    f"{str(saved.path)!r} has results of frame {record.frame}, but {video!r} has "
+                    f"only {frames_written} frames: they are not of this video"
                 )
             sink.end({"frames": frames_written, "complete": True})
-        return Rendered(frames_written, source.damaged_packets, source.corrupt_frames)
+        lost = (source.damaged_packets, source.corrupt_frames)
+        return Rendered(frames_written, with_boxes, *lost, sink.notes)
+
+
+def named_video(saved: Results) -> str:
+    """Returns the video that results say they are of.
+
+    Raises:
+        StreamRPNError: they do not say, or name several, or one that is not to be found.
+    """
+    what, sources = repr(str(saved.path)), saved.sources
+    if len(sources) != 1:
+        held = f"is of {', '.join(map(repr, sources))}" if sources else "does not say what it is of"
+        raise StreamRPNError(f"{what} {held}; name the VIDEO to draw on after it")
+    (video,) = sources
+    # A password is masked there.
+    if video == "-" or is_live(video) or "***" in video:
+        raise StreamRPNError(
+            f"{what} is of {video!r}, which cannot be read again; name a recording of it after it"
+        )
+    try:
+        expand([video])
+    except StreamRPNError as error:
+        raise StreamRPNError(
+            f"{what} is of {video!r}, which is not there ({error}); name the VIDEO after it"
+        ) from error
+    return video
+
+
+def _have_tracks(saved: Results) -> bool:
+    return any(proposals.track_ids is not None for proposals in itertools.islice(saved, 1))
 
 
 def _of_source(saved: Results, video: str) -> Iterator[Proposals]:
@@ -161,11 +200,11 @@ def _of_source(saved: Results, video: str) -> Iterator[Proposals]:
     return (proposals for proposals in saved if proposals.source == named[0])
 
 
-def _check_size(record: Proposals, frame: Frame, results: str, video: str) -> None:
+def _check_size(record: Proposals, frame: Frame, results: Path, video: str) -> None:
     # COCO and MOT files do not tell the size.
     if record.width and (record.width, record.height) != (frame.width, frame.height):
         raise StreamRPNError(
-            f"{results!r} has results of {record.width}x{record.height} pixels at frame "
+            f"{str(results)!r} has results of {record.width}x{record.height} pixels at frame "
             f"{frame.index}, {video!r} has {frame.width}x{frame.height}: they are not of this video"
         )
 
@@ -173,17 +212,16 @@ def _check_size(record: Proposals, frame: Frame, results: str, video: str) -> No
 def _shown(frame: Frame, record: Proposals | None, score_thresh: float) -> Proposals:
     """Returns the saved proposals of a frame with its picture."""
     if record is None:
-        none = np.zeros(0, np.float32)
-        boxes, scores, levels = none.reshape(0, 4), none, none.astype(np.int32)
-    else:
-        kept = record.scores >= score_thresh
-        boxes, scores, levels = record.boxes[kept], record.scores[kept], record.levels[kept]
-    return Proposals.of(
+        record = saved_proposals(frame.index, [], [])
+    shown = record[record.scores >= score_thresh]
+    drawn = Proposals.of(
         frame,
-        boxes=boxes,
-        scores=scores,
-        levels=levels,
-        anchors=np.full(len(scores), -1, np.int32),
-        input_boxes=np.zeros((len(scores), 4), np.float32),
+        boxes=shown.boxes,
+        scores=shown.scores,
+        levels=shown.levels,
+        anchors=shown.anchors,
+        input_boxes=shown.input_boxes,
         keep_image=True,
     )
+    drawn.track_ids, drawn.source = shown.track_ids, shown.source
+    return drawn

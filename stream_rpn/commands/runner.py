@@ -15,6 +15,7 @@ from stream_rpn import api
 from stream_rpn.commands import signals
 from stream_rpn.commands import summary as summaries
 from stream_rpn.commands.arguments import load_options
+from stream_rpn.commands.drawing import drawing_options
 from stream_rpn.commands.outputs import Output, OutputInUse, check_file, resolve_outputs
 from stream_rpn.commands.progress import Progress, complain, expected_results, say, under_way
 from stream_rpn.commands.scarcity import is_out_of_memory
@@ -64,9 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
         uris,
         stems=[source.name for source in sources],
         overwrite=arguments.overwrite,
-        draw=arguments.draw,
         crops=arguments.crops,
-        draw_fps=arguments.draw_fps,
+        **drawing_options(arguments, tracked=bool(arguments.track)),
         token=token_of(arguments.serve_token) if serve else "",
         image_ids=arguments.image_ids,
         embed=arguments.embed,

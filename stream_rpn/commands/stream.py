@@ -16,6 +16,7 @@ from stream_rpn.commands.arguments import (
     positive,
     rate,
 )
+from stream_rpn.commands.drawing import add_drawing_arguments
 from stream_rpn.commands.parser import Parser, examples
 from stream_rpn.limits import MAX_PIXELS
 from stream_rpn.tracking import TRACKERS, TrackSpec
@@ -101,13 +102,6 @@ def stream_parser() -> argparse.ArgumentParser:
         "(default: {stem}.proposals.jsonl)",
     )
     out.add_argument("--overwrite", action="store_true", help="replace existing outputs, see below")
-    out.add_argument("--draw", type=natural, default=20, metavar="N", help="boxes drawn per frame")
-    out.add_argument(
-        "--draw-fps",
-        type=rate,
-        metavar="F",
-        help="pictures a second, where annotated video is of pictures (default: 25)",
-    )
     out.add_argument("--crops", type=natural, default=10, metavar="N", help="crops per frame")
     out.add_argument(
         "--image-ids",
@@ -134,6 +128,7 @@ def stream_parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--json-summary", metavar="FILE", help="write the summary as JSON")
     out.add_argument("--quiet", action="store_true", help="print errors only")
+    add_drawing_arguments(parser)
     add_model_arguments(parser)
     add_proposal_arguments(parser)
     out.add_argument(

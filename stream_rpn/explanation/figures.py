@@ -91,10 +91,12 @@ def _in_frame(facts: Explanation, boxes: torch.Tensor) -> np.ndarray:
 
 
 def _by_score(score: float) -> Any:
-    from stream_rpn.sinks.canvas import _GRADIENT
+    from stream_rpn.drawing import GRADIENT
 
-    place = np.linspace(0, 1, len(_GRADIENT))
-    return [float(np.interp(score, place, channel)) / 255 for channel in _GRADIENT.T]
+    place = np.linspace(0, 1, len(GRADIENT))
+    return [
+        float(np.interp(score, place, channel)) / 255 for channel in zip(*GRADIENT, strict=True)
+    ]
 
 
 def _input(facts: Explanation, rgb: np.ndarray) -> Any:

@@ -9,6 +9,7 @@ import os
 import stat
 from pathlib import Path
 
+from stream_rpn.drawing import USUAL_DRAWING, DrawSpec
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.sinks.formats import (
     ENDINGS,
@@ -54,7 +55,7 @@ def open_sink(
     spec: str,
     *,
     overwrite: bool = False,
-    draw: int = 20,
+    draw: DrawSpec = USUAL_DRAWING,
     crops: int = 10,
     multiple_sources: bool = False,
 ) -> Sink:
@@ -64,7 +65,7 @@ def open_sink(
         spec: a file name ending as one of `SINKS`, a directory ending in "/" or beginning as one
             of `FOLDERS`, "-" or "null", or an address beginning as one of `SCHEMES`.
         overwrite: whether an existing file may be replaced.
-        draw: how many of the best boxes an annotated video shows per frame.
+        draw: how annotated video and pictures show boxes.
         crops: how many of the best boxes are cut out per frame.
         multiple_sources: True where several sources follow one another into this output.
 
@@ -74,7 +75,9 @@ def open_sink(
     sink_class = sink_class_of(spec)
     if is_file(spec):
         check_place(spec, overwrite=overwrite, in_place=sink_class.writes_in_place)
-    options = SinkOptions(draw, crops, multiple_sources=multiple_sources, replace=overwrite)
+    options = SinkOptions(
+        draw=draw, crops=crops, multiple_sources=multiple_sources, replace=overwrite
+    )
     return sink_class(path_of(spec), options).open()
 
 

@@ -29,7 +29,7 @@ class AnnotatedSink(IndexedFolderSink):
             )
         color = proposals.color or self._info.color
         canvas = Canvas.of(proposals.image, color, rotation=proposals.rotation)
-        count = canvas.draw_best(proposals, self.options.draw)
+        count = self._draw(canvas, proposals)
         encoded = jpeg.encode(
             canvas.frame(),
             size=(proposals.width, proposals.height),

@@ -7,17 +7,13 @@ lines stays what it was, and 20 boxes on a 1080p frame take well under a millise
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
 
 import av
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-from stream_rpn.frame import Color, Proposals
-
-# Weak boxes are drawn in cold colours, strong ones in hot ones.
-_GRADIENT = np.array(
-    [[60, 90, 255], [0, 190, 255], [40, 225, 120], [255, 215, 0], [255, 55, 70]], dtype=np.float64
-)
-_SHADES = 64
+from stream_rpn.frame import Color
 
 # Luma weights of red and blue (ITU-R BT.601-7, BT.709-6 and BT.2020-2).
 _WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
@@ -25,8 +21,11 @@ _WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.262
 # AVColorSpace numbers of the matrices, as swscale and the encoders take them.
 COLORSPACES = {"bt709": 1, "bt601": 5, "bt2020": 9}
 
-# Digits of 5 rows by 3 columns, a row as three bits.
-_DIGITS = ("75557", "26227", "71747", "71717", "55711", "74717", "74757", "71222", "75757", "75717")
+# Of writing, in pixels: where it can still be read.
+_SMALLEST_TEXT = 13
+
+# Luma above which writing is dark.
+_MIDDLE = 120
 
 
 class Canvas:
@@ -122,73 +121,95 @@ class Canvas:
         canvas._scale, canvas._offset = scale, np.array([left, top, left, top])
         return canvas
 
-    def draw_best(self, proposals: Proposals, top: int) -> int:
-        """Draws the best boxes of a frame, and returns how many.
-
-        Where objects were followed it is the best of these, and each is labelled with its id.
-        """
-        tracks = proposals.track_ids
-        if tracks is None:
-            shown = proposals[:top]
-            self.draw(shown.boxes, shown.scores)
-        else:
-            shown = proposals[tracks >= 0][:top]
-            self.draw(shown.boxes, shown.scores, numbers=shown.track_ids)
-        return len(shown)
-
     def draw(
         self,
         boxes: np.ndarray,
-        scores: np.ndarray,
-        *,
-        labels: int = 5,
-        numbers: np.ndarray | None = None,
+        colors: np.ndarray,
+        texts: Sequence[str] = (),
+        thickness: int | None = None,
+        stamp: str = "",
     ) -> None:
-        """Draws boxes, the last first, so that the best lie on top.
+        """Draws boxes, the last first, so that the best lie on top, and then what is written.
 
-        Lines are 2 pixels wide up to 720p, 4 at 1080p, and begin on even pixels, where chroma is
-        sharp; a thin dark rim sets them off from any background. The colour goes with the score.
+        Lines begin on even pixels, where chroma is sharp; a thin dark rim sets them off from any
+        background. Labels overprint neither each other nor the stamp: where there is no room at any
+        corner of its box, one is left out.
 
         Args:
             boxes: [N, 4] x1, y1, x2, y2 in pixels of the frame, best first.
-            scores: [N] in [0, 1].
-            labels: how many of the best get their score in percent written beside them.
-            numbers: [N] what is written beside all of them instead.
+            colors: [N, 3] red, green and blue from 0 to 255.
+            texts: N labels, or none.
+            thickness: of lines in pixels; None for 2 up to 720p, 4 at 1080p and so on.
+            stamp: written in the upper left corner.
         """
-        thickness = 2 * max(1, round(min(self.width, self.height) / 540))
-        shades = _shades(self._color.matrix, self._color.full_range)
+        thickness = thickness or 2 * max(1, round(min(self.width, self.height) / 540))
         black = 0 if self._color.full_range else 16
         sides = (self.width, self.height, self.width, self.height)
         even = np.rint((boxes * self._scale + self._offset) / 2) * 2
-        corners = np.clip(even, 0, sides).astype(int).tolist()
-        indices = (np.clip(scores, 0, 1) * (_SHADES - 1)).astype(int).tolist()
-        for rank in range(len(corners) - 1, -1, -1):
-            x1, y1, x2, y2 = corners[rank]
-            luma, blue, red = shades[indices[rank]]
-            x2, y2 = max(x2, x1 + 2), max(y2, y1 + 2)
+        corners = np.clip(even, 0, sides).astype(int)
+        corners[:, 2:] = np.maximum(corners[:, 2:], corners[:, :2] + 2)
+        shades = self._shades(colors)
+        for (x1, y1, x2, y2), (luma, blue, red) in zip(
+            corners.tolist()[::-1], shades[::-1], strict=True
+        ):
             _outline(self.y, x1 - 1, y1 - 1, x2 + 1, y2 + 1, thickness + 2, black)
             _outline(self.y, x1, y1, x2, y2, thickness, luma)
-            half = (x1 // 2, y1 // 2, x2 // 2, y2 // 2, thickness // 2)
+            half = (x1 // 2, y1 // 2, x2 // 2, y2 // 2, (thickness + 1) // 2)
             _outline(self.u, *half, blue)
             _outline(self.v, *half, red)
-        if numbers is None:
-            numbers = np.rint(np.asarray(scores[:labels], np.float64) * 100).astype(int)
-        for rank in range(min(len(numbers), len(corners)) - 1, -1, -1):
-            x1, y1 = corners[rank][:2]
-            self._label(str(int(numbers[rank])), x1, y1, thickness, shades[indices[rank]], black)
+        self._write(corners.tolist(), shades, texts, stamp)
 
-    def _label(
-        self, text: str, x1: int, y1: int, thickness: int, shade: tuple[int, int, int], ink: int
+    def _shades(self, colors: np.ndarray) -> list[tuple[int, int, int]]:
+        """Returns colours [N, 3] from 0 to 255 as (y, u, v)."""
+        red, green, blue = colors.T / 255
+        red_weight, blue_weight = _WEIGHTS[self._color.matrix]
+        luma = red_weight * red + (1 - red_weight - blue_weight) * green + blue_weight * blue
+        u, v = (blue - luma) / (2 - 2 * blue_weight), (red - luma) / (2 - 2 * red_weight)
+        luma_scale, chroma_scale, base = (255, 255, 0) if self._color.full_range else (219, 224, 16)
+        planes = (base + luma_scale * luma, 128 + chroma_scale * u, 128 + chroma_scale * v)
+        rows = np.clip(np.rint(np.stack(planes, axis=1)), 0, 255).astype(int).tolist()
+        return [(y, u, v) for y, u, v in rows]
+
+    def _write(
+        self,
+        corners: list[list[int]],
+        shades: list[tuple[int, int, int]],
+        texts: Sequence[str],
+        stamp: str,
     ) -> None:
-        """Writes a number on a filled tab above the corner, or inside the box at the top edge."""
-        glyphs = _number(text, thickness)
-        height, width = glyphs.shape
-        top = y1 - height if y1 >= height else y1
-        left = max(0, min(x1, self.width - width))
+        """Writes the stamp, then the label of each box on a tab of its colour, the best first."""
+        size = max(_SMALLEST_TEXT, round(min(self.width, self.height) / 38))
+        taken: list[tuple[int, int, int, int]] = []
+        black = self._shades(np.zeros((1, 3)))[0]
+        tabs = [([0, 0, 0, 0], black, stamp)] if stamp else []
+        for box, shade, text in [*tabs, *zip(corners, shades, texts, strict=False)]:
+            glyphs = _glyphs(text, size)
+            height, width = glyphs.shape
+            place = next((p for p in self._places(box, width, height) if _is_free(p, taken)), None)
+            if place is not None:
+                taken.append(place)
+                self._tab(place, glyphs, shade)
+
+    def _places(
+        self, box: list[int], width: int, height: int
+    ) -> Iterator[tuple[int, int, int, int]]:
+        """Yields where in the picture a label may stand at a box, from the best place on."""
+        x1, y1, x2, y2 = box
+        for top in (y1 - height, y1, y2, y2 - height):
+            for left in (x1, x2 - width):
+                left = max(0, min(left, self.width - width))
+                if left + width <= self.width and 0 <= top <= self.height - height:
+                    yield left, top, left + width, top + height
+
+    def _tab(
+        self, place: tuple[int, int, int, int], glyphs: np.ndarray, shade: tuple[int, int, int]
+    ) -> None:
+        left, top, right, bottom = place
         luma, blue, red = shade
-        area = self.y[top : top + height, left : left + width]
-        area[:] = np.where(glyphs[: area.shape[0], : area.shape[1]], ink, luma)
-        half = np.s_[top // 2 : (top + height) // 2, left // 2 : (left + width) // 2]
+        dark, light = (0, 255) if self._color.full_range else (16, 235)
+        ink = dark if luma > _MIDDLE else light
+        self.y[top:bottom, left:right] = luma + (ink - luma) * glyphs
+        half = np.s_[top // 2 : bottom // 2, left // 2 : right // 2]
         self.u[half], self.v[half] = blue, red
 
     def rgb(self) -> np.ndarray:
@@ -215,28 +236,30 @@ def _outline(
     plane[y1:y2, max(x2 - thickness, x1) : x2] = value
 
 
-@functools.lru_cache(maxsize=8)
-def _shades(matrix: str, full_range: bool) -> list[tuple[int, int, int]]:
-    """Returns the gradient from score 0 to score 1 as (y, u, v)."""
-    positions = np.linspace(0, len(_GRADIENT) - 1, _SHADES)
-    red, green, blue = (
-        np.interp(positions, np.arange(len(_GRADIENT)), channel) / 255 for channel in _GRADIENT.T
-    )
-    red_weight, blue_weight = _WEIGHTS[matrix]
-    luma = red_weight * red + (1 - red_weight - blue_weight) * green + blue_weight * blue
-    u, v = (blue - luma) / (2 - 2 * blue_weight), (red - luma) / (2 - 2 * red_weight)
-    luma_scale, chroma_scale, base = (255, 255, 0) if full_range else (219, 224, 16)
-    planes = (base + luma_scale * luma, 128 + chroma_scale * u, 128 + chroma_scale * v)
-    rows = np.clip(np.rint(np.stack(planes, axis=1)), 0, 255).astype(int).tolist()
-    return [(y, u, v) for y, u, v in rows]
+def _is_free(place: tuple[int, int, int, int], taken: list[tuple[int, int, int, int]]) -> bool:
+    left, top, right, bottom = place
+    return all(right <= x1 or x2 <= left or bottom <= y1 or y2 <= top for x1, y1, x2, y2 in taken)
 
 
 @functools.lru_cache(maxsize=1024)
-def _number(text: str, thickness: int) -> np.ndarray:
-    """Returns digits as a [height, width] bool mask with a margin, its sides even."""
-    columns = [np.zeros((5, 1), bool)]
-    for digit in text:
-        rows = [[bool(int(row) >> bit & 1) for bit in (2, 1, 0)] for row in _DIGITS[int(digit)]]
-        columns += [np.array(rows), np.zeros((5, 1), bool)]
-    mask = np.pad(np.concatenate(columns, axis=1), ((1, 1), (0, 0)))
-    return np.kron(mask, np.ones((thickness, thickness), bool))
+def _glyphs(text: str, size: int) -> np.ndarray:
+    """Returns how much of each pixel writing covers, with a margin around it.
+
+    Returns:
+        [height, width] float32 in [0, 1], both even; the height goes with the size alone.
+    """
+    font = _font(size)
+    left, _, right, _ = font.getbbox(text)
+    _, top, _, bottom = font.getbbox("#0%")
+    margin = max(2, size // 6)
+    width, height = (round(side + 2 * margin + 1) // 2 * 2 for side in (right - left, bottom - top))
+    image = Image.new("L", (width, height))
+    ImageDraw.Draw(image).text((margin - left, margin - top), text, fill=255, font=font)
+    return np.asarray(image, np.float32) / 255
+
+
+@functools.lru_cache(maxsize=8)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # as it is where a size is asked for
+    return font

@@ -8,12 +8,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from stream_rpn.drawing import USUAL_DRAWING, DrawSpec
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.log import log
 from stream_rpn.sinks.place import Place, WholeFile, reason
 from stream_rpn.sources.address import masked
+
+if TYPE_CHECKING:
+    from stream_rpn.sinks.canvas import Canvas
 
 # So often a sink looks whether its file is still there.
 _CHECK_SECONDS = 1.0
@@ -28,9 +32,10 @@ class SinkOptions:
     """The options of the command line for all sinks.
 
     Attributes:
-        draw: how many of the best boxes an annotated video shows per frame.
+        draw: how annotated video and pictures show boxes.
         crops: how many of the best boxes are cut out per frame.
         draw_fps: how many pictures without a time an annotated video shows a second; None for 25.
+        sound: whether the sound of a video file is copied into annotated video.
         multiple_sources: True where one output receives several sources, one after another.
         token: what clients of a server must know, "auto" for one that is made up, "" for none.
         replace: whether what lies there already may be replaced, once there is something whole.
@@ -40,9 +45,10 @@ class SinkOptions:
         names: short names of all sources of the run, by what results call them.
     """
 
-    draw: int = 20
+    draw: DrawSpec = USUAL_DRAWING
     crops: int = 10
     draw_fps: float | None = None
+    sound: bool = True
     multiple_sources: bool = False
     token: str = ""
     replace: bool = False
@@ -67,6 +73,7 @@ class Sink:
 
     Attributes:
         name: the output as the user named it.
+        notes: what users should know of the output, in sentences that follow its name.
         kept: where results lie after `close` or `abort`, "" where there are none.
         needs_image: True where `Proposals.image` must be kept for this sink.
         takes_several_sources: True where one output can hold the results of several sources.
@@ -82,7 +89,9 @@ class Sink:
     def __init__(self, name: str, options: SinkOptions) -> None:
         self.name = name
         self.options = options
+        self.notes: list[str] = []
         self.kept = ""
+        self._weak = self._drawn = False  # whether there were boxes, and whether one was drawn
         self._last_source = ""
         self._live: set[str] = set()
         self._stopped = self._is_open = False
@@ -147,6 +156,9 @@ class Sink:
         if not self._is_open:
             self._place.abandon()
             return
+        least = self.options.draw.score
+        if self._weak and not self._drawn and self.options.draw.top:
+            self.notes.append(f"no box has a score of {least:g} to be drawn; --draw-score sets it")
         try:
             with self._naming_failures():
                 self._close()
@@ -171,6 +183,15 @@ class Sink:
     def _source_of(self, proposals: Proposals) -> str:
         """Returns which of the sources that were begun the proposals belong to."""
         return proposals.source or self._last_source
+
+    def _draw(self, canvas: Canvas, proposals: Proposals) -> int:
+        """Draws the boxes of a frame as the options say, and returns how many."""
+        source, sources = self._source_of(proposals), list(self.options.names)
+        number = sources.index(source) if source in sources else proposals.source_index
+        count = self.options.draw.draw(canvas, proposals, number)
+        self._drawn |= count > 0
+        self._weak |= len(proposals) > 0 and proposals.track_ids is None
+        return count
 
     def _claim(self) -> Place:
         return Place(self.name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import mmap
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +21,8 @@ from stream_rpn.frame import Color, Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks.canvas import COLORSPACES, Canvas
 from stream_rpn.sinks.place import Place, WholeFile, growing_file
 from stream_rpn.sinks.sink import Sink, SinkOptions
-from stream_rpn.sources.address import masked
+from stream_rpn.sinks.sound import Sound
+from stream_rpn.sources.address import local_file, masked
 
 TIME_BASE = Fraction(1, 90_000)
 """Holds the usual frame rates exactly and others to 0.01 ms."""
@@ -41,17 +44,20 @@ class VideoSink(Sink):
     """Encodes every frame with its best boxes at the time it is shown in the source.
 
     The first frame is at time zero. Frames of another size than the first one are scaled to fit it.
-    A file has the header of the results as JSON in its tag `comment`, with the totals as `end`.
+    A file has the header of the results as JSON in its tag `comment`, with the totals as `end`, and
+    the sound of the source where that is a file here.
     """
 
     needs_image: ClassVar[bool] = True
     tagged: ClassVar[bool] = False
+    sounds: ClassVar[bool] = False
     container_format: ClassVar[str]
     container_options: ClassVar[dict[str, str]] = {}
     low_delay: ClassVar[bool] = False
 
     def __init__(self, name: str, options: SinkOptions) -> None:
         self._container: OutputContainer | None = None
+        self._sound: Sound | None = None
         super().__init__(name, options)
 
     def _path(self) -> str | BinaryIO:
@@ -74,29 +80,59 @@ class VideoSink(Sink):
         if self._container is None:
             self._size = (proposals.width, proposals.height)
         canvas = Canvas.of(proposals.image, color, rotation=proposals.rotation, size=self._size)
-        canvas.draw_best(proposals, self.options.draw)
+        self._draw(canvas, proposals)
         if self._container is None:
-            self._start(canvas, proposals.image, color)
+            self._start(canvas, proposals.image, color, proposals.pts_seconds)
         frame = canvas.frame()
         frame.pts, frame.time_base = self._pts(proposals), TIME_BASE
         self._encode(frame)
+        if self._sound is not None and proposals.pts_seconds is not None:
+            self._seconds = proposals.pts_seconds
+            self._copy_sound(self._sound, self._seconds)
 
-    def _start(self, canvas: Canvas, image: av.VideoFrame, color: Color) -> None:
+    def _start(
+        self, canvas: Canvas, image: av.VideoFrame, color: Color, seconds: float | None
+    ) -> None:
         if max(canvas.width, canvas.height) > _LONGEST_SIDE:
             raise StreamRPNError(
                 f"cannot write {masked(self.name)!r}: the picture is "
                 f"{canvas.width}x{canvas.height}, "
                 f"and no side may be longer than {_LONGEST_SIDE:,} in H.264; write annotated:DIR/"
             )
-        self._container = av.open(
+        fps = self._info.fps or self.options.draw_fps or 25.0
+        rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1000))
+        self._period = round(1 / (rate * TIME_BASE))
+        self._last_pts = -self._period
+        self._first_pts: int | None = None
+        self._container = self._opened(canvas, image, color, rate)
+        path = local_file(self._info.source) if self.sounds and self.options.sound else None
+        sound = None if path is None or seconds is None else Sound.of(path, self.notes)
+        if sound is not None and seconds is not None:
+            sound.add_to(self._container)
+            try:
+                self._container.start_encoding()
+            except av.error.FFmpegError:
+                # Some containers find out only now what they do not hold.
+                sound.close()
+                self.notes.append(f"its sound is left out: {self.container_format} refuses it")
+                with contextlib.suppress(av.error.FFmpegError):
+                    self._container.close()
+                self._container = self._opened(canvas, image, color, rate)
+                return
+            sound.begin(seconds)
+            self._sound = sound
+
+    def _opened(
+        self, canvas: Canvas, image: av.VideoFrame, color: Color, rate: Fraction
+    ) -> OutputContainer:
+        """Returns the container with its stream of pictures, which is encoded from now on."""
+        container = av.open(
             self._path(), "w", format=self.container_format, options=self.container_options
         )
         if self.tagged:
-            self._container.metadata["comment"] = _comment(self._header, None)
-        fps = self._info.fps or self.options.draw_fps or 25.0
-        rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1000))
+            container.metadata["comment"] = _comment(self._header, None)
         codec, options = _encoder(low_delay=self.low_delay)
-        self._stream = cast(VideoStream, self._container.add_stream(codec, rate, options))
+        self._stream = cast(VideoStream, container.add_stream(codec, rate, options))
         self._stream.width, self._stream.height = canvas.width, canvas.height
         self._stream.pix_fmt = "yuv420p"
         self._stream.time_base = TIME_BASE
@@ -107,9 +143,7 @@ class VideoSink(Sink):
         aspect = Fraction(self._info.sample_aspect_ratio).limit_denominator(1000)
         context.sample_aspect_ratio = 1 / aspect if self._info.rotation in (90, 270) else aspect
         self._tag_colors(context, image, color)
-        self._period = round(1 / (rate * TIME_BASE))
-        self._last_pts = -self._period
-        self._first_pts: int | None = None
+        return container
 
     def _tag_colors(self, context: VideoCodecContext, image: av.VideoFrame, color: Color) -> None:
         context.colorspace = COLORSPACES[color.matrix]
@@ -133,6 +167,11 @@ class VideoSink(Sink):
         self._last_pts = pts
         return pts
 
+    def _copy_sound(self, sound: Sound, until: float) -> None:
+        assert self._container is not None
+        assert self._first_pts is not None
+        sound.copy(self._container, until, float(self._first_pts * TIME_BASE))
+
     def _encode(self, frame: av.VideoFrame | None) -> None:
         assert self._container is not None
         for packet in self._stream.encode(frame):
@@ -141,10 +180,26 @@ class VideoSink(Sink):
     def _finish(self) -> None:
         if self._container is None:
             raise StreamRPNError(f"cannot write {masked(self.name)!r}: there was no frame to show")
+        if self._sound is not None:
+            self._copy_sound(self._sound, self._end_of_sound())
+        self._close_sound()
         self._encode(None)
         self._container.close()
         if self.tagged and self._totals is not None and Path(str(self._path())).is_file():
             self._tell_the_end(Path(str(self._path())))
+
+    def _close_sound(self) -> None:
+        if self._sound is not None:
+            self._sound.close()
+            self._sound = None
+
+    def _end_of_sound(self) -> float:
+        """Returns until when sound is wanted: to its end, or to that of the pictures asked for."""
+        chosen = self._header["parameters"].get("selection", {})
+        whole = chosen.get("end") is None and chosen.get("max_frames") is None
+        if whole and self._totals is not None and "stopped" not in self._totals:
+            return math.inf
+        return self._seconds + float(self._period * TIME_BASE)
 
     def _tell_the_end(self, path: Path) -> None:
         """Writes the totals where room was left for them: containers take tags at the start."""
@@ -160,6 +215,7 @@ class MP4Sink(VideoSink):
     """An MP4 with its index in front; it appears under its name when whole."""
 
     tagged: ClassVar[bool] = True
+    sounds: ClassVar[bool] = True
     container_format: ClassVar[str] = "mp4"
     container_options: ClassVar[dict[str, str]] = {"movflags": "+faststart"}
 
@@ -173,6 +229,7 @@ class MP4Sink(VideoSink):
         self._finish()
 
     def _abort(self) -> None:
+        self._close_sound()
         if self._container is not None:
             self._container.close()
 
@@ -182,6 +239,7 @@ class MatroskaSink(VideoSink):
 
     writes_in_place: ClassVar[bool] = True
     tagged: ClassVar[bool] = True
+    sounds: ClassVar[bool] = True
     container_format: ClassVar[str] = "matroska"
     container_options: ClassVar[dict[str, str]] = {
         "write_crc32": "0",  # which would not fit the tags any more
@@ -199,6 +257,7 @@ class MatroskaSink(VideoSink):
         self._finish()
 
     def _abort(self) -> None:
+        self._close_sound()
         if self._container is None:
             return
         try:

@@ -6,7 +6,9 @@ import asyncio
 import struct
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
+from stream_rpn.drawing import USUAL_DRAWING, DrawSpec
 from stream_rpn.frame import Color, Proposals
 from stream_rpn.sinks import jpeg
 from stream_rpn.sinks.canvas import COLORSPACES, Canvas
@@ -29,9 +31,14 @@ class Pictures:
     """Encodes the newest result of one source: each form of it once, however many ask for it.
 
     No picture is encoded before somebody asks, and of one source only one at a time.
+
+    Args:
+        drawing: how boxes are drawn for others than the page.
+        source: which of the sources it is of, from 0, for its colour.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, drawing: DrawSpec = USUAL_DRAWING, source: int = 0) -> None:
+        self._drawing, self._source = drawing, source
         self._newest: tuple[int, Proposals, Color] | None = None
         self._encoded: OrderedDict[Form, tuple[int, bytes]] = OrderedDict()
         self._encoding = asyncio.Lock()
@@ -66,7 +73,12 @@ class Pictures:
             width: pixels across at most; smaller pictures stay as they are.
             boxes: how many of the best are drawn.
         """
-        return await self._of(("still", width, boxes), _still)
+        return await self._of(("still", width, boxes), self._still)
+
+    def _still(self, proposals: Proposals, color: Color, width: int, boxes: int) -> bytes:
+        canvas = _canvas(proposals, color)
+        replace(self._drawing, top=boxes).draw(canvas, proposals, self._source)
+        return _encoded(canvas, color, width)
 
     async def _of(
         self, form: Form, encode: Callable[[Proposals, Color, int, int], bytes]
@@ -90,12 +102,6 @@ def _packet(proposals: Proposals, color: Color, width: int, boxes: int) -> bytes
     shown = proposals if boxes < 0 else proposals[:boxes]
     line = frame_line(shown, source=proposals.source)
     return struct.pack(">I", len(line)) + line + _encoded(_canvas(proposals, color), color, width)
-
-
-def _still(proposals: Proposals, color: Color, width: int, boxes: int) -> bytes:
-    canvas = _canvas(proposals, color)
-    canvas.draw_best(proposals, boxes)
-    return _encoded(canvas, color, width)
 
 
 def _canvas(proposals: Proposals, color: Color) -> Canvas:

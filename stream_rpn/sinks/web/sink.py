@@ -13,6 +13,7 @@ from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks.jsonl import frame_line
 from stream_rpn.sinks.record import lacking
 from stream_rpn.sinks.sink import Sink
+from stream_rpn.sinks.web.pictures import Pictures
 from stream_rpn.sinks.web.view import View
 
 PREFIX = "serve:"
@@ -50,11 +51,11 @@ class WebSink(Sink):
         if token == "auto":
             token = secrets.token_urlsafe(24)
         names = itertools.islice(self.options.names.items(), _SHOWN_WAITING)
-        self._views = [View(source, name) for source, name in names]
+        self._views = [self._new(source, name) for source, name in names]
         self._view_of = {view.source: view for view in self._views}
         self._status: Callable[[], dict[str, Any]] = dict
         try:
-            self._server = Server(parse_address(address), token, self._views, self.options.draw)
+            self._server = Server(parse_address(address), token, self._views, self.options.draw.top)
         except OSError as error:
             raise StreamRPNError(
                 f"cannot listen at {address}: {error.strerror}; --serve takes another [HOST:]PORT"
@@ -90,13 +91,18 @@ class WebSink(Sink):
             return view
         if view is not None:
             # The same source once more takes the place of what it was.
-            new = View(source, view.name)
+            new = self._new(source, view.name)
             self._views[self._views.index(view)] = new
         else:
-            new = View(source, self._free_name(self.options.names.get(source, name)))
+            new = self._new(source, self._free_name(self.options.names.get(source, name)))
             self._views.append(new)
         self._view_of[source] = new
         return new
+
+    def _new(self, source: str, name: str) -> View:
+        sources = list(self.options.names)
+        number = sources.index(source) if source in sources else 0
+        return View(source, name, Pictures(self.options.draw, number))
 
     def _free_name(self, name: str) -> str:
         taken = {view.name for view in self._views}

@@ -52,14 +52,14 @@ class View:
         pictures: the newest result as others take it.
     """
 
-    def __init__(self, source: str, name: str) -> None:
+    def __init__(self, source: str, name: str, pictures: Pictures | None = None) -> None:
         self.key = next(_KEYS)
         self.source = source
         self.name = name
         self.header: dict[str, Any] = {}
         self.number = 0
         self.ended = False
-        self.pictures = Pictures()
+        self.pictures = pictures or Pictures()
         self._live = False
         self._color = Color("bt601", full_range=False, tagged=False)
         self._status: Status = dict
