@@ -409,7 +409,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("extra", "says"),
         [
-            (["--results", "nothing.jsonl"], "no results file 'nothing.jsonl'"),
+            (["--results", "nothing.jsonl"], "--results nothing.jsonl: no such file"),
             (["--model", "nothing"], "'nothing'"),
             (["--annotations", "nothing.json"], "nothing.json"),
             (["--images", "nothing.tar"], "nothing.tar"),

@@ -406,10 +406,9 @@ class TestCommand:
         [
             (("--at", "500,20"), "the point 500,20 is outside the frame of 128x96 pixels"),
             (("--frame", "7"), "has no frame 7; its last one is number 0, counted from 0"),
-            (("--time", "soon"), "'soon' is not a time"),
             (("-o", "report.pdf"), "neither a page nor a directory"),
             (("-o", "no/such/report.html"), "does not exist"),
-            (("--gt", "missing.json"), "missing.json: no such annotation file"),
+            (("--gt", "missing.json"), "--gt missing.json: no such file"),
         ],
         ids=lambda value: value[0] if isinstance(value, tuple) else "",
     )
@@ -419,6 +418,13 @@ class TestCommand:
         assert self.explain(picture, *arguments) == 2
         said = capsys.readouterr().err
         assert sentence in said
+        assert said.count("\n") == 1
+
+    def test_a_time_that_is_none_is_one_sentence(self, picture, capsys):
+        with pytest.raises(SystemExit):
+            self.explain(picture, "--time", "soon")
+        said = capsys.readouterr().err
+        assert "--time: 'soon' is not a time" in said
         assert said.count("\n") == 1
 
     def test_ground_truth_of_others_is_one_sentence(self, picture, own_folder, capsys, tmp_path):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from stream_rpn.commands.eval import _table
 from stream_rpn.commands.progress import complain
+from stream_rpn.commands.recall import _table
 from stream_rpn.evaluation.recall import Recall
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.sinks import open_sink, sink_class_of

@@ -80,7 +80,7 @@ def test_names_cannot_move_the_cursor():
 
 class Running(StreamStatistics):
     def __init__(self, stem: str, done: int) -> None:
-        super().__init__()
+        super().__init__(Selection())
         self.info = StreamInfo(stem, stem, 64, 64, fps=10.0, num_frames=100, duration_seconds=10.0)
         self.num_results, self.elapsed_seconds = done, 2.0
 
@@ -109,7 +109,7 @@ def shown(screen: io.StringIO) -> list[str]:
 
 def test_several_sources_have_a_line_of_all():
     screen = Terminal()
-    with redirect_stderr(screen), Progress(Selection(), "cpu", num_sources=4) as display:
+    with redirect_stderr(screen), Progress("cpu", num_sources=4) as display:
         display.ended(Running("a", 100))
         display.show([Running("b", 50)])
     whole, one = shown(screen)
@@ -122,11 +122,11 @@ def test_several_sources_have_a_line_of_all():
 
 def test_what_is_being_opened_is_shown():
     screen = Terminal()
-    with redirect_stderr(screen), Progress(Selection(), "cpu") as display:
+    with redirect_stderr(screen), Progress("cpu") as display:
         display.opening("rtsp://camera/1")
     assert shown(screen) == ["opening rtsp://camera/1 …"]
     screen = Terminal()
-    with redirect_stderr(screen), Progress(Selection(), "cpu", 3) as display:
+    with redirect_stderr(screen), Progress("cpu", 3) as display:
         display.opening("a/" * 99)
     whole, one = shown(screen)
     assert whole.startswith("0 of 3 sources")
@@ -137,7 +137,7 @@ def test_what_is_being_opened_is_shown():
 def test_elsewhere_a_line_of_each_that_runs(monkeypatch, capsys):
     clock = itertools.count(0.0, 11.0)
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    with Progress(Selection(), "cpu", num_sources=2) as display:
+    with Progress("cpu", num_sources=2) as display:
         display.show([Running("a", 7), Running("b", 8)])
         display.ended(Running("a", 9))
         display.show([Running("b", 10)])
@@ -163,7 +163,7 @@ def test_what_is_under_way_goes_when_it_is_done_or_something_is_said():
 def test_a_terminal_without_a_cursor_gets_lines(monkeypatch, term):
     monkeypatch.setenv("TERM", term)
     screen = Terminal()
-    with redirect_stderr(screen), under_way("loading"), Progress(Selection(), "cpu") as display:
+    with redirect_stderr(screen), under_way("loading"), Progress("cpu") as display:
         display.opening("a")
     assert screen.getvalue() == ""
 

@@ -35,7 +35,7 @@ def test_the_command_says_what_is_lacking(error, sentence, monkeypatch, capsys):
         raise error
 
     monkeypatch.setattr(runner, "run", fail)
-    assert main(["video.mp4"]) == 2
+    assert main(["synthetic:64x64@10,2"]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"stream-rpn: {sentence}")
     assert told.count("\n") == 1
@@ -77,9 +77,10 @@ def test_a_picture_stays_whole_where_the_disk_fills(tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", ["eval", "bench"])
 def test_a_picture_of_no_known_ending_is_refused_at_once(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    Path("a.json").touch()
     options = {
         "eval": ["--annotations", "a.json", "--images", "i", "--curves", "c.xyz"],
-        "bench": ["v.mp4", "--png", "c.xyz"],
+        "bench": ["synthetic:64x64@10,2", "--png", "c.xyz"],
     }
     assert main([command, *options[command]]) == 2
     assert "cannot write 'c.xyz': the name of a picture ends in .png" in capsys.readouterr().err
