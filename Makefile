@@ -94,7 +94,7 @@ $(OLDEST)/.installed: pyproject.toml Makefile
 $(INTEROP)/.installed: Makefile
 	$(PYTHON) -m venv $(INTEROP)
 	$(INTEROP)/bin/python -m pip install --quiet pytest "av>=18.1,<19" "numpy>=2" pyarrow pandas polars duckdb \
-		pycocotools supervision datumaro label-studio-sdk fiftyone
+		lancedb pycocotools supervision datumaro label-studio-sdk fiftyone
 	touch $@
 
 # Every link is checked, and what cannot be resolved fails.
