@@ -146,7 +146,7 @@ def table(found: dict[str, Any]) -> str:
         "IoU 0.5–0.95, R50 that at IoU 0.5, @ the number of proposals; the default model, "
         f"commit `{machine['commit']}` (`python -m bench.tiles`):",
         "",
-        "| | calls a frame | AR@300 | AR@1000 | R50@1000 | small ones | CPU ms | frames/s |",
+        "| | calls | AR@300 | AR@1000 | R50@1000 | small ones | CPU ms a frame | frames/s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in measured:
@@ -170,8 +170,7 @@ def table(found: dict[str, Any]) -> str:
         lines += [
             "",
             f"**The machine was not quiet**: other processes took up to {busy:.0%} of its cores. "
-            "Frames/s are worth little then, CPU time is rough; what is found does not depend on "
-            "it.",
+            "Frames/s are worth little then, CPU time is rough; what is found is the same.",
         ]
     return "\n".join(lines) + "\n"
 
