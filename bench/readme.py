@@ -315,22 +315,30 @@ def _noise(report: Report) -> str:
 
 
 def _draw_speed(path: Path, metadata: dict[str, str]) -> None:
-    from stream_rpn.measure.plot import new_figure, save
+    from stream_rpn.measure.plot import draw_ranking, new_figure, save
 
-    report = _load("pipeline_cpu.json")
-    models = list(dict.fromkeys(row["model"] for row in report["rows"]))
-    figure = new_figure(11, 3.4)
-    for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
-        rows = [row for row in report["rows"] if row["model"] == model]
-        values = [row["fps_median"] for row in rows]
-        low = [row["fps_median"] - row["fps_min"] for row in rows]
-        high = [row["fps_max"] - row["fps_median"] for row in rows]
-        colors = ["C1" if row["what"].startswith("stream-rpn") else "C7" for row in rows]
-        axes.barh([row["what"] for row in rows], values, xerr=[low, high], color=colors)
-        axes.invert_yaxis()
-        axes.set(title=model, xlabel="frames/s: median and range")
+    scripts, proof = _load("scripts_cpu.json"), _load("gpu_proof.json")
+    on_cpu = [(row["what"], row["fps_median"]) for row in scripts["rows"]]
+    model = "resnet50_fpn"
+    on_gpu = [
+        (row["name"].replace(f", {model}", "").replace(f" {model}", ""), row["frames_per_second"])
+        for row in proof["rows"]
+        # One source at a time, as the others have.
+        if row["section"] == "pipeline"
+        and row.get("frames_per_second")
+        and model in row["name"]
+        and "4 at" not in row["name"]
+    ]
+    cores = f"{scripts['machine']['cores']} cores of {scripts['machine']['cpu']}"
+    figure = new_figure(11, 3.6)
+    panels = figure.subplots(1, 2)
+    draw_ranking(panels[0], on_cpu)
+    panels[0].set_title(f"{_clip(scripts)}, {cores}", fontsize="medium", loc="left")
+    draw_ranking(panels[1], on_gpu)
+    gpu = proof["machine"]["gpu"].split(" 80GB")[0]
+    panels[1].set_title(f"{model}, one {gpu}", fontsize="medium", loc="left")
+    for axes in panels:
         axes.tick_params(labelsize="small")
-        axes.grid(axis="x", alpha=0.3)
     path.parent.mkdir(exist_ok=True)
     save(figure, path, metadata=metadata)
 
@@ -386,7 +394,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
 }
 # Name in docs/ → (the results it shows, what draws it).
 PICTURES: dict[str, tuple[tuple[str, ...], Callable[[Path, dict[str, str]], None]]] = {
-    "speed.png": (("pipeline_cpu.json",), _draw_speed),
+    "speed.png": (("scripts_cpu.json", "gpu_proof.json"), _draw_speed),
     "scaling.png": (("scaling_cpu.json",), _draw_scaling),
 }
 
