@@ -133,6 +133,12 @@ class BatchReport:
                 f"of CPU time, so at most {self.cores_fps:.1f} frames/s; the {name}{share} is the "
                 "part to make cheaper."
             )
+        if self.whole.fps > 1.1 * slowest.fps:
+            return (
+                f"What limits it {at} cannot be told: the {slowest.name} alone gave "
+                f"{slowest.fps:.1f} frames/s and the whole {self.whole.fps:.1f}, so the machine "
+                "was slower while the one was measured than while the other was; measure again."
+            )
         return (
             f"The {name}{share} is the bottleneck {at}: alone it gives {slowest.fps:.1f} frames/s, "
             f"and the whole {self.whole.fps:.1f}."
