@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import archive, gate_table, gpu_table, pictures
+from bench import archive, gate_table, gpu_table, pictures, tiles
 from bench.gpu_table import number, shape_in_words
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -297,6 +297,11 @@ def _archive() -> str:
     return "" if report is None else archive.tables(report)
 
 
+def _tiles() -> str:
+    report = _load("tiles.json")
+    return "" if report is None else tiles.table(report)
+
+
 def _clip(report: Report) -> str:
     codec = {"h264": "H.264", "hevc": "HEVC"}.get(report["codec"], report["codec"])
     return f"{report['width']}×{report['height']} {codec}"
@@ -340,6 +345,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/gate.md": {"gate": _gate},
     "docs/models.md": {"recall": _recall},
     "docs/performance.md": {"numbers": _numbers},
+    "docs/regions.md": {"tiles": _tiles},
 }
 # Name in docs/ → (the results it shows, what draws it from them).
 PICTURES: dict[str, tuple[tuple[str, ...], Callable[..., None]]] = {

@@ -1,6 +1,6 @@
 """What `--tile` and `--region-crop` find and cost: python -m bench.tiles [--data DIR].
 
-The table stands in docs/regions.md, which is written anew.
+`python -m bench.readme` then writes the table in docs/regions.md.
 
 Scenes of 3840×2160 pixels are made of annotated COCO pictures of their own size, 24 side by side:
 objects are as large, in pixels, as a photograph shows them, and small in the whole. (Enlarged
@@ -14,7 +14,6 @@ Of a region, a share of 3/8 of each side in the middle, only objects whose centr
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -39,8 +38,6 @@ from stream_rpn.views import ViewSpec
 WIDTH, HEIGHT, COLUMNS, ROWS = 3840, 2160, 6, 4
 LIMITS = (300, 1000)
 NUMBERS = ("AR@300", "AR@1000", "R50@300", "R50@1000", "R50@1000/small")
-DOCS = Path("docs/regions.md")
-BEGIN, END = "<!-- tiles:begin -->", "<!-- tiles:end -->"
 # Of the cores, that others may take without a word about it.
 QUIET = 0.05
 REGION = (5 / 16, 5 / 16, 11 / 16, 11 / 16)
@@ -175,14 +172,8 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def written(text: str, found: dict[str, Any]) -> str:
-    """Returns the text of docs/regions.md with the table of a report."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table(found)}{END}{rest.split(END)[1]}"
-
-
 def main() -> int:
-    """Measures, prints a table and writes report and page."""
+    """Measures, prints a table and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--scenes", type=int, default=16, help="frames of the clip (16)")
@@ -200,7 +191,6 @@ def main() -> int:
     report.print_table(found, columns)
     report.write_json(arguments.json, "tiles", found, machine=facts, width=WIDTH, height=HEIGHT,
                       scenes=arguments.scenes)  # fmt: skip
-    DOCS.write_text(written(DOCS.read_text(), json.loads(arguments.json.read_text())))
     return 0
 
 

@@ -1,6 +1,5 @@
 """Regions, masks, crops and tiles: which proposals are kept, and where they lie in the frame."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import stream_rpn
-from bench import tiles
 from stream_rpn.frame import Color, Drop, Frame, Proposals, StreamRPNError
 from stream_rpn.gate import Gate, GateSpec
 from stream_rpn.input_spec import InputSpec
@@ -412,9 +410,3 @@ class TestWhole:
     def test_a_region_that_does_not_fit_is_told_with_the_frames_size(self, clip):
         with pytest.raises(StreamRPNError, match="beyond the picture of 192x128"):
             next(stream_rpn.stream(clip, region="0,0,500,0,500,50", size=64))
-
-
-def test_the_page_says_what_was_measured():
-    page = ROOT / "docs" / "regions.md"
-    report = json.loads((ROOT / "bench" / "results" / "tiles.json").read_text())
-    assert tiles.written(page.read_text(), report) == page.read_text()
