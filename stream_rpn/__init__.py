@@ -25,17 +25,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from stream_rpn.api import load, propose, stream
+    from stream_rpn.drops import Drop, DropKind, DropReason
     from stream_rpn.explanation.explain import explain
-    from stream_rpn.frame import (
-        Drop,
-        DropKind,
-        DropReason,
-        Frame,
-        Proposal,
-        Proposals,
-        StreamInfo,
-        StreamRPNError,
-    )
+    from stream_rpn.frame import Frame, Proposal, Proposals, StreamInfo, StreamRPNError
     from stream_rpn.fusion import fuse, unfuse
     from stream_rpn.pipeline import Pipeline, Stream
     from stream_rpn.results import Results, read
@@ -62,9 +54,9 @@ _EXPORTS = {
     "Proposal": "frame",
     "Proposals": "frame",
     "StreamInfo": "frame",
-    "Drop": "frame",
-    "DropKind": "frame",
-    "DropReason": "frame",
+    "Drop": "drops",
+    "DropKind": "drops",
+    "DropReason": "drops",
     "StreamRPNError": "frame",
 }
 

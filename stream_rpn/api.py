@@ -12,12 +12,11 @@ from stream_rpn.engines import choose_batch, choose_engine
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.gate import HOLD_SECONDS, GateSpec
 from stream_rpn.limits import MAX_PIXELS
-from stream_rpn.log import log
 from stream_rpn.model import Model
 from stream_rpn.models.provenance import Weights
 from stream_rpn.pictures import Picture, frame_of, pixels_of, rgb_of_any
 from stream_rpn.pipeline import Pipeline
-from stream_rpn.sources.given import Given, One, resolve
+from stream_rpn.sources.given import One, resolve
 from stream_rpn.sources.select import Selection
 from stream_rpn.tracking import TrackSpec
 from stream_rpn.views import ViewSpec
@@ -336,27 +335,7 @@ def stream(
         with multistream.LiveStreams(pipeline, found, selection, policy) as streams:
             yield from multistream.proposals_of(streams)
     else:
-        yield from _in_turn(pipeline, found, selection)
-
-
-def _in_turn(
-    pipeline: Pipeline, found: Sequence[str | Given], selection: Selection
-) -> Iterator[Proposals]:
-    """Yields the proposals of sources that wait, one after the other."""
-    failures: list[Exception] = []
-    for index, one in enumerate(found):
-        try:
-            with pipeline.open(one, selection) as results:
-                for proposals in results:
-                    proposals.source_index = index
-                    yield proposals
-        except StreamRPNError as error:
-            if len(found) == 1:
-                raise
-            log.error("%s", error)
-            failures.append(error)
-    if failures:
-        raise multistream.first_of(failures)
+        yield from multistream.in_turn(pipeline, found, selection)
 
 
 @overload

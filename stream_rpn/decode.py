@@ -29,7 +29,8 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from stream_rpn.clock import PresentationOrder, bitstream_rate, has_timestamps
-from stream_rpn.frame import Color, DropReason, Frame, StreamRPNError
+from stream_rpn.drops import DropReason
+from stream_rpn.frame import Color, Frame, StreamRPNError
 from stream_rpn.tally import Tally
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stream_rpn.frame import Drop, DropReason, Frame
+from stream_rpn.drops import Drop, DropReason
+from stream_rpn.frame import Frame
 from stream_rpn.queues import POLL_SECONDS, Queue
 
 # Seconds that closing waits for threads that decode.

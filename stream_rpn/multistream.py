@@ -303,6 +303,30 @@ def proposals_of(streams: LiveStreams) -> Iterator[Proposals]:
         raise first_of(failures)
 
 
+def in_turn(
+    pipeline: Pipeline, found: Sequence[str | Given], selection: Selection
+) -> Iterator[Proposals]:
+    """Yields the proposals of sources that wait, one after the other.
+
+    Raises:
+        StreamRPNError: when all have ended, the failure of the first that could not be read.
+    """
+    failures: list[Exception] = []
+    for index, one in enumerate(found):
+        try:
+            with pipeline.open(one, selection) as results:
+                for proposals in results:
+                    proposals.source_index = index
+                    yield proposals
+        except StreamRPNError as error:
+            if len(found) == 1:
+                raise
+            log.error("%s", error)
+            failures.append(error)
+    if failures:
+        raise first_of(failures)
+
+
 def first_of(failures: Sequence[Exception]) -> Exception:
     """Returns the first failure of several sources, which says how many others there were."""
     first, *others = failures
@@ -311,4 +335,4 @@ def first_of(failures: Sequence[Exception]) -> Exception:
     return first
 
 
-__all__ = ["LivePolicy", "LiveStream", "LiveStreams", "first_of", "proposals_of"]
+__all__ = ["LivePolicy", "LiveStream", "LiveStreams", "in_turn", "proposals_of"]

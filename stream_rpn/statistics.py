@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from stream_rpn.frame import Drop, DropKind, DropReason, Proposals, StreamInfo
+from stream_rpn.drops import Drop, DropKind, DropReason
+from stream_rpn.frame import Proposals, StreamInfo
 from stream_rpn.log import log
 from stream_rpn.timing import Histogram, StageTimes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from stream_rpn.frame import Drop, DropKind, DropReason
+from stream_rpn.drops import Drop, DropKind, DropReason
 
 
 @dataclass

@@ -11,7 +11,8 @@ import urllib.request
 import av
 import numpy as np
 
-from stream_rpn.frame import Color, Drop, Proposals, StreamInfo
+from stream_rpn.drops import Drop
+from stream_rpn.frame import Color, Proposals, StreamInfo
 from stream_rpn.sinks import SinkOptions, make_header
 from stream_rpn.sinks.web.sink import WebSink
 

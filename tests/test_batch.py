@@ -21,7 +21,8 @@ from stream_rpn.batch.restart import look_of
 from stream_rpn.batch.storage import Store
 from stream_rpn.batch.work import Work
 from stream_rpn.cli import main
-from stream_rpn.frame import Drop, DropReason, Proposals, StreamRPNError
+from stream_rpn.drops import Drop, DropReason
+from stream_rpn.frame import Proposals, StreamRPNError
 from stream_rpn.sources.file import FileSource
 from stream_rpn.sources.select import Selection
 

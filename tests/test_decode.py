@@ -9,7 +9,8 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
 from stream_rpn.decode import KEPT_FORMATS, PlaneConverter
-from stream_rpn.frame import Drop, Frame, StreamRPNError
+from stream_rpn.drops import Drop
+from stream_rpn.frame import Frame, StreamRPNError
 from stream_rpn.sources import open_source
 from stream_rpn.sources.source import Source
 

@@ -19,7 +19,8 @@ from PIL import Image
 import stream_rpn
 from stream_rpn import sinks
 from stream_rpn.cli import main
-from stream_rpn.frame import Color, Drop, Frame, Proposals, StreamRPNError
+from stream_rpn.drops import Drop
+from stream_rpn.frame import Color, Frame, Proposals, StreamRPNError
 from stream_rpn.gate import BLOCKS, Gate, GateSpec, block_means
 from stream_rpn.input_spec import InputSpec
 from stream_rpn.multiplex import Lane, Multiplexer

@@ -19,7 +19,8 @@ import stream_rpn.sources.packet_queue
 from bench.senders import free_port, sender
 from stream_rpn import multistream, read, stream
 from stream_rpn.cli import main
-from stream_rpn.frame import Color, Drop, Frame, StreamRPNError
+from stream_rpn.drops import Drop
+from stream_rpn.frame import Color, Frame, StreamRPNError
 from stream_rpn.input_spec import InputSpec
 from stream_rpn.multiplex import Lane, Multiplexer
 from stream_rpn.network import eager

@@ -8,7 +8,8 @@ import PIL.Image
 import pytest
 import torch
 
-from stream_rpn.frame import Color, Drop, Proposal, Proposals
+from stream_rpn.drops import Drop
+from stream_rpn.frame import Color, Proposal, Proposals
 from stream_rpn.pictures import frame_of
 
 BOXES = np.array([[20, 10, 60, 50], [70, 20, 110, 70], [0, 0, 127, 95]], np.float32)

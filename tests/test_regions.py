@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import stream_rpn
-from stream_rpn.frame import Color, Drop, Frame, Proposals, StreamRPNError
+from stream_rpn.drops import Drop
+from stream_rpn.frame import Color, Frame, Proposals, StreamRPNError
 from stream_rpn.gate import Gate, GateSpec
 from stream_rpn.input_spec import InputSpec
 from stream_rpn.kernels.proposals import ProposalSpec

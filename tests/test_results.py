@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import stream_rpn
-from stream_rpn.frame import Drop, DropKind, DropReason, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.drops import Drop, DropKind, DropReason
+from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks import make_header, open_sink
 
 INFO = StreamInfo("clips/a.mp4", "a", 192, 108, fps=25.0)

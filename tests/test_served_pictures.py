@@ -12,7 +12,8 @@ import av
 import numpy as np
 import pytest
 
-from stream_rpn.frame import DropReason, StreamInfo
+from stream_rpn.drops import DropReason
+from stream_rpn.frame import StreamInfo
 from stream_rpn.sinks import SinkOptions, jpeg, make_header
 from stream_rpn.sinks.web import admission, feeds
 from stream_rpn.sinks.web.history import READINGS, History

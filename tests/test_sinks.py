@@ -16,7 +16,8 @@ import stream_rpn
 from stream_rpn.commands.outputs import resolve_outputs
 from stream_rpn.commands.stream import stream_parser
 from stream_rpn.drawing import DrawSpec
-from stream_rpn.frame import Color, Drop, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.drops import Drop
+from stream_rpn.frame import Color, Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks import SINKS, ReaderGone, make_header, open_sink
 from stream_rpn.sinks.jsonl import GzipJSONLinesSink
 from stream_rpn.sinks.parquet import ParquetSink

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stream_rpn.decode import KEPT_FORMATS
-from stream_rpn.frame import Color, Drop, Frame, StreamRPNError
+from stream_rpn.drops import Drop
+from stream_rpn.frame import Color, Frame, StreamRPNError
 from stream_rpn.preprocess import planes
 from stream_rpn.sources import expand, open_source, promise
 from stream_rpn.sources.images import images_source

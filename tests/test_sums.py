@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import stream_rpn.sources.packet_queue
 from stream_rpn.clock import Clock
-from stream_rpn.frame import Color, Drop, DropReason, Frame, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.drops import Drop, DropReason
+from stream_rpn.frame import Color, Frame, Proposals, StreamInfo, StreamRPNError
 from stream_rpn.input_spec import InputSpec
 from stream_rpn.multistream import LivePolicy, LiveStream, LiveStreams
 from stream_rpn.pipeline import Selection, Stream

@@ -8,7 +8,8 @@ import pytest
 
 import stream_rpn
 from stream_rpn.commands.stream import stream_parser
-from stream_rpn.frame import Drop, DropReason, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.drops import Drop, DropReason
+from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks import make_header, open_sink
 from stream_rpn.tracking import TRACKERS, Tracking, TrackSpec
 

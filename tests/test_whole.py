@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from stream_rpn.cli import main
-from stream_rpn.frame import Drop, StreamRPNError
+from stream_rpn.drops import Drop
+from stream_rpn.frame import StreamRPNError
 from stream_rpn.sources import open_source
 from stream_rpn.sources.promise import Promise
 

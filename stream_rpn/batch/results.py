@@ -16,7 +16,8 @@ import numpy as np
 
 from stream_rpn.batch.pieces import Piece
 from stream_rpn.batch.storage import Store, short_name
-from stream_rpn.frame import Drop, Proposals
+from stream_rpn.drops import Drop
+from stream_rpn.frame import Proposals
 from stream_rpn.sources.address import masked
 
 if TYPE_CHECKING:

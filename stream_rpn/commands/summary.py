@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from stream_rpn.frame import DropKind, DropReason
+from stream_rpn.drops import DropKind, DropReason
 
 if TYPE_CHECKING:
     from stream_rpn.statistics import StreamStatistics

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.drops import Drop
+from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks.place import WholeFile
 from stream_rpn.sinks.record import (
     DAMAGE,

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.drops import Drop
+from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.sinks.lines import LinesSink
 from stream_rpn.sinks.record import (
     DAMAGE,

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.drops import Drop
+from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.limits import check_unpacked
 from stream_rpn.sinks.place import Place, WholeFile
 from stream_rpn.sinks.record import (

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
+from stream_rpn.drops import Drop
 from stream_rpn.embedding import DTYPE
-from stream_rpn.frame import Drop, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.limits import check_unpacked
 from stream_rpn.sinks.place import Folder
 from stream_rpn.sinks.record import (

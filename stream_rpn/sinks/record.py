@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from stream_rpn import __version__
+from stream_rpn.drops import Drop
 from stream_rpn.embedding import DTYPE
-from stream_rpn.frame import Drop, Proposals, StreamInfo
+from stream_rpn.frame import Proposals, StreamInfo
 from stream_rpn.sources.address import local_file
 
 FORMAT_VERSION = 1

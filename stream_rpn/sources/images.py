@@ -10,7 +10,8 @@ from pathlib import Path
 
 from stream_rpn.clock import Clock
 from stream_rpn.decode import PlaneConverter
-from stream_rpn.frame import DropReason, Frame, StreamInfo, StreamRPNError
+from stream_rpn.drops import DropReason
+from stream_rpn.frame import Frame, StreamInfo, StreamRPNError
 from stream_rpn.limits import MAX_PIXELS
 from stream_rpn.log import log
 from stream_rpn.sources import members_of, picture, picture_names, stem

@@ -18,7 +18,8 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from stream_rpn.clock import LONGEST_STEP, Clock
-from stream_rpn.frame import Drop, DropReason, Frame, StreamRPNError
+from stream_rpn.drops import Drop, DropReason
+from stream_rpn.frame import Frame, StreamRPNError
 from stream_rpn.limits import MAX_PIXELS
 from stream_rpn.queues import POLL_SECONDS
 from stream_rpn.sources.address import is_device, is_pipe, is_streaming, is_url, local_path, masked

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
-from stream_rpn.frame import DropReason
+from stream_rpn.drops import DropReason
 from stream_rpn.queues import POLL_SECONDS
 
 _JOIN_SECONDS = 1.0

@@ -23,7 +23,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from stream_rpn.frame import Drop, DropReason
+from stream_rpn.drops import Drop, DropReason
 
 # Formats that write their duration at the head. Of the others FFmpeg's is what it finds at the end.
 _DURATION_AT_HEAD = {"matroska,webm", "avi", "flv", "asf", "ivf", "mxf", "rm"}

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from stream_rpn.frame import Drop, Frame, StreamRPNError
+from stream_rpn.drops import Drop
+from stream_rpn.frame import Frame, StreamRPNError
 from stream_rpn.gate import GateSpec
 from stream_rpn.limits import MAX_PIXELS
 from stream_rpn.views import ViewSpec

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from stream_rpn.frame import Drop, Frame, StreamInfo
+from stream_rpn.drops import Drop
+from stream_rpn.frame import Frame, StreamInfo
 
 if TYPE_CHECKING:
     from stream_rpn.clock import Clock

@@ -13,7 +13,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from stream_rpn.frame import DropReason
+from stream_rpn.drops import DropReason
 from stream_rpn.sinks.web.view import State, View
 
 _COUNTERS = {

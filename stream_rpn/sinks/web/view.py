@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Any
 
-from stream_rpn.frame import Color, DropKind, DropReason, Proposals, StreamInfo
+from stream_rpn.drops import DropKind, DropReason
+from stream_rpn.frame import Color, Proposals, StreamInfo
 from stream_rpn.sinks.web.history import History
 from stream_rpn.sinks.web.pictures import Pictures
 
