@@ -299,7 +299,6 @@ class TestCommand:
         [
             (["-"], "standard input can be read only once"),
             (["nowhere.mp4"], "no such file"),
-            (["synthetic:64x64", "--batch", "1,x"], "--batch must be auto or a whole number"),
             (["synthetic:64x64", "--json", "no/such/folder.json"], "folder"),
         ],
     )

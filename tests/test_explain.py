@@ -410,7 +410,7 @@ class TestCommand:
             (("--time", "soon"), "'soon' is not a time"),
             (("-o", "report.pdf"), "neither a page nor a directory"),
             (("-o", "no/such/report.html"), "does not exist"),
-            (("--gt", "missing.json"), "missing.json: no such annotation file"),
+            (("--gt", "missing.json"), "--gt missing.json: no such file"),
         ],
         ids=lambda value: value[0] if isinstance(value, tuple) else "",
     )

@@ -665,7 +665,7 @@ class TestWhole:
             main(["clip.mp4", option, value])
         assert ended.value.code == 2
         said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert re.search(rf"argument {option}: must be .*number above 0, got '{value}'", said)
+        assert re.search(rf"{option} must be .*number above 0, got '{value}'", said)
 
     def test_bad_values_are_refused_before_a_model_is_loaded(self):
         with pytest.raises(StreamRPNError, match="off, auto or a number above 0, got 'always'"):
