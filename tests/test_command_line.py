@@ -68,6 +68,7 @@ WRONG = [
     (f"explain {CLIP} --model resnet", "there is no model 'resnet'"),
     (f"explain {CLIP} --gt no.txt", "--gt no.txt: no such file"),
     (f"explain {CLIP} -o a.png", "name it report.html or DIR/"),
+    (f"explain {CLIP} --time soon", "'soon' is not a time"),
     (f"explain {CLIP} --at 3", "--at must be X,Y"),
     ("bench nothing.mp4", "nothing.mp4: no such file"),
     ("bench --batch 1,x", "--batch must be"),

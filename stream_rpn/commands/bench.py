@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from stream_rpn.commands.arguments import (
     add_model_arguments,
     add_proposal_arguments,
+    count_or_auto,
     load_options,
-    positive,
     rate,
 )
 from stream_rpn.commands.checks import check_model, check_sources
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _counts(text: str) -> str:
     """Returns an argument as it is, if it lists numbers from 1 up."""
     for part in text.split(","):
-        positive(part)
+        count_or_auto(part)
     return text
 
 
