@@ -429,6 +429,21 @@ class TestCommand:
         assert main(["train", *options, "-o", str(tmp_path / "m.safetensors"), "--resume"]) == 2
         assert re.search(r"last\.pt' cannot be read .*--overwrite", capsys.readouterr().err)
 
+    def test_a_recipe_of_ones_own_is_not_replaced(self, tmp_path, capsys):
+        recipe = tmp_path / "m.recipe.toml"
+        recipe.write_text("seed = 7  # mine\n")
+        options = [
+            "--annotations",
+            "a.json",
+            "--images",
+            "i",
+            "-o",
+            str(tmp_path / "m.safetensors"),
+        ]
+        assert main(["train", *options]) == 2
+        assert "m.recipe.toml' exists, where the recipe of this run" in capsys.readouterr().err
+        assert recipe.read_text() == "seed = 7  # mine\n"
+
     @pytest.mark.parametrize(
         ("options", "says"),
         [

@@ -303,9 +303,9 @@ def test_an_address_is_read_with_its_defaults(monkeypatch):
 
 
 def test_a_topic_for_each_source_whatever_its_name():
-    sources = ["x/a b#1.mp4", "x/c?.mp4"]
+    sources = ["x/a b#1.mp4", "x/c?.mp4", "x/\udce9.mp4"]
     outputs = resolve_outputs(["mqtt://u:p@broker/cams/{stem}"], sources)
-    assert [Address.of(o.name).topic for o in outputs[1:]] == ["cams/c?"]
+    assert [Address.of(o.name).topic for o in outputs[1:]] == ["cams/c?", "cams/\ufffd"]
     assert masked(outputs[1].name) == "mqtt://u:***@broker/cams/c%3F"
     with pytest.raises(StreamRPNError, match="a topic has no"):
         Address.of(outputs[0].name)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -271,10 +270,10 @@ def resolve_outputs(
         if "{stem}" in spec:
             options = replace(shared, multiple_sources=False)
             # In an address, "a b#1" would end before its "#".
-            quoted = partial(quote, safe="") if is_url(spec) else str
+            stands = [quote(os.fsencode(s), safe="") for s in unique] if is_url(spec) else unique
             outputs += [
-                Output(spec.replace("{stem}", quoted(unique_stem)), (index,), options)
-                for index, unique_stem in enumerate(unique)
+                Output(spec.replace("{stem}", name), (index,), options)
+                for index, name in enumerate(stands)
             ]
         else:
             outputs.append(Output(spec, everything, shared))

@@ -269,6 +269,11 @@ def _refuse_to_replace(config: TrainConfig, *, overwrite: bool) -> None:
         raise StreamRPNError(
             f"'{config.output}' exists; --overwrite replaces it, --resume goes on with its run"
         )
+    if config.recipe.exists() and not config.checkpoint.is_file():
+        raise StreamRPNError(
+            f"'{config.recipe}' exists, where the recipe of this run is to stand; name another "
+            "output, or --overwrite replaces it"
+        )
     if config.checkpoint.is_file():
         raise StreamRPNError(
             f"'{config.folder}' holds a run that did not end; --resume goes on with it, "
