@@ -449,3 +449,45 @@ def test_batch_needs_no_torch_to_cut_and_no_ray_to_be_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.replace("'", '"')) == []
+
+
+def test_actors_do_a_video_in_pieces_once_and_keep_going_past_what_fails(tmp_path):
+    """The two actors of the flow, called as Ray calls them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    import stream_rpn
+    from stream_rpn.batch.job import Resources, _Planner, _Worker
+
+    path = encoded(tmp_path / "a.mp4")
+    gone = str(tmp_path / "gone.mp4")
+    (tmp_path / "text.mp4").write_text("no video")
+    work = Work(str(tmp_path / "o"), {"size": 32, "top": 20, "threads": 1}, Selection(), 0.3)
+    videos = pa.table({"source": [path, gone, str(tmp_path / "text.mp4")]})
+
+    def done():
+        planner, worker = _Planner(work, Resources()), _Worker(work, Resources())
+        rows = [row for table in planner(videos) for row in worker(table).to_pylist()]
+        failures = [json.loads(row["failure"]) for row in rows if row["failure"]]
+        return failures, [json.loads(row["record"]) for row in rows if row["record"]]
+
+    failures, records = done()
+    assert [(f["kind"], f["tries"]) for f in failures] == [("error", 2), ("error", 2)]
+    assert "no such file" in failures[0]["why"]
+    assert len(records) >= 3
+    stray = tmp_path / "o" / results.folder_of(path) / ".part-00009.parquet.1.part"
+    stray.touch()
+    again = done()[1]
+    assert [record.pop("reused") for record in again] == [True] * len(records)
+    assert again == records
+    assert not stray.exists()
+    rows = pq.read_table(tmp_path / "o" / "proposals").sort_by("frame").to_pylist()
+    alone = list(stream_rpn.stream(path, size=32, top=20, threads=1))
+    assert [(r["frame"], r["pts"], r["source"]) for r in rows] == [
+        (p.frame, p.pts, path) for p in alone
+    ]
+    for row, proposals in zip([r for r in rows if r["source"] == path], alone, strict=True):
+        np.testing.assert_array_equal(np.array(row["boxes"], np.float32), proposals.boxes)
+        np.testing.assert_array_equal(np.array(row["scores"], np.float32), proposals.scores)
+    os.utime(path, ns=(1, 1))
+    assert [f["kind"] for f in done()[0]] == ["changed", "error", "error"]
