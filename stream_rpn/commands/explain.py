@@ -13,6 +13,7 @@ from stream_rpn.commands.arguments import (
     add_model_arguments,
     add_proposal_arguments,
     load_options,
+    moment,
     natural,
     numbers,
 )
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     frame.add_argument("--frame", type=natural, metavar="N", help="the frame, from 0 (default: 0)")
     frame.add_argument(
         "--time",
+        type=moment,
         metavar="T",
         help="the first frame from then on (seconds or HH:MM:SS)",
     )
