@@ -238,7 +238,10 @@ def _outline(
 
 def _is_free(place: tuple[int, int, int, int], taken: list[tuple[int, int, int, int]]) -> bool:
     left, top, right, bottom = place
-    return all(right <= x1 or x2 <= left or bottom <= y1 or y2 <= top for x1, y1, x2, y2 in taken)
+    for x1, y1, x2, y2 in taken:
+        if x1 < right and left < x2 and y1 < bottom and top < y2:
+            return False
+    return True
 
 
 @functools.lru_cache(maxsize=1024)
