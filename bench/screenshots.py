@@ -61,7 +61,7 @@ def photograph(url: str) -> None:
         _save(tab, "page-source.jpg")
         dark = browser.new_page(**desk, color_scheme="dark")
         dark.goto(url)
-        dark.click(".card >> nth=-1")
+        dark.click(".card >> nth=0")
         _save(dark, "page-dark.jpg", pointed=True)
         phone = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
         phone.goto(url)
@@ -72,6 +72,7 @@ def photograph(url: str) -> None:
 def _save(tab: Any, name: str, *, pointed: bool = False) -> None:
     """Takes the picture when results come, with boxes that are worth a look."""
     tab.fill("#score", "0.25")
+    tab.locator("#score").blur()
     tab.wait_for_timeout(3000)
     tab.wait_for_selector("#connection[data-state=live]", timeout=120_000)
     if pointed:

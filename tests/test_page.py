@@ -35,11 +35,11 @@ def look(opened):
         tabs.append(tab)
         return tab
 
-    open_.errors = errors
     yield open_
     for tab in tabs:
         tab.close()
-    assert errors == []
+    # The browser's own word for a server that has gone, as it does at the end of a test.
+    assert [error for error in errors if "net::ERR_CONNECTION_" not in error] == []
 
 
 def pixel(tab, x, y):
@@ -153,7 +153,6 @@ class TestOneSource:
         with Camera(place, first=10_000):
             wait_for(tab, "part('picture').dataset.frame > 10000")
             assert tab.inner_text("#connection") == "running"
-        look.errors.clear()  # of connections that were refused meanwhile
 
     def test_the_end_is_told_with_its_count(self, look):
         sink = WebSink("serve:127.0.0.1:0", SinkOptions(names={"a.mp4": "a"})).open()
