@@ -352,8 +352,9 @@ def _propose_batch(
     objectness, deltas = rpn.head(list(maps.values()))
     strides = rpn.strides(inputs, list(maps.values()))
     kept = rpn.proposals_of_heads(objectness, deltas, strides, sizes)
-    vectors = None if embedding is None else embedding.pool(list(maps.values()), kept.boxes)
-    vectors = None if vectors is None else vectors.cpu()
+    vectors = None
+    if embedding is not None:
+        vectors = embedding.pool(list(maps.values()), kept.boxes).cpu()
     *arrays, counts = (tensor.cpu().numpy() for tensor in kept)
     results = []
     for row, image in enumerate(images):

@@ -57,6 +57,7 @@ def pipeline(rpn, form, *, batch=4, device="cpu", dtype="float32", **options):
             made.batch,
             features=made.features,
             images=made.images,
+            embedding=made.embedding,
         )
     return made
 
@@ -117,6 +118,13 @@ class TestFormForGPUsOnTheCPU:
             assert mine.features.keys() == other.features.keys()
             for name, feature in other.features.items():
                 torch.testing.assert_close(mine.features[name], feature, rtol=0, atol=0)
+
+    def test_vectors_of_boxes(self, rpn):
+        expected, _ = run(pipeline(rpn, EagerNetwork, embed=True))
+        found, _ = run(pipeline(rpn, GPUNetwork, embed=True))
+        for mine, other in zip(found, expected, strict=True):
+            assert mine.embeddings.shape[0] == len(mine) > 0
+            np.testing.assert_array_equal(mine.embeddings, other.embeddings)
 
     def test_leaving_early_leaves_no_thread(self, rpn):
         before = threading.active_count()

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from stream_rpn import models
+from stream_rpn.embedding import Embedding
 from stream_rpn.frame import Color, Frame
 from stream_rpn.kernels import dispatch
 from stream_rpn.network import graph
@@ -66,12 +67,16 @@ def _same_algorithms(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-def network(device, *, form=GPUNetwork, dtype=torch.float32, features=False, **options):
+def network(
+    device, *, form=GPUNetwork, dtype=torch.float32, features=False, embed=False, **options
+):
     torch.manual_seed(0)
     rpn = models.find("tiny").build()
     rpn.input_spec = replace(rpn.input_spec, min_size=96, max_size=192, antialias=False)
     rpn.to(device, dtype, memory_format=torch.channels_last)
     device = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    if embed:
+        options["embedding"] = Embedding.of(rpn)
     return form(rpn, device, dtype, BATCH, features=features, images=True, **options)
 
 
@@ -166,6 +171,16 @@ def test_feature_maps_survive_later_batches(device):
         assert mine.features.keys() == other.features.keys()
         for name, feature in other.features.items():
             torch.testing.assert_close(mine.features[name], feature)
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_vectors_of_boxes_are_those_of_eager_launches(device):
+    given = frames(28)
+    expected, _ = run(network(device, graphs=False, embed=True), given)
+    found, _ = run(network(device, embed=True), given)
+    for mine, other in zip(found, expected, strict=True):
+        assert len(mine.embeddings) == len(mine)
+        np.testing.assert_allclose(mine.embeddings, other.embeddings, atol=2e-3)
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
