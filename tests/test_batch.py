@@ -451,6 +451,7 @@ def test_batch_needs_no_torch_to_cut_and_no_ray_to_be_imported():
     assert json.loads(done.stdout.replace("'", '"')) == []
 
 
+@pytest.mark.slow
 def test_actors_do_a_video_in_pieces_once_and_keep_going_past_what_fails(tmp_path):
     """The two actors of the flow, called as Ray calls them."""
     import pyarrow as pa
