@@ -413,7 +413,7 @@ def test_a_dry_run_lists_and_makes_nothing(own_folder, capsys):
 
 
 def test_a_folder_of_another_job_is_refused(tmp_path):
-    from stream_rpn.batch.job import check_job
+    from stream_rpn.batch.folder import check_job
 
     store = Store(str(tmp_path))
     work = Work(str(tmp_path), {"model": "a", "top": 100, "device": "cpu"}, Selection(), 60.0)
@@ -429,7 +429,8 @@ def test_a_folder_of_another_job_is_refused(tmp_path):
 def test_manifest_and_failures_keep_what_a_run_was_not_about(tmp_path):
     import pyarrow.parquet as pq
 
-    from stream_rpn.batch.job import Outcome, conclude
+    from stream_rpn.batch.folder import conclude
+    from stream_rpn.batch.job import Outcome
 
     store, record = written(tmp_path, Piece("a.mp4", "v"), [made_up(0)])
     failure = {name: None for name, _ in results.FAILURES}

@@ -177,6 +177,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _dry_run(sources, store, arguments)
     _require_ray()
+    from stream_rpn.batch import folder as results_folder
     from stream_rpn.batch import job
     from stream_rpn.sinks.claim import Claim
 
@@ -189,10 +190,10 @@ def run(arguments: argparse.Namespace) -> int:
             except OSError as error:
                 raise StreamRPNError(f"cannot write {store.name}: {error.strerror}") from error
             stack.callback(claim.release)
-        job.check_job(store, work)
+        results_folder.check_job(store, work)
         progress = stack.enter_context(_Progress(len(sources), quiet=arguments.quiet))
         outcome = job.run(sources, work, resources, progress.tell)
-        job.conclude(store, sources, outcome)
+        results_folder.conclude(store, sources, outcome)
     for failure in outcome.failures:
         complain(failure["why"])
     damaged = _tell_damage(outcome)
