@@ -136,7 +136,8 @@ async function receive(data) {
       made.nothing.textContent = "";
       made.timer = setTimeout(() => { made.timer = 0; askSmall(source.name); }, GRID_PAUSE);
     } else if (!small && source.name === chosen && !paused) {
-      await big.show(result, jpeg);
+      await big.show(result, jpeg, () => source.name === chosen && !paused);
+      if (big.result !== result) return;
       part("stage").style.setProperty("--ratio", `${result.width} / ${result.height}`);
       part("place").textContent = result.pts_seconds === null
         ? `frame ${number(result.frame)}` : `frame ${number(result.frame)} · ${result.pts_seconds.toFixed(2)} s`;

@@ -20,9 +20,11 @@ class Picture {
     new ResizeObserver(() => this.draw()).observe(canvas);
   }
 
-  async show(result, jpeg) {
+  // While a picture is decoded it may have become unwanted.
+  async show(result, jpeg, wanted = () => true) {
     const image = await createImageBitmap(new Blob([jpeg], { type: "image/jpeg" }));
-    this.take(result, image);
+    if (wanted()) this.take(result, image);
+    else image.close();
   }
 
   take(result, image) {
