@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from stream_rpn.sources.address import printable, printable_lines
+from stream_rpn.printable import printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
