@@ -10,8 +10,8 @@ from stream_rpn.commands.progress import complain
 from stream_rpn.commands.recall import _table
 from stream_rpn.evaluation.recall import Recall
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.printable import printable
 from stream_rpn.sinks import open_sink, sink_class_of
-from stream_rpn.sources.address import printable
 
 HOSTILE = "a\x1b]0;title\x07\x9b2J\r\u202egnp.4pm\u2066\u200f\u2028b"
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from stream_rpn.sources.address import printable, printable_lines
+from stream_rpn.printable import printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.live import Live

@@ -34,9 +34,9 @@ from stream_rpn.evaluation.recall import (
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.measure.plot import check_name
 from stream_rpn.models import DEFAULT_MODEL
+from stream_rpn.printable import printable
 from stream_rpn.sinks.place import write_whole
 from stream_rpn.sinks.record import make_header
-from stream_rpn.sources.address import printable
 from stream_rpn.sources.select import Selection
 
 if TYPE_CHECKING:

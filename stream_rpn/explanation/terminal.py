@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from stream_rpn.explanation.facts import Explanation
-from stream_rpn.sources.address import printable
+from stream_rpn.printable import printable
 
 
 def page(facts: Explanation) -> RenderableType:
