@@ -15,14 +15,16 @@ from stream_rpn.commands.arguments import (
     add_model_arguments,
     add_proposal_arguments,
     load_options,
+    moment,
     natural,
     positive,
     rate,
 )
+from stream_rpn.commands.parser import examples
 from stream_rpn.commands.progress import complain, say
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.limits import MAX_PIXELS
-from stream_rpn.sources.select import Selection, parse_time
+from stream_rpn.sources.select import Selection
 
 if TYPE_CHECKING:
     from stream_rpn.batch.job import Outcome
@@ -31,7 +33,14 @@ if TYPE_CHECKING:
 WHOLE, NOTHING, PARTLY = 0, 2, 3
 PLAIN_SECONDS = 60.0
 
-_EPILOG = """\
+_EPILOG = f"""\
+{
+    examples(
+        "stream-rpn batch 'clips/**/*.mp4' --to results/",
+        "stream-rpn batch s3://bucket/clips/ --to s3://bucket/results --address auto --chunk 10m",
+    )
+}
+
 sources, each of any storage that fsspec knows (s3://, gs://, https://, …, or here):
   video.mp4, a folder (s3://bucket/clips/), a quoted pattern ('clips/**/*.mp4'),
   @FILE with an address a line, a table .parquet or .csv with a column of addresses
@@ -69,7 +78,6 @@ def amount(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what to read, where to, with what, and how."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="what to read, see below")
     parser.add_argument(
@@ -86,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=chunk,
         default=60.0,
         metavar="T|off",
-        help="cut longer videos into pieces of this length, at key frames (60s)",
+        help="cut longer videos into pieces of this length, at key frames (default: 60s)",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be done, and do nothing"
@@ -130,13 +138,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=duration,
         default=300.0,
         metavar="T",
-        help="a piece that gives no frame for so long is given up (300s)",
+        help="a piece that gives no frame for so long is given up (default: 300s)",
     )
     add_model_arguments(parser)
     add_proposal_arguments(parser)
     frames = parser.add_argument_group("frames")
-    frames.add_argument("--start", metavar="T", help="from this time on (seconds or HH:MM:SS)")
-    frames.add_argument("--end", metavar="T", help="up to this time, exclusive")
+    frames.add_argument(
+        "--start", type=moment, metavar="T", help="from this time on (seconds or HH:MM:SS)"
+    )
+    frames.add_argument("--end", type=moment, metavar="T", help="up to this time, exclusive")
     frames.add_argument(
         "--stride", type=positive, default=1, metavar="N", help="every N-th frame by index"
     )
@@ -215,8 +225,8 @@ def _job(arguments: argparse.Namespace) -> tuple[Any, Any]:
             f"there is no model '{arguments.model}'; `stream-rpn models` lists those known"
         )
     selection = Selection(
-        start=None if arguments.start is None else parse_time(arguments.start),
-        end=None if arguments.end is None else parse_time(arguments.end),
+        start=arguments.start,
+        end=arguments.end,
         stride=arguments.stride,
         fps=arguments.fps,
         max_frames=arguments.max_frames,
