@@ -4,11 +4,20 @@
 // The gradient of annotated videos: weak boxes in cold colours, strong ones in hot ones.
 const GRADIENT = [[60, 90, 255], [0, 190, 255], [40, 225, 120], [255, 215, 0], [255, 55, 70]];
 const LABELS = 5;
+// As in annotated videos: what overlaps a better box more than so (IoU) is not shown, so that people see
+// objects, and no stacks.
+const APART = 0.5;
 
 function colorOf(score) {
   const place = Math.min(Math.max(score, 0), 1) * (GRADIENT.length - 1);
   const low = Math.min(Math.floor(place), GRADIENT.length - 2), share = place - low;
   return `rgb(${GRADIENT[low].map((v, i) => Math.round(v + share * (GRADIENT[low + 1][i] - v)))})`;
+}
+
+function overlap(a, b) {
+  const side = i => Math.max(0, Math.min(a[i + 2], b[i + 2]) - Math.max(a[i], b[i]));
+  const area = ([x1, y1, x2, y2]) => (x2 - x1) * (y2 - y1), both = side(0) * side(1);
+  return both / (area(a) + area(b) - both);
 }
 
 class Picture {
@@ -43,8 +52,13 @@ class Picture {
   // Where objects are followed, their boxes are the ones to see.
   chosen() {
     const { boxes, scores, track_ids: ids } = this.result, { top, score } = this.choice();
-    const all = boxes.map((box, rank) => ({ box, rank, score: scores[rank], id: ids && ids[rank] }));
-    return all.filter(each => each.score >= score && !(each.id < 0)).slice(0, top);
+    const shown = [];
+    for (let rank = 0; rank < boxes.length && shown.length < top; rank++) {
+      const each = { box: boxes[rank], rank, score: scores[rank], id: ids && ids[rank] };
+      if (each.score < score || each.id < 0) continue;
+      if (shown.every(better => overlap(each.box, better.box) <= APART)) shown.push(each);
+    }
+    return shown;
   }
 
   draw() {
