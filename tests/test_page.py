@@ -92,6 +92,14 @@ class TestOneSource:
             assert min(pixel(tab, tab.evaluate("8 * big.result.frame % 304 + 8"), 5)) > 200
             slide(tab, "top", 20)
             drawn(tab, 3)
+            # Of boxes that lie one over the other the best is shown.
+            assert tab.evaluate("""() => {
+                const boxes = big.result.boxes, apart = boxes[1];
+                boxes[1] = boxes[0].map(side => side + 2);
+                const shown = big.chosen().map(each => each.rank);
+                boxes[1] = apart;
+                return shown;
+            }""") == [0, 2]
             slide(tab, "score", 0.5)
             drawn(tab, 2)
             slide(tab, "top", 0)
