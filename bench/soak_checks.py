@@ -268,6 +268,8 @@ def _crops(folder: Path, was_killed: bool) -> Found:
         if was_killed and not line.endswith(b"\n"):
             break
         record = json.loads(line)
+        if "stream_rpn" in record or "end" in record:
+            continue
         frame = (record.get("source", ""), record["frame"])
         pictures.setdefault(frame, set()).add(record["file"])
     there = {str(path.relative_to(folder)) for path in folder.rglob("*.jpg")}
