@@ -47,7 +47,7 @@ test-interpreted: $(VENV)/.installed-dev
 
 # Processors round differently, as they have other instructions and sum up in another order. oneDNN and
 # torch use none that are above what is named here, and none that are not there.
-NUMERIC := $(VENV)/bin/python -m pytest -m "numeric and not slow"
+NUMERIC := $(VENV)/bin/python -m pytest -m "numeric and not slow" $(shell grep -l mark.numeric tests/test_*.py)
 AS_PLAIN := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 
 # The two that differ most.

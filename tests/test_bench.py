@@ -167,7 +167,15 @@ class TestScaling:
         found = scaling.growth(rows)
         assert found == {"time_exponent": 1.5, "r2": 1.0, "memory_exponent": 0.0}
 
-    @pytest.mark.parametrize("name", ["batch", "sources", "anchors", "length"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param("batch", marks=pytest.mark.slow),
+            pytest.param("sources", marks=pytest.mark.slow),
+            "anchors",
+            "length",
+        ],
+    )
     def test_sweeps(self, name):
         rows = scaling._sweep(name, quick=True, longest=10_000)
         assert len(rows) == 2

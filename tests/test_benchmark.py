@@ -312,7 +312,7 @@ class TestCommand:
         with pytest.raises(SystemExit) as ended:
             self.bench("synthetic:64x64", "--batch", "1,x")
         assert ended.value.code == 2
-        assert "--batch must be a whole number, got 'x'" in capsys.readouterr().err
+        assert "--batch must be auto or a number from 1 up, got 'x'" in capsys.readouterr().err
 
     def test_ctrl_c_ends_it_cleanly(self, clip):
         command = [sys.executable, "-m", "stream_rpn", "bench", clip, "--size", "64"]

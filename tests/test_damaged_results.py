@@ -165,7 +165,7 @@ def test_render_of_mutations(tmp_path):
     for seed in range(25):
         path.write_bytes(mutated(good, random.Random(seed)))
         try:
-            render(str(path), str(video), f"{tmp_path}/o.mp4", overwrite=True)
+            render(stream_rpn.read(str(path)), str(video), f"{tmp_path}/o.mp4", overwrite=True)
             rendered += 1
         except StreamRPNError:
             continue
@@ -181,7 +181,7 @@ def test_boxes_far_outside_are_drawn_as_far_as_they_are_seen(tmp_path, corner):
     record = json.loads(line)
     record["boxes"][0] = [-abs(corner), 5, corner, corner]
     path.write_text("\n".join([head, json.dumps(record), end, ""]))
-    render(str(path), str(video), f"{tmp_path}/o.mp4")
+    render(stream_rpn.read(str(path)), str(video), f"{tmp_path}/o.mp4")
     with av.open(f"{tmp_path}/o.mp4") as container:
         assert sum(1 for _ in container.decode(video=0)) == 2
 

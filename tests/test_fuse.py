@@ -121,7 +121,14 @@ def detection_facts(model, pictures):
     ]
 
 
-@pytest.mark.parametrize("kind", [pytest.param(KINDS[0], marks=pytest.mark.numeric), *KINDS[1:]])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(KINDS[0], marks=pytest.mark.numeric),
+        KINDS[1],
+        pytest.param(KINDS[2], marks=pytest.mark.slow),
+    ],
+)
 @torch.inference_mode()
 def test_detections_equal(kind, pictures):
     model = lively(kind)

@@ -31,7 +31,7 @@ from stream_rpn.network.network import Network
 from stream_rpn.pipeline import Pipeline
 from stream_rpn.queues import Queues, map_in_order, prefetch
 from stream_rpn.timing import StageTimes
-from tests.test_sinks import INFO, make_proposals
+from tests.records import INFO, make_proposals
 from tests.waiting import eventually
 
 COLOR = Color("bt709", full_range=False, tagged=True)

@@ -12,7 +12,7 @@ from stream_rpn.commands.image_ids import ImageIds
 from stream_rpn.commands.outputs import resolve_outputs
 from stream_rpn.frame import StreamInfo, StreamRPNError
 from stream_rpn.sinks import make_header
-from tests.test_sinks import make_proposals
+from tests.records import make_proposals
 
 
 @pytest.fixture(autouse=True)

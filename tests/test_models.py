@@ -148,7 +148,10 @@ def test_features_and_head_equal_torchvision_after_folding(checkpoint):
     assert_within(found, expected, within)
 
 
-@pytest.mark.parametrize("kind", ["maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"])
+@pytest.mark.parametrize(
+    "kind",
+    ["maskrcnn_resnet50_fpn", pytest.param("keypointrcnn_resnet50_fpn", marks=pytest.mark.slow)],
+)
 def test_checkpoints_of_other_detectors_load_by_file(kind, checkpoint):
     theirs = detector(kind)
     ours = load_model(str(checkpoint(kind, theirs)))
@@ -479,6 +482,7 @@ def test_weights_that_should_be_in_the_package_and_are_not_are_named(monkeypatch
         load_model("lost")
 
 
+@pytest.mark.slow  # the default model is compiled in test_nanodet.py
 @pytest.mark.parametrize("name", ["tiny", "classic"])
 @torch.inference_mode()
 def test_the_whole_network_compiles_as_one_graph(name):

@@ -15,12 +15,13 @@ import pytest
 
 import stream_rpn
 from stream_rpn.frame import StreamRPNError
-from stream_rpn.sinks import make_header, open_sink, sink_class_of
+from stream_rpn.sinks import open_sink, sink_class_of
 from stream_rpn.sinks.parquet import ABOUT
 from stream_rpn.sinks.place import partial_name, write_whole
+from tests.records import INFO, begun, make_proposals
 from tests.test_cli import clip, lines, start, wait_for_lines
 from tests.test_cli import stream_rpn as run
-from tests.test_sinks import ALL_NAMES, INFO, PLACES, leftovers, make_proposals, write_all
+from tests.test_sinks import ALL_NAMES, PLACES, leftovers, write_all
 
 ROOT = Path(__file__).resolve().parents[1]
 STREAMING = ["x.jsonl", "x.jsonl.gz", "x.parquet", "x.mkv", "x/"]
@@ -40,15 +41,6 @@ PARTIAL = {
 @pytest.fixture(autouse=True)
 def _in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def begun(name, count=3, first=0, info=INFO, **options):
-    """Returns a sink in the middle of a run."""
-    sink = open_sink(str(name), **options)
-    sink.begin(make_header(info, model="tiny"), info)
-    for index in range(count):
-        sink.write(make_proposals(first + index))
-    return sink
 
 
 def contents(name):
@@ -123,7 +115,7 @@ class TestOldResults:
         code = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from tests.test_places import begun
+from tests.records import begun
 sink = begun({name!r}, 5, overwrite=True)
 os.kill(os.getpid(), 9)
 """
@@ -400,7 +392,7 @@ class TestRuns:
 
     @pytest.mark.parametrize(
         ("number", "code"),
-        [(signal.SIGINT, 130), (signal.SIGHUP, 129)],
+        [(signal.SIGINT, 130), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow)],
         ids=["ctrl-c", "hang-up"],
     )
     def test_a_stopped_run_says_so(self, number, code):

@@ -13,7 +13,7 @@ from stream_rpn import cli
 from stream_rpn.frame import StreamInfo
 from stream_rpn.models.provenance import Weights
 from stream_rpn.sinks import make_header, open_sink
-from tests.test_sinks import make_proposals
+from tests.records import make_proposals
 
 MODELS = Path(stream_rpn.__file__).parent / "models"
 NAMES = ["x.jsonl", "x.npz", "x.parquet", "x.coco.json", "x.mp4", "x.mkv", "x/"]

@@ -17,47 +17,18 @@ from stream_rpn.commands.outputs import resolve_outputs
 from stream_rpn.commands.stream import stream_parser
 from stream_rpn.drawing import DrawSpec
 from stream_rpn.drops import Drop
-from stream_rpn.frame import Color, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.frame import StreamInfo, StreamRPNError
 from stream_rpn.sinks import SINKS, ReaderGone, make_header, open_sink
 from stream_rpn.sinks.jsonl import GzipJSONLinesSink
 from stream_rpn.sinks.parquet import ParquetSink
+from tests.records import BOX, COLOR, INFO, gray_frame, make_proposals
 
-COLOR = Color("bt709", full_range=False, tagged=True)
-INFO = StreamInfo("clips/a.mp4", "a", 96, 64, fps=25.0, color=COLOR)
 ALL_NAMES = [f"x{ending}" for ending in SINKS if ending not in ("-", "null")]
 # Written as `x.coco.json` or `x.jsonl`: what is tried with processes and disks is tried once.
 LIKE_OTHERS = ["x.coco-results.json", "x.labelstudio.json", "x.d2.pkl", "x.csv"]
 PLACES = [name for name in ALL_NAMES if name not in LIKE_OTHERS]
 # A file of these is whole or not there; of the others what was written is.
 WHOLE_ONLY = ("x.coco.json", "x.mot.txt", "x.npz", "x.mp4", *LIKE_OTHERS[:-1])
-BOX = [20.0, 16.0, 60.0, 48.0]
-
-
-def gray_frame(width=96, height=64, luma=120):
-    planes = np.full((height * 3 // 2, width), 128, np.uint8)
-    planes[:height] = luma
-    return av.VideoFrame.from_ndarray(planes, format="yuv420p")
-
-
-def make_proposals(frame=0, boxes=(BOX,), scores=None, **more):
-    boxes = np.array(boxes, np.float32).reshape(-1, 4)
-    count = len(boxes)
-    if scores is None:
-        scores = np.linspace(0.9, 0.1, count, dtype=np.float32)
-    fields = {
-        "pts": frame * 512,
-        "pts_seconds": frame / 25,
-        "width": 96,
-        "height": 64,
-        "levels": np.arange(count, dtype=np.int32) % 5,
-        "anchors": np.arange(count, dtype=np.int32),
-        "input_boxes": np.zeros((count, 4), np.float32),
-        "image": gray_frame(),
-        "color": COLOR,
-    }
-    return Proposals(
-        frame=frame, boxes=boxes, scores=np.asarray(scores, np.float32), **{**fields, **more}
-    )
 
 
 def write_all(name, records, info=INFO, **options):

@@ -582,6 +582,7 @@ class TestCommand:
         assert f'stream_rpn_up{{source="{header["source"]}"}} 1.0' in metrics
         assert json.loads((tmp_path / "s.json").read_text())["outputs"] == ["x.jsonl", "serve:0"]
 
+    @pytest.mark.slow  # a process that plays a film twice
     def test_kept_after_a_film_that_was_played_again(self, tmp_path):
         """The run is whole before anybody ends the page, and ending it is no interruption."""
         process = subprocess.Popen(
