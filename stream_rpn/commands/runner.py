@@ -120,10 +120,14 @@ class _Run:
 
     def run(self) -> int:
         try:
-            # At once: another run that has begun to write them may take hours.
-            for output in self.outputs if self.together else self._outputs_of(0):
-                if not output.opens_at_once:
-                    output.claim()
+            # At once: another run that has begun to write them may take hours. And each as a whole:
+            # ended in the middle of a claim, nobody would know of the file that it made.
+            with signals.Signals() as early:
+                for output in self.outputs if self.together else self._outputs_of(0):
+                    if not output.opens_at_once:
+                        output.claim()
+            if early.number is not None:
+                self._leave(early.number, None)
             with signals.handled_by(self._leave):
                 self._open_at_once()
                 with under_way(f"loading {self.arguments.model}", quiet=self.quiet):
