@@ -106,8 +106,8 @@ class DrawSpec:
         shown = proposals.scores >= self.score
         if proposals.track_ids is not None:
             shown &= proposals.track_ids >= 0
-        proposals = proposals[shown]
-        proposals = proposals[apart(proposals.boxes, self.top, self.nms)]
+        rows = shown.nonzero()[0]
+        proposals = proposals[rows[apart(proposals.boxes[rows], self.top, self.nms)]]
         stamp = stamp_of(proposals) if self.stamp else ""
         colors = self._colors(proposals, source)
         canvas.draw(proposals.boxes, colors, self._texts(proposals), self.thickness, stamp)

@@ -10,6 +10,7 @@ import pytest
 from stream_rpn.cli import main
 from stream_rpn.drawing import COLORS, LABELS, DrawSpec, apart, color_of, stamp_of
 from stream_rpn.frame import Color, StreamRPNError
+from stream_rpn.sinks import canvas as canvas_module
 from stream_rpn.sinks.canvas import Canvas
 from stream_rpn.sinks.record import saved_proposals
 
@@ -196,7 +197,12 @@ class TestCanvas:
 
     def test_labels_never_overprint(self, monkeypatch):
         placed = []
-        monkeypatch.setattr(Canvas, "_tab", lambda self, place, *_: placed.append(place))
+        is_free = canvas_module._is_free
+
+        def noted(place, taken):
+            return is_free(place, taken) and placed.append(place) is None
+
+        monkeypatch.setattr(canvas_module, "_is_free", noted)
         canvas = Canvas.of(av.VideoFrame(640, 480, "yuv420p"), COLOR)
         rng = np.random.default_rng(0)
         corners = rng.uniform(0, 200, (60, 2))

@@ -180,15 +180,18 @@ class Canvas:
         """Writes the stamp, then the label of each box on a tab of its colour, the best first."""
         size = max(_SMALLEST_TEXT, round(min(self.width, self.height) / 38))
         taken: list[tuple[int, int, int, int]] = []
-        black = self._shades(np.zeros((1, 3)))[0]
-        tabs = [([0, 0, 0, 0], black, stamp)] if stamp else []
+        tabs = [([0, 0, 0, 0], self._shades(np.zeros((1, 3)))[0], stamp)] if stamp else []
         for box, shade, text in [*tabs, *zip(corners, shades, texts, strict=False)]:
-            glyphs = _glyphs(text, size)
-            height, width = glyphs.shape
+            dark, light = (0, 255) if self._color.full_range else (16, 235)
+            tab = _tab(text, size, shade[0], dark if shade[0] > _MIDDLE else light)
+            height, width = tab.shape
             place = next((p for p in self._places(box, width, height) if _is_free(p, taken)), None)
             if place is not None:
                 taken.append(place)
-                self._tab(place, glyphs, shade)
+                left, top, right, bottom = place
+                self.y[top:bottom, left:right] = tab
+                half = np.s_[top // 2 : bottom // 2, left // 2 : right // 2]
+                self.u[half], self.v[half] = shade[1:]
 
     def _places(
         self, box: list[int], width: int, height: int
@@ -200,17 +203,6 @@ class Canvas:
                 left = max(0, min(left, self.width - width))
                 if left + width <= self.width and 0 <= top <= self.height - height:
                     yield left, top, left + width, top + height
-
-    def _tab(
-        self, place: tuple[int, int, int, int], glyphs: np.ndarray, shade: tuple[int, int, int]
-    ) -> None:
-        left, top, right, bottom = place
-        luma, blue, red = shade
-        dark, light = (0, 255) if self._color.full_range else (16, 235)
-        ink = dark if luma > _MIDDLE else light
-        self.y[top:bottom, left:right] = luma + (ink - luma) * glyphs
-        half = np.s_[top // 2 : bottom // 2, left // 2 : right // 2]
-        self.u[half], self.v[half] = blue, red
 
     def rgb(self) -> np.ndarray:
         """Returns the picture as a [height, width, 3] uint8 array of full-range RGB."""
@@ -244,12 +236,12 @@ def _is_free(place: tuple[int, int, int, int], taken: list[tuple[int, int, int, 
     return True
 
 
-@functools.lru_cache(maxsize=1024)
-def _glyphs(text: str, size: int) -> np.ndarray:
-    """Returns how much of each pixel writing covers, with a margin around it.
+@functools.lru_cache(maxsize=4096)
+def _tab(text: str, size: int, luma: int, ink: int) -> np.ndarray:
+    """Returns the luma of a label: writing on a ground, with a margin around it.
 
     Returns:
-        [height, width] float32 in [0, 1], both even; the height goes with the size alone.
+        [height, width] uint8, both even; the height goes with the size alone.
     """
     font = _font(size)
     left, _, right, _ = font.getbbox(text)
@@ -258,7 +250,8 @@ def _glyphs(text: str, size: int) -> np.ndarray:
     width, height = (round(side + 2 * margin + 1) // 2 * 2 for side in (right - left, bottom - top))
     image = Image.new("L", (width, height))
     ImageDraw.Draw(image).text((margin - left, margin - top), text, fill=255, font=font)
-    return np.asarray(image, np.float32) / 255
+    covered = np.asarray(image, np.float32) / 255
+    return (luma + (ink - luma) * covered).astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=8)
