@@ -1,5 +1,6 @@
 """The engine OpenVINO: the same proposals as by torch, without torch where the graph is there."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -129,6 +130,11 @@ def test_frames_of_many_shapes_get_what_each_gets_alone(frames, monkeypatch):
         assert (found.width, found.height) == (frame.width, frame.height)
 
 
+@pytest.fixture(scope="module")
+def tiny() -> Converted:
+    return Converted.of(stream_rpn.load(lively("tiny")))
+
+
 @pytest.mark.parametrize(
     "limits",
     [
@@ -141,12 +147,12 @@ def test_frames_of_many_shapes_get_what_each_gets_alone(frames, monkeypatch):
     ],
     ids=str,
 )
-def test_every_limit_counts(frames, limits):
+def test_every_limit_counts(frames, limits, tiny):
     rpn = stream_rpn.load(lively("tiny")).override(**limits)
     images, sizes = preprocess.to_input(frames[:1], rpn.input_spec)
     with torch.inference_mode():
         kept = rpn(images, sizes)
-    (found,) = by_openvino(rpn, frames[:1])
+    (found,) = by_openvino(copy.copy(tiny).override(**limits), frames[:1])
     n = int(kept.count)
     assert found.anchors.tolist() == kept.anchors[0, :n].tolist()
     assert found.levels.tolist() == kept.levels[0, :n].tolist()
