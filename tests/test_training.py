@@ -565,6 +565,7 @@ class TestLoop:
                 init="random",
                 hold_out=0,
                 epochs=80,
+                val_every=80,
                 batch_size=8,
                 learning_rate=3e-3,
                 ema_decay=0.9,
