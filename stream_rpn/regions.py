@@ -140,10 +140,15 @@ def _polygons(region: Any) -> Iterator[Polygon]:
     if isinstance(region, str | Path):
         yield from _of_text(str(region))
         return
-    items: Sequence[Any] = list(region)
-    if items and all(isinstance(one, int | float | np.number) for one in items):
+    try:
+        items: Sequence[Any] = list(region)
+    except TypeError:
+        items = ()
+    if not items:
+        raise StreamRPNError(f"a region is x,y,x,y,…, points (x, y), or a file, got {region!r}")
+    if all(isinstance(one, int | float | np.number) for one in items):
         yield _polygon(items, ",".join(f"{one:g}" for one in items))
-    elif items and all(not isinstance(p, str | Path) and _is_point(p) for p in items):
+    elif all(map(_is_point, items)):
         numbers = [number for point in items for number in point]
         yield _polygon(numbers, ",".join(f"{one:g}" for one in numbers))
     else:
@@ -152,7 +157,11 @@ def _polygons(region: Any) -> Iterator[Polygon]:
 
 
 def _is_point(value: Any) -> bool:
-    return len(value) == 2 and all(isinstance(one, int | float | np.number) for one in value)
+    return (
+        isinstance(value, Sequence | np.ndarray)
+        and len(value) == 2
+        and all(isinstance(one, int | float | np.number) for one in value)
+    )
 
 
 def _of_text(text: str) -> Iterator[Polygon]:

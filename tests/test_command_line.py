@@ -137,8 +137,10 @@ class TestHelp:
     def test_every_default_is_told(self, parser):
         told = " ".join(parser.format_help().split())
         for action in parser._actions:
-            if action.default not in (None, False, "", [], argparse.SUPPRESS):
-                value = action.default
+            value = action.default
+            if action.nargs == 0:
+                assert f"{action.help} (default" not in told, action.dest
+            elif value not in (None, False, "", [], argparse.SUPPRESS):
                 shown = value if isinstance(value, str) else f"{value:,}".removesuffix(".0")
                 assert f"(default: {shown}" in told, action.dest
 

@@ -22,6 +22,7 @@ from stream_rpn.commands.arguments import (
     rate,
     share,
 )
+from stream_rpn.commands.checks import check_stream
 from stream_rpn.commands.stream import stream_parser, tracker
 from stream_rpn.commands.wanted import wanted
 from stream_rpn.frame import StreamRPNError
@@ -50,7 +51,7 @@ VALUES = {
 # What is checked later than by the parser.
 OF_NAME = {
     "start": RATES | st.just("01:02:03.5") | st.times().map(lambda t: t.replace(microsecond=0)),
-    "region": st.lists(st.just("0,0,0.5,0,1,1") | st.just("1,2,3,4,5,6"), max_size=2),
+    "region": st.lists(st.just("0,0,0.5,0,1,1") | st.just("1,2,3,4,5,6"), min_size=1, max_size=2),
     "tile": st.sampled_from(["auto", "off", 2, "3x2"]),
     "mask": st.just(str(MASK)),
 }
@@ -92,7 +93,7 @@ def option_values(draw):
     if action.choices:
         return name, draw(st.sampled_from([*action.choices]))
     if isinstance(action, argparse._AppendAction):
-        return name, draw(st.lists(TEXTS, max_size=3))
+        return name, draw(st.lists(TEXTS, min_size=1, max_size=3))
     return name, draw(VALUES.get(action.type, TEXTS if action.type is None else COUNTS))
 
 
@@ -164,7 +165,10 @@ def test_outputs_and_sources_of_the_command_line_take_the_place_of_the_files():
         ("max_frames = 1", 1, "did you mean 'max-frames'?"),
         ("quiet = 1", 1, "'quiet' must be true or false, got 1"),
         ("stride = true", 1, "'stride' must be a number or a text, got true"),
-        ('preset = "x"', 1, "'preset' invalid choice"),
+        ('preset = "x"', 1, "'preset': invalid choice"),
+        ('track = "x"', 1, "'track': there is no tracker 'x'"),
+        ("output = []", 1, "'output' must not be an empty list"),
+        ('[[source]]\naddress = "x"\nregion = []', 3, "'region' must not be an empty list"),
         ('start = "soon"', 1, "'soon' is not a time"),
         ("config = 1", 1, "no option 'config'"),
         ('address = "x"', 1, "belongs to a source"),
@@ -185,6 +189,29 @@ def test_what_is_wrong_is_told_with_file_and_line(text, line, sentence):
     assert f"cameras.toml, line {line}: " in str(error.value)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ('address = "nowhere.mp4"', "nowhere.mp4: no such file"),
+        ('address = "@nowhere.txt"', "'nowhere.txt' cannot be read"),
+        ('address = "synthetic:"\nstart = 5', "--end 3 is not after --start 5"),
+        ('address = "synthetic:"\nregion-crop = true', "there must be a region or a mask"),
+    ],
+)
+def test_what_does_not_go_together_in_a_source_is_told_with_its_line(lines, sentence):
+    with pytest.raises(StreamRPNError, match="cameras.toml, line 3: ") as error:
+        arguments = read(f"end = 3\n\n[[source]]\n{lines}")
+        check_stream(arguments)
+        wanted(arguments)
+    assert sentence in str(error.value)
+
+
+def test_every_long_name_of_an_option_is_known():
+    arguments = read('colour = "source"\n[[source]]\naddress = "x"\nstream = 1')
+    assert arguments.color == "source"
+    assert arguments.asked[0].arguments.video_stream == 1
 
 
 def test_a_name_is_given_once():

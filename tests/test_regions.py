@@ -113,6 +113,10 @@ class TestRegion:
             ("empty.txt", "has no line"),
             ("0,0,200,0,200,9", "reaches beyond the picture of 160x96 pixels"),
             ("-1,0,20,0,20,9", "reaches beyond"),
+            (5, "got 5"),
+            ([], "got []"),
+            ([[]], "got []"),
+            ([None, (0, 0)], "got None"),
         ],
     )
     def test_what_is_none_is_told_in_a_sentence(self, region, sentence, tmp_path, monkeypatch):

@@ -26,23 +26,28 @@ def check_stream(arguments: argparse.Namespace) -> None:
     Raises:
         StreamRPNError: one of them does not exist, or they do not go together.
     """
-    addresses = [asked.address for asked in arguments.asked]
     try:
-        check_sources(addresses)
+        check_sources(arguments.sources)
     except StreamRPNError as error:
         # A command that is mistyped is taken for a source.
-        near = difflib.get_close_matches(addresses[0], COMMANDS, n=1, cutoff=0.7)
+        near = difflib.get_close_matches(arguments.sources[0], COMMANDS, n=1, cutoff=0.7)
         raise StreamRPNError(
             f"{error}; did you mean `stream-rpn {near[0]}`?" if near else str(error)
         ) from error
+    for asked in arguments.asked:
+        with asked.telling_where():
+            if asked.where:
+                check_sources([asked.address])
+            _check_times(asked.arguments)
     for name in arguments.output:
         check_name(name)
     check_model(arguments)
-    for asked in arguments.asked:
-        if asked.arguments.end is not None:
-            start, end = asked.arguments.start or 0.0, asked.arguments.end
-            if end <= start:
-                raise StreamRPNError(f"--end {end:g} is not after --start {start:g} (in seconds)")
+
+
+def _check_times(arguments: argparse.Namespace) -> None:
+    start, end = arguments.start or 0.0, arguments.end
+    if end is not None and end <= start:
+        raise StreamRPNError(f"--end {end:g} is not after --start {start:g} (in seconds)")
 
 
 def check_sources(names: Iterable[str]) -> None:

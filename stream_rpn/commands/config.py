@@ -12,6 +12,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import time
 from pathlib import Path
@@ -38,11 +39,23 @@ class Asked:
         address: a file, a URL, a camera, a pattern.
         name: what results are to call it; "" leaves that to its address.
         arguments: the options that hold for it.
+        where: file and line where it begins, "" for the command line.
     """
 
     address: str
     name: str
     arguments: argparse.Namespace
+    where: str = ""
+
+    @contextmanager
+    def telling_where(self) -> Iterator[None]:
+        """Tells what is wrong with the source with the place where it stands."""
+        try:
+            yield
+        except StreamRPNError as error:
+            if not self.where:
+                raise
+            raise StreamRPNError(f"{self.where}: {error}") from error
 
 
 def parse(
@@ -90,7 +103,7 @@ def completed(arguments: argparse.Namespace, parser: argparse.ArgumentParser) ->
                 "names no source"
             )
     arguments.asked = [Asked(address, "", arguments) for address in arguments.sources] or [
-        Asked(table.address, table.name, _merged(arguments, table.options, given))
+        Asked(table.address, table.name, _merged(arguments, table.options, given), table.where)
         for table in tables
     ]
     return arguments
@@ -117,6 +130,7 @@ class _Table:
     address: str
     name: str
     options: dict[str, Any]
+    where: str
 
 
 class _File:
@@ -185,7 +199,11 @@ class _File:
                 f"{self._at('name', index)}: a name goes into names of files and must have no "
                 f"slashes, got {texts['name']!r}"
             )
-        return _Table(**texts, options=self._options(options, self._of_source, index))
+        return _Table(
+            **texts,
+            options=self._options(options, self._of_source, index),
+            where=self._at("", index),
+        )
 
     def _options(
         self, content: dict[str, Any], known: dict[str, argparse.Action], index: int | None
@@ -231,6 +249,8 @@ class _File:
                 self._refuse(f"must be true or false, got {_shown(value)}")
             if value:
                 yield option
+        elif value == []:
+            self._refuse("must not be an empty list; leave the line out")
         elif isinstance(value, list) and _is_repeatable(action) and not _is_row(value):
             for one in value:
                 yield f"{option}={self._text(one)}"
@@ -265,7 +285,9 @@ class _File:
         return filled
 
     def _refuse(self, message: str) -> NoReturn:
-        raise StreamRPNError(f"{self._where} {re.sub(r'^argument [^:]*: ', '', message)}")
+        message = re.sub(r"^argument [^:]*: ", "", message)
+        colon = "" if message.startswith("must ") else ":"
+        raise StreamRPNError(f"{self._where}{colon} {message}")
 
     def _at(self, key: str, index: int | None) -> str:
         """Returns file and line of a key, of all sources or in the table of one; "" is its head.
@@ -289,7 +311,7 @@ class _File:
 
 
 def _by_name(actions: Sequence[argparse.Action]) -> dict[str, argparse.Action]:
-    named = {_long(a)[2:]: a for a in actions if a.option_strings}
+    named = {name[2:]: a for a in actions for name in a.option_strings if name.startswith("--")}
     return {name: action for name, action in named.items() if name not in _NOT_IN_A_FILE}
 
 

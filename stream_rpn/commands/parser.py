@@ -41,6 +41,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         text, value = action.help, action.default
         if not text or "default" in text or value in (None, False, "", [], argparse.SUPPRESS):
             return text
+        if action.nargs == 0:  # A switch, which says itself what it is for.
+            return text
         shown = value if isinstance(value, str) else f"{value:,}".removesuffix(".0")
         return f"{text.removesuffix(f' ({shown})')} (default: {shown})"
 

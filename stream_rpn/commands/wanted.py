@@ -40,11 +40,14 @@ def wanted(arguments: argparse.Namespace) -> list[Wanted]:
     Raises:
         StreamRPNError: one does not exist, or two that would run at a time are the same.
     """
-    found = [
-        Wanted(uri, asked.name or stem(uri), _selection(asked.arguments), _policy(asked.arguments))
-        for asked in arguments.asked
-        for uri in expand([asked.address])
-    ]
+    found: list[Wanted] = []
+    for asked in arguments.asked:
+        with asked.telling_where():
+            selection, policy = _selection(asked.arguments), _policy(asked.arguments)
+            found += [
+                Wanted(uri, asked.name or stem(uri), selection, policy)
+                for uri in expand([asked.address])
+            ]
     # Passwords are no difference: results are told apart by names without them.
     if together(found) and len({masked(one.uri) for one in found}) < len(found):
         raise StreamRPNError(
