@@ -24,6 +24,12 @@ from stream_rpn.frame import StreamRPNError
 _OBJECT_STORE_BYTES = 200 << 20
 _END_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
+# Ray gives its processes 30 and 60 seconds to start, after which its node ends itself; on a machine
+# that is busy with other things, as by `nice`, they take longer.
+_PATIENCE = {
+    "RAY_agent_register_timeout_ms": "600000",
+    "RAY_worker_register_timeout_seconds": "600",
+}
 
 
 @contextlib.contextmanager
@@ -90,6 +96,9 @@ def _set_environment(*, local: bool) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # What Ray's native part says of actors and sockets is no news to the user.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if local:
+        for name, value in _PATIENCE.items():
+            os.environ.setdefault(name, value)
     if local and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         # A cluster runs any code it is sent. By itself Ray would keep a token in the home folder.
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
