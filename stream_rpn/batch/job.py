@@ -8,20 +8,16 @@ Placement, back-pressure, autoscaling, and what dies under a task are Ray's.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import math
 import os
-import shutil
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from stream_rpn.batch import results
+from stream_rpn.batch.cluster import joined
 from stream_rpn.batch.guard import Guard
 from stream_rpn.batch.pieces import Piece
 from stream_rpn.batch.storage import Store, short_name, version
@@ -35,7 +31,6 @@ if TYPE_CHECKING:
 
 TRIES = 2
 _PLAN = "_plan.jsonl"
-_OBJECT_STORE_BYTES = 200 << 20
 _MOST_BLOCKS = 10_000
 
 
@@ -217,7 +212,7 @@ def run(
         StreamRPNError: there is no Ray, no cluster, no place for results, or no such model.
     """
     outcome = Outcome()
-    with _cluster(resources):
+    with joined(resources.address):
         unlike = _round(sources, work, resources, outcome, tell)
         if unlike:
             # What came was something else than what was counted: these are taken whole.
@@ -319,76 +314,3 @@ def _told(error: BaseException) -> BaseException:
                 return one
         seen = cause if isinstance(cause, BaseException) and cause is not seen else seen.__cause__
     return error
-
-
-@contextlib.contextmanager
-def _cluster(resources: Resources) -> Iterator[None]:
-    """Joins a cluster of Ray, or starts one here that goes with the command."""
-    # Ray reports its use to its makers unless it is told not to.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # What Ray's native part says of actors and sockets is no news to the user.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    warnings.filterwarnings("ignore", module="ray")
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise StreamRPNError(
-            "`stream-rpn batch` needs Ray; `pip install 'stream-rpn[ray]'` provides it"
-        ) from error
-    local = resources.address == "local"
-    folder = _short_temporary_folder() if local else None
-    options: dict[str, Any] = {}
-    if local:
-        options = {
-            "num_cpus": max(available_cores(), 1),
-            "include_dashboard": False,
-            "object_store_memory": _OBJECT_STORE_BYTES,
-            "_temp_dir": folder,
-        }
-    try:
-        try:
-            with _silent():
-                ray.init(
-                    address=resources.address,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                    **options,
-                )
-        except Exception as error:  # some are no more than that
-            what = (
-                "Ray cannot be started here" if local else f"no Ray answers at {resources.address}"
-            )
-            raise StreamRPNError(f"{what}: {' '.join(str(error).split())[:300]}") from error
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        # A row is minutes of work: each is a block, which goes to whoever is free. (To repartition
-        # would take a core, and workers have them all.)
-        context.target_max_block_size = 1
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        yield
-    finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Keeps Ray's native part from telling how it starts; what goes wrong is raised."""
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _short_temporary_folder() -> str:
-    """Makes a folder for Ray's sockets, whose paths may not be longer than 107 bytes."""
-    usual = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="rpn-", dir=usual if len(usual) < 30 else "/tmp")
