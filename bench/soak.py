@@ -140,7 +140,8 @@ class Soak:
                     elif fault == "reader of stderr dies":
                         run.told.leave()
                     elif fault == "folder removed":
-                        shutil.rmtree(folder, ignore_errors=True)
+                        while folder.exists():  # a file may come while the others go
+                            shutil.rmtree(folder, ignore_errors=True)
                     elif fault == "disk fills":
                         _fill(disk, process)
                     elif fault == "source dies":
