@@ -452,6 +452,39 @@ def test_batch_needs_no_torch_to_cut_and_no_ray_to_be_imported():
     assert json.loads(done.stdout.replace("'", '"')) == []
 
 
+@pytest.mark.parametrize("failures", [0, 1, 3])
+def test_a_ray_that_is_slow_to_start_is_started_again(tmp_path, monkeypatch, failures):
+    from contextlib import nullcontext
+    from types import SimpleNamespace
+
+    from stream_rpn.batch import cluster
+
+    begun = []
+
+    def init(**options):
+        begun.append(options["_temp_dir"])
+        if len(begun) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    context = SimpleNamespace()
+    data = SimpleNamespace(DataContext=SimpleNamespace(get_current=lambda: context))
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, data=data))
+    monkeypatch.setitem(sys.modules, "ray.data", data)
+    monkeypatch.setattr(cluster, "_ended_after", nullcontext)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    if failures == 3:
+        with (
+            pytest.raises(StreamRPNError, match=r"Ray cannot be started here: .* timed out"),
+            cluster.joined("local"),
+        ):
+            pass
+    else:
+        with cluster.joined("local"):
+            assert [os.path.isdir(folder) for folder in begun] == [False] * failures + [True]
+    assert len(begun) == min(failures + 1, 3)
+    assert not any(map(os.path.exists, begun))
+
+
 @pytest.mark.slow
 def test_actors_do_a_video_in_pieces_once_and_keep_going_past_what_fails(tmp_path):
     """The two actors of the flow, called as Ray calls them."""

@@ -24,6 +24,7 @@ from stream_rpn.frame import StreamRPNError
 _OBJECT_STORE_BYTES = 200 << 20
 _END_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
+_TRIES = 3
 # Ray gives its processes 30 and 60 seconds to start, after which its node ends itself; on a machine
 # that is busy with other things, as by `nice`, they take longer.
 _PATIENCE = {
@@ -49,37 +50,18 @@ def joined(address: str) -> Iterator[None]:
             "`stream-rpn batch` needs Ray; `pip install 'stream-rpn[ray]'` provides it"
         ) from error
     with contextlib.ExitStack() as stack:
-        options: dict[str, Any] = {}
-        if local:
-            folder = _short_temporary_folder()
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            stack.enter_context(_ended_after())
-            options = {
-                "num_cpus": max(available_cores(), 1),
-                "include_dashboard": False,
-                "object_store_memory": _OBJECT_STORE_BYTES,
-                "_temp_dir": folder,
-            }
-        else:
-            stack.callback(ray.shutdown)
-        try:
-            # In the main thread Ray would answer SIGTERM itself from now on, and a signal in the
-            # midst would abort the process; here it is waited for, and what was started is ended.
-            with _silent(), ThreadPoolExecutor(1) as beside:
-                start = beside.submit(
-                    ray.init,
-                    address=address,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                    **options,
-                )
-                while not wait([start], _LOOK_SECONDS).done:
-                    _answer_sigterm_as_before()
-                _answer_sigterm_as_before()
-                start.result()
-        except Exception as error:  # some are no more than that
-            what = "Ray cannot be started here" if local else f"no Ray answers at {address}"
-            raise StreamRPNError(f"{what}: {' '.join(str(error).split())[:300]}") from error
+        for tries_left in reversed(range(_TRIES if local else 1)):
+            begun = stack.enter_context(contextlib.ExitStack())
+            try:
+                _init(address, begun)
+                break
+            except Exception as error:  # some are no more than that
+                begun.close()
+                # Ray gives its node 30 seconds to start, and nothing changes that.
+                if tries_left and "timed out" in str(error):
+                    continue
+                what = "Ray cannot be started here" if local else f"no Ray answers at {address}"
+                raise StreamRPNError(f"{what}: {' '.join(str(error).split())[:300]}") from error
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -88,6 +70,39 @@ def joined(address: str) -> Iterator[None]:
         context.target_max_block_size = 1
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         yield
+
+
+def _init(address: str, begun: contextlib.ExitStack) -> None:
+    """Joins or starts a cluster; what ends it is put on the stack."""
+    import ray
+
+    options: dict[str, Any] = {}
+    if address == "local":
+        folder = _short_temporary_folder()
+        begun.callback(shutil.rmtree, folder, ignore_errors=True)
+        begun.enter_context(_ended_after())
+        options = {
+            "num_cpus": max(available_cores(), 1),
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "_temp_dir": folder,
+        }
+    else:
+        begun.callback(ray.shutdown)
+    # In the main thread Ray would answer SIGTERM itself from now on, and a signal in the midst
+    # would abort the process; here it is waited for, and what was started is ended.
+    with _silent(), ThreadPoolExecutor(1) as beside:
+        start = beside.submit(
+            ray.init,
+            address=address,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            **options,
+        )
+        while not wait([start], _LOOK_SECONDS).done:
+            _answer_sigterm_as_before()
+        _answer_sigterm_as_before()
+        start.result()
 
 
 def _set_environment(*, local: bool) -> None:
