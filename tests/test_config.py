@@ -201,10 +201,14 @@ def test_what_is_wrong_is_told_with_file_and_line(text, line, sentence):
     ],
 )
 def test_what_does_not_go_together_in_a_source_is_told_with_its_line(lines, sentence):
-    with pytest.raises(StreamRPNError, match=r"cameras\.toml, line 3: ") as error:  # noqa: PT012
-        arguments = read(f"end = 3\n\n[[source]]\n{lines}")
+    arguments = read(f"end = 3\n\n[[source]]\n{lines}")
+
+    def checked() -> None:
         check_stream(arguments)
         wanted(arguments)
+
+    with pytest.raises(StreamRPNError, match=r"cameras\.toml, line 3: ") as error:
+        checked()
     assert sentence in str(error.value)
 
 

@@ -185,7 +185,7 @@ def stream_parser() -> argparse.ArgumentParser:
     )
     regions.add_argument(
         "--tile",
-        metavar="auto|N|COLUMNSxROWS",
+        metavar="off|auto|N|COLUMNSxROWS",
         help="look at overlapping tiles as well, for small things in large pictures; auto: as many "
         "as the picture's size asks for",
     )
