@@ -77,6 +77,8 @@ def _init(address: str, begun: contextlib.ExitStack) -> None:
     import ray
 
     options: dict[str, Any] = {}
+    # Not ended before Ray is: what Ray starts here dies with the thread that started it.
+    beside = begun.enter_context(ThreadPoolExecutor(1))
     if address == "local":
         folder = _short_temporary_folder()
         begun.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -91,7 +93,7 @@ def _init(address: str, begun: contextlib.ExitStack) -> None:
         begun.callback(ray.shutdown)
     # In the main thread Ray would answer SIGTERM itself from now on, and a signal in the midst
     # would abort the process; here it is waited for, and what was started is ended.
-    with _silent(), ThreadPoolExecutor(1) as beside:
+    with _silent():
         start = beside.submit(
             ray.init,
             address=address,
