@@ -89,8 +89,11 @@ def test_an_access_behind_a_tensor_is_found(beyond):
 
 
 def test_an_access_before_a_tensor_is_found():
+    # Far from each other: the nearest one is told, and by themselves they may be neighbours.
+    memory = ints(8 * BLOCK)
+    out, source = memory[:BLOCK], memory[6 * BLOCK : 7 * BLOCK]
     with launcher.simulated(), pytest.raises(Fault, match="before one of 1024 bytes"):
-        wide_kernel[(1,)](ints(BLOCK), ints(BLOCK), -16, BLOCK=BLOCK)
+        wide_kernel[(1,)](out, source, -16, BLOCK=BLOCK)
 
 
 def test_a_broken_promise_of_alignment_is_found():
