@@ -313,6 +313,9 @@ class Stream(StreamStatistics, Closing):
         """Stops decoding, joins the threads and closes the source."""
         self._queues.close()
         assert self._source is not None
+        # Of a pipe that was left in the middle there may be no frame that was not taken.
+        if self._source.cut_short:
+            self.stopped = self.stopped or "interrupted"
         self._source.close()
         self.settle(self.selection.max_frames)
 

@@ -1,5 +1,6 @@
 """A command can be stopped at any moment, also while it is still starting."""
 
+import io
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import av
 import pytest
 
 from stream_rpn import read
@@ -120,6 +122,31 @@ def iter_then(last, *first):
     """Returns a function that gives these, one a call, and then what `last` does."""
     left = list(first)
     return lambda: left.pop(0) if left else last()
+
+
+def test_a_pipe_that_is_left_when_all_that_came_is_done_is_not_called_whole():
+    """Nobody has closed it: more might have come."""
+    data = io.BytesIO()
+    with av.open(data, "w", format="matroska") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuvj420p"
+        for number in range(12):
+            frame = av.VideoFrame(64, 64, "yuvj420p")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    process = start("-", "-o", "x.jsonl", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(data.getvalue())
+    process.stdin.flush()
+    wait_for_lines("x.jsonl", 12)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143, process.stderr.read().decode()
+    results = read("x.jsonl")
+    assert len(list(results)) >= 11
+    assert not results.complete
+    assert results.ends[0]["stopped"] == "interrupted"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.6], ids=["nothing", "half a header", "frames"])

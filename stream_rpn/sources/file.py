@@ -35,6 +35,7 @@ from stream_rpn.sources.container import (
     open_container,
 )
 from stream_rpn.sources.packet_queue import PacketQueue
+from stream_rpn.sources.pipe import Pipe
 from stream_rpn.sources.promise import Promise
 from stream_rpn.sources.source import Source
 from stream_rpn.sources.spool import standard_input
@@ -116,6 +117,7 @@ class FileSource(Source):
         timeout = reception.timeout if reception else (open_timeout, READ_SECONDS)
         if uri == "-":
             file = standard_input(open_timeout, stopped, notice)
+        self._pipe = file if isinstance(file, Pipe) else None
         container = open_container(uri, file, timeout=timeout, max_pixels=max_pixels)
         self._container = container
         self._packets: PacketQueue | None = None
@@ -230,6 +232,10 @@ class FileSource(Source):
             duration = frame.image.duration * self._unit
             frame.pts_seconds = self.clock.place(frame.pts_seconds, duration)
         return frame
+
+    @property
+    def cut_short(self) -> bool:  # noqa: D102
+        return self._pipe is not None and self._pipe.cut
 
     def close(self) -> None:  # noqa: D102
         self._first = None

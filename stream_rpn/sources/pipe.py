@@ -23,10 +23,14 @@ class Pipe(io.RawIOBase):
     Args:
         number: its descriptor, which is closed with the file.
         stopped: tells that no more is wanted.
+
+    Attributes:
+        cut: whether it ended for that reason, while more might have come.
     """
 
     def __init__(self, number: int, stopped: Callable[[], bool]) -> None:
         self.stopped = stopped
+        self.cut = False
         self._number = number
         self._ahead = bytearray()
 
@@ -58,6 +62,7 @@ class Pipe(io.RawIOBase):
     def _receive(self, count: int) -> bytes:
         while not self.wait(POLL_SECONDS):
             if self.stopped():
+                self.cut = True
                 return b""  # an exception would come out of FFmpeg as a traceback
         return os.read(self._number, count)
 

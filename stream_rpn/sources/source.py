@@ -58,6 +58,11 @@ class Source(ABC):
         """Losses after the last frame; complete once iteration has ended."""
         return self.tally.trailing_drops
 
+    @property
+    def cut_short(self) -> bool:
+        """Whether it ended because no more was wanted, while more might have come."""
+        return False
+
     def __enter__(self) -> Self:
         return self
 
