@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stream_rpn.commands import signals
 from stream_rpn.commands.arguments import natural
 from stream_rpn.commands.drawing import add_drawing_arguments, drawing_options
 from stream_rpn.commands.outputs import resolve_outputs
@@ -128,7 +129,8 @@ def render(
     frames_written = with_boxes = 0
     with open_source(video, decoder="cpu") as source:
         chosen = _of_source(saved, video)
-        with target.open() as sink:
+        # Noted, and answered between two frames: while it is opened, nobody knows of the file yet.
+        with signals.Signals() as signal, target.open() as sink:
             kept = ("model", "weights", "engine", "device", "dtype", "parameters")
             header = make_header(
                 source.info, **{k: v for k, v in saved.header.items() if k in kept}
@@ -136,6 +138,8 @@ def render(
             sink.begin(header, source.info)
             record = next(chosen, None)
             for frame in source:
+                if signal.number is not None:
+                    signals.unwind(signal.number, None)
                 if record is not None and record.frame == frame.index:
                     _check_size(record, frame, saved.path, video)
                     shown = _shown(frame, record, score_thresh)
