@@ -11,6 +11,7 @@ from typing import Any
 
 from stream_rpn.engines import ENGINES
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.limits import MAX_PIXELS
 
 DEFAULT_TOP = 300
 
@@ -96,6 +97,57 @@ def add_proposal_arguments(parser: argparse.ArgumentParser, *names: str) -> None
     group = parser.add_argument_group("proposals")
     for name in names or _PROPOSAL_OPTIONS:
         group.add_argument(f"--{name}", **_PROPOSAL_OPTIONS[name])
+
+
+_FRAME_OPTIONS = (
+    "start",
+    "end",
+    "stride",
+    "fps",
+    "max_frames",
+    "video_stream",
+    "decoder",
+    "max_pixels",
+)
+
+
+def add_frame_arguments(parser: argparse.ArgumentParser) -> Any:
+    """Adds the options that say which frames of a source are used; returns their group."""
+    frames = parser.add_argument_group("frames")
+    frames.add_argument(
+        "--start", type=moment, metavar="T", help="from this time on (seconds or HH:MM:SS)"
+    )
+    frames.add_argument("--end", type=moment, metavar="T", help="up to this time, exclusive")
+    frames.add_argument(
+        "--stride", type=positive, default=1, metavar="N", help="every N-th frame by index"
+    )
+    frames.add_argument("--fps", type=rate, metavar="F", help="at most F frames a second, by time")
+    frames.add_argument(
+        "--max-frames", type=positive, metavar="N", help="stop after N results of each source"
+    )
+    frames.add_argument(
+        "--video-stream",
+        "--stream",
+        type=natural,
+        metavar="N",
+        help="which video stream of a file, from 0",
+    )
+    frames.add_argument(
+        "--decoder", choices=("auto", "cpu", "nvdec"), default="auto", help="what decodes"
+    )
+    frames.add_argument(
+        "--max-pixels",
+        type=positive,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="refuse frames and pictures of more than N pixels (200,000,000)",
+    )
+    return frames
+
+
+def frame_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the keywords of a `Selection` that the options of `add_frame_arguments` stand for."""
+    return {name: getattr(arguments, name) for name in _FRAME_OPTIONS}
 
 
 def load_options(arguments: argparse.Namespace) -> dict[str, Any]:

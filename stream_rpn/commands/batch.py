@@ -12,18 +12,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from stream_rpn.commands.arguments import (
+    add_frame_arguments,
     add_model_arguments,
     add_proposal_arguments,
+    frame_options,
     load_options,
-    moment,
-    natural,
     positive,
     rate,
 )
 from stream_rpn.commands.parser import examples
 from stream_rpn.commands.progress import complain, say
 from stream_rpn.frame import StreamRPNError
-from stream_rpn.limits import MAX_PIXELS
 from stream_rpn.sources.select import Selection
 
 if TYPE_CHECKING:
@@ -142,34 +141,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_arguments(parser)
     add_proposal_arguments(parser)
-    frames = parser.add_argument_group("frames")
-    frames.add_argument(
-        "--start", type=moment, metavar="T", help="from this time on (seconds or HH:MM:SS)"
-    )
-    frames.add_argument("--end", type=moment, metavar="T", help="up to this time, exclusive")
-    frames.add_argument(
-        "--stride", type=positive, default=1, metavar="N", help="every N-th frame by index"
-    )
-    frames.add_argument("--fps", type=rate, metavar="F", help="at most F frames a second, by time")
-    frames.add_argument(
-        "--max-frames", type=positive, metavar="N", help="stop after N results of each video"
-    )
-    frames.add_argument(
-        "--video-stream",
-        type=natural,
-        metavar="N",
-        help="which video stream of a file, from 0",
-    )
-    frames.add_argument(
-        "--decoder", choices=("auto", "cpu", "nvdec"), default="auto", help="what decodes"
-    )
-    frames.add_argument(
-        "--max-pixels",
-        type=positive,
-        default=MAX_PIXELS,
-        metavar="N",
-        help="refuse frames of more than N pixels (200,000,000)",
-    )
+    add_frame_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -224,16 +196,7 @@ def _job(arguments: argparse.Namespace) -> tuple[Any, Any]:
         raise StreamRPNError(
             f"there is no model '{arguments.model}'; `stream-rpn models` lists those known"
         )
-    selection = Selection(
-        start=arguments.start,
-        end=arguments.end,
-        stride=arguments.stride,
-        fps=arguments.fps,
-        max_frames=arguments.max_frames,
-        video_stream=arguments.video_stream,
-        decoder=arguments.decoder,
-        max_pixels=arguments.max_pixels,
-    )
+    selection = Selection(**frame_options(arguments))
     names = ("engine", "device", "dtype", "batch")
     options: dict[str, Any] = {
         "model": arguments.model,

@@ -8,17 +8,15 @@ from stream_rpn import __version__
 from stream_rpn.commands import COMMANDS
 from stream_rpn.commands.arguments import (
     PRESETS,
+    add_frame_arguments,
     add_model_arguments,
     add_proposal_arguments,
     level,
-    moment,
     natural,
-    positive,
     rate,
 )
 from stream_rpn.commands.drawing import add_drawing_arguments
 from stream_rpn.commands.parser import Parser, examples
-from stream_rpn.limits import MAX_PIXELS
 from stream_rpn.tracking import TRACKERS, TrackSpec
 
 EXAMPLES = examples(
@@ -138,33 +136,7 @@ def stream_parser() -> argparse.ArgumentParser:
         "--score-thresh 0.25); recall: all that may be an object (--top 1000 --nms 0.8); the "
         "options themselves go before it",
     )
-    frames = parser.add_argument_group("frames")
-    frames.add_argument(
-        "--start", type=moment, metavar="T", help="from this time on (seconds or HH:MM:SS)"
-    )
-    frames.add_argument("--end", type=moment, metavar="T", help="up to this time, exclusive")
-    frames.add_argument(
-        "--stride", type=positive, default=1, metavar="N", help="every N-th frame by index"
-    )
-    frames.add_argument("--fps", type=rate, metavar="F", help="at most F frames a second, by time")
-    frames.add_argument("--max-frames", type=positive, metavar="N", help="stop after N results")
-    frames.add_argument(
-        "--video-stream",
-        "--stream",
-        type=natural,
-        metavar="N",
-        help="which video stream of a file, from 0",
-    )
-    frames.add_argument(
-        "--decoder", choices=("auto", "cpu", "nvdec"), default="auto", help="what decodes"
-    )
-    frames.add_argument(
-        "--max-pixels",
-        type=positive,
-        default=MAX_PIXELS,
-        metavar="N",
-        help="refuse frames and pictures of more than N pixels (200,000,000)",
-    )
+    frames = add_frame_arguments(parser)
     regions = parser.add_argument_group("regions")
     regions.add_argument(
         "--region",

@@ -9,6 +9,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
+from stream_rpn.commands.arguments import frame_options
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.gate import GateSpec
 from stream_rpn.multistream import LivePolicy
@@ -73,14 +74,7 @@ def together(found: list[Wanted]) -> bool:
 def _selection(arguments: argparse.Namespace) -> Selection:
     view = ViewSpec.parse(arguments.region, arguments.mask, arguments.region_crop, arguments.tile)
     return Selection(
-        start=arguments.start,
-        end=arguments.end,
-        stride=arguments.stride,
-        fps=arguments.fps,
-        max_frames=arguments.max_frames,
-        video_stream=arguments.video_stream,
-        decoder=arguments.decoder,
-        max_pixels=arguments.max_pixels,
+        **frame_options(arguments),
         view=view,
         gate=GateSpec.parse(arguments.gate, arguments.gate_hold),
     )
