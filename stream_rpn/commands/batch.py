@@ -20,6 +20,7 @@ from stream_rpn.commands.arguments import (
     positive,
     rate,
 )
+from stream_rpn.commands.checks import check_model
 from stream_rpn.commands.parser import examples
 from stream_rpn.commands.progress import complain, say
 from stream_rpn.frame import StreamRPNError
@@ -190,12 +191,8 @@ def _job(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """Returns what is done with each video, and with what."""
     from stream_rpn.batch.job import Resources
     from stream_rpn.batch.work import Work
-    from stream_rpn.models import MODELS
 
-    if arguments.model not in MODELS and not Path(arguments.model).is_file():
-        raise StreamRPNError(
-            f"there is no model '{arguments.model}'; `stream-rpn models` lists those known"
-        )
+    check_model(arguments)
     selection = Selection(**frame_options(arguments))
     names = ("engine", "device", "dtype", "batch")
     options: dict[str, Any] = {
