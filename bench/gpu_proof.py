@@ -1,6 +1,6 @@
 """Proves the GPU path on a GPU: tests, comparisons with the references, timings, in one command.
 
-    python -m bench.gpu_proof [--json bench/results/gpu_proof.json]
+    python -m bench.gpu_proof [--only SECTION …] [--json bench/results/gpu_proof.json]
 
 Takes under eight minutes, needs no network, and PyAV for whole pipelines only. Sections are
 independent: one that fails is reported, the others still run, and the file is written after each.
@@ -26,11 +26,20 @@ from bench.gpu_kernels import one_graph, time_stage
 from bench.gpu_record import SECONDS, Proof, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
+SECTIONS = {
+    "checks": check,
+    "one graph": one_graph,
+    "preprocess": time_preprocess,
+    "network": time_network,
+    "pipeline": run_pipeline,
+    "proposal stage": time_stage,
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/gpu_proof.json")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--dry-run-cpu", action="store_true", help="try the command without a GPU")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="time to end within")
     arguments = parser.parse_args()
@@ -47,16 +56,9 @@ def main() -> int:
     with proof.section("copy bandwidth"):
         proof.bandwidth = proof.timer.copy_bytes_per_second()
         proof.add("copy bandwidth", gb_per_second=round(proof.bandwidth / 1e9, 1))
-    for name, run in (
-        ("checks", check),
-        ("one graph", one_graph),
-        ("preprocess", time_preprocess),
-        ("network", time_network),
-        ("pipeline", run_pipeline),
-        ("proposal stage", time_stage),
-    ):
+    for name in arguments.only:
         with torch.inference_mode(), proof.section(name):
-            run(proof)
+            SECTIONS[name](proof)
     targets = verdict(proof)
     proof.rows += [{"section": "targets", **row} for row in targets]
     proof.write()

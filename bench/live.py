@@ -75,7 +75,7 @@ class Scenario:
 
 
 def scenarios() -> list[Scenario]:
-    ports = iter([free_port() for _ in range(64)])
+    ports = iter([free_port() for _ in range(128)])
 
     def cameras(*specs: str) -> tuple[list[str], list[tuple[str, ...]]]:
         chosen = [next(ports) for _ in specs]
@@ -89,7 +89,10 @@ def scenarios() -> list[Scenario]:
     relay = ("relay", hidden[0].rpartition(":")[2], str(lossy), "--loss", "0.2")
     jpeg = free_port(socket.SOCK_STREAM)
     short = ["--read-timeout", "2", "--reconnect", "9"]
+    # What two cores could not decode.
+    many = (4, 16, 32) if torch.cuda.is_available() else ()
     return [
+        *(Scenario(f"{n} of 1080p 30", 0.1, *cameras(*["1920x1080@30"] * n)) for n in many),
         Scenario("steady 720p 30", 0.25, *cameras("1280x720@30")),
         Scenario("model 5x too slow", 0.2, *cameras("1280x720@30"), slow=True),
         Scenario("four 360p 15", 0.1, *cameras(*["640x360@15"] * 4)),
@@ -126,7 +129,8 @@ def run(scenario: Scenario, seconds: float) -> Iterator[dict[str, Any]]:
     """Runs a scenario and yields a row per source."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         running = [stack.enter_context(sender(*arguments)) for arguments in scenario.senders]
-        time.sleep(3)  # until the senders have encoded their clips
+        # Until the senders have encoded their clips.
+        time.sleep(3 + len(running) / 3)
         ages: dict[str, list[tuple[float, float]]] = {}
         stack.enter_context(_noting_ages(ages))
         if scenario.slow:
