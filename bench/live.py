@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from bench import report
-from bench.senders import free_port, sender
+from bench.senders import free_port, free_ports, sender
 from stream_rpn import sinks
 from stream_rpn.cli import main as stream_rpn
 from stream_rpn.frame import Proposals
@@ -75,7 +75,7 @@ class Scenario:
 
 
 def scenarios() -> list[Scenario]:
-    ports = iter([free_port() for _ in range(128)])
+    ports = iter(free_ports(128))
 
     def cameras(*specs: str) -> tuple[list[str], list[tuple[str, ...]]]:
         chosen = [next(ports) for _ in specs]
@@ -309,16 +309,16 @@ def main() -> None:
             continue
         rows += run(scenario, arguments.seconds * scenario.share)
         print(f"{scenario.name}: done", file=sys.stderr)
+        report.write_json(
+            arguments.json,
+            "live",
+            rows,
+            machine=facts,
+            model=DEFAULT_MODEL,
+            max_age_ms=500,
+            slow_model_ms=round(SLOW_MODEL_SECONDS * 1e3, 1),
+        )
     report.print_table(rows, COLUMNS)
-    report.write_json(
-        arguments.json,
-        "live",
-        rows,
-        machine=facts,
-        model=DEFAULT_MODEL,
-        max_age_ms=500,
-        slow_model_ms=round(SLOW_MODEL_SECONDS * 1e3, 1),
-    )
 
 
 if __name__ == "__main__":

@@ -45,6 +45,18 @@ def sender(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
+def free_ports(count: int) -> list[int]:
+    """Returns different ports of the loopback for datagrams that nobody uses."""
+    with contextlib.ExitStack() as stack:
+        probes = [
+            stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            for _ in range(count)
+        ]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
 def free_port(kind: int = socket.SOCK_DGRAM) -> int:
     """Returns a port of the loopback that nobody uses."""
     with socket.socket(socket.AF_INET, kind) as probe:

@@ -1,4 +1,8 @@
-"""Whole streams on a GPU: what is looked at, kept and pooled there is what a CPU finds."""
+"""Whole streams on a GPU: what is looked at, kept and pooled is what the references find on a CPU.
+
+The CPU takes the GPU's way, kernel for reference: its own preprocesses by swscale, whose grey
+levels differ by one or so.
+"""
 
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +14,8 @@ import torch
 import stream_rpn
 from stream_rpn.batch.piece_source import PieceSource
 from stream_rpn.batch.pieces import pieces_of
+from stream_rpn.network import eager
+from stream_rpn.network.gpu import GPUNetwork
 from stream_rpn.sources.file import FileSource
 from stream_rpn.sources.select import Selection
 from stream_rpn.sources.synthetic import SyntheticVideo
@@ -29,6 +35,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def _full_precision(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(eager, "EagerNetwork", GPUNetwork)
 
 
 def results(clip, device, **options):
@@ -48,16 +55,16 @@ def assert_alike(ours, theirs, embeddings=False):
         assert len(mine) > 5
         apart = np.abs(mine.boxes[:, None] - other.boxes[None]).max(axis=2)
         nearest = apart.argmin(axis=1)
-        same = apart[np.arange(len(mine)), nearest] < 1
+        same = apart[np.arange(len(mine)), nearest] < 0.5
         shares.append(same.mean())
         np.testing.assert_allclose(
-            mine.scores[same], other.scores[nearest[same]], atol=0.02, rtol=0
+            mine.scores[same], other.scores[nearest[same]], atol=2e-3, rtol=0
         )
         if embeddings:
             vectors = [mine.embeddings[same], other.embeddings[nearest[same]]]
             cosines = (vectors[0].astype(float) * vectors[1]).sum(axis=1)
             assert np.median(cosines) > 0.999
-    assert np.mean(shares) > 0.9
+    assert np.mean(shares) > 0.95
 
 
 @pytest.mark.parametrize(
