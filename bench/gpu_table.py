@@ -1,15 +1,21 @@
-"""The tables of the GPU, from the reports of `bench.gpu_proof` and `bench.decoders`."""
+"""The tables of the GPU, from what `bench.gpu_proof`, `decoders` and `live` report."""
 
 from __future__ import annotations
 
 import re
+import statistics
 from typing import Any
 
 Report = dict[str, Any]
 
 
-def tables(report: Report) -> str:
-    """Returns frames/s of whole pipelines, and the times of the proposal stage, as Markdown."""
+def tables(report: Report, newer: Report | None = None) -> str:
+    """Returns frames/s of whole pipelines, and the times of the proposal stage, as Markdown.
+
+    Args:
+        report: of the proof.
+        newer: of another one, by another Triton.
+    """
     machine = report["machine"]
     rows = {section: [] for section in report["sections"]}
     for row in report["rows"]:
@@ -32,13 +38,19 @@ def tables(report: Report) -> str:
         "The proposal stage there, microseconds a batch as a CUDA graph; the others launch kernel "
         "by kernel, as they wait for the host in between:",
         "",
-        "| | stream-rpn | torchvision | detectron2-style |",
-        "|---|---|---|---|",
+        f"| | stream-rpn, Triton {machine['triton'][:3]} | {_triton(newer)}torchvision "
+        "| detectron2-style |",
+        f"|---|---|{'---|' if newer else ''}---|---|",
     ]
     stage = {(row["name"], row["what"]): row.get("us") for row in rows["proposal stage"]}
+    again = (
+        {}
+        if newer is None
+        else {row["name"]: row["us"] for row in newer["rows"] if row.get("what") == "stage"}
+    )
     for name in dict.fromkeys(name for name, _ in stage):
-        whos = ("stage", "torchvision eager", "detectron2-style")
-        found = (stage.get((name, who)) for who in whos)
+        found = [stage.get((name, "stage")), *([again.get(name)] if newer else [])]
+        found += [stage.get((name, who)) for who in ("torchvision eager", "detectron2-style")]
         values = " | ".join("" if value is None else f"{value:,.0f}" for value in found)
         lines.append(f"| {shape_in_words(name)} | {values} |")
     return "\n".join([*lines, ""])
@@ -64,6 +76,31 @@ def decoders(report: Report) -> str:
         )
         lines.append(f"| {sources} at a time, {cores} cores | {values} |")
     return "\n".join([*lines, ""])
+
+
+def cameras(report: Report) -> str:
+    """Returns how many cameras fare as Markdown, from the report of `bench.live`."""
+    machine = report["machine"]
+    scenarios: dict[str, list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        scenarios.setdefault(row["scenario"], []).append(row)
+    lines = [
+        f"On one {machine['gpu']}, whose {machine['cores']} CPU cores decode and send as well, the "
+        f"default model, commit `{machine['commit']}` (`python -m bench.live --only 'of 1080p'`); "
+        "medians of the cameras:",
+        "",
+        "| | frames in | results | dropped | p50 | p95 | p95 in the last third | memory, MiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, rows in scenarios.items():
+        keys = ("frames_in", "frames", "dropped", "p50", "p95", "p95_last_third", "peak_mib")
+        values = " | ".join(f"{statistics.median(row[key] for row in rows):,.0f}" for key in keys)
+        lines.append(f"| {name} frames/s, {rows[0]['seconds']:.0f} s | {values} |")
+    return "\n".join([*lines, ""])
+
+
+def _triton(report: Report | None) -> str:
+    return f"Triton {report['machine']['triton'][:3]} | " if report else ""
 
 
 def shape_in_words(shape: str) -> str:

@@ -132,7 +132,7 @@ def _speed_on_gpu() -> str:
 def _numbers() -> str:
     proof, decoders = _load("gpu_proof.json"), _load("decoders.json")
     parts = [
-        proof and gpu_table.tables(proof),
+        proof and gpu_table.tables(proof, _load("gpu_proof_triton_3_8.json")),
         decoders and gpu_table.decoders(decoders),
         _scripts(),
         _pipeline(),
@@ -280,7 +280,8 @@ def _live() -> str:
         counts = " | ".join(f"{row[key]:,}" for key in ("frames_in", "frames", "dropped"))
         ages = " | ".join(f"{row[key]:.0f}" for key in ("p50", "p95", "p99"))
         lines.append(f"| {name}, {longest:.0f} s | {counts} | {ages} |")
-    return "\n".join(lines) + "\n"
+    on_gpu = _load("live_gpu.json")
+    return "\n".join([*lines, "", gpu_table.cameras(on_gpu) if on_gpu else ""])
 
 
 def _gate() -> str:
