@@ -6,6 +6,7 @@ import io
 import os
 import select
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ _READ_BYTES = 1 << 16  # what a pipe holds
 
 
 class Pipe(io.RawIOBase):
-    """The end that reads; it ends where nobody wants any more.
+    """The end that reads; it ends where nobody wants any more, and where another thread closes it.
 
     Args:
         number: its descriptor, which is closed with the file.
@@ -33,6 +34,9 @@ class Pipe(io.RawIOBase):
         self.cut = False
         self._number = number
         self._ahead = bytearray()
+        self._closing = False
+        # A descriptor must not be closed under who waits for it: it may be another file's by then.
+        self._held = threading.Lock()
 
     def readable(self) -> bool:  # noqa: D102
         return True
@@ -55,16 +59,26 @@ class Pipe(io.RawIOBase):
         return sys.platform == "win32" or bool(select.select([self._number], [], [], seconds)[0])
 
     def close(self) -> None:  # noqa: D102
-        if not self.closed:
-            os.close(self._number)
-        super().close()
+        self._closing = True
+        # Where reading cannot be stopped the descriptor goes with the process.
+        if self._held.acquire(timeout=1.0):
+            try:
+                if not self.closed:
+                    os.close(self._number)
+                super().close()
+            finally:
+                self._held.release()
 
     def _receive(self, count: int) -> bytes:
-        while not self.wait(POLL_SECONDS):
+        # Exceptions would come out of FFmpeg as tracebacks.
+        while not self._closing:
+            with self._held:
+                if not self.closed and self.wait(POLL_SECONDS):
+                    return os.read(self._number, count)
             if self.stopped():
                 self.cut = True
-                return b""  # an exception would come out of FFmpeg as a traceback
-        return os.read(self._number, count)
+                break
+        return b""
 
 
 def opened_pipe(number: int, what: str, timeout: float, stopped: Callable[[], bool]) -> Pipe:
