@@ -10,6 +10,7 @@ only ever read with `weights_only=True`, or as arrays alone.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import pickle
 import re
@@ -275,6 +276,15 @@ def _load(rpn: RPN, state: Mapping[str, Tensor], path: str | Path) -> None:
     rpn.load_state_dict(state, strict=False)
 
 
+def layout(state: Mapping[str, Tensor]) -> str:
+    """Returns a short digest of the names and shapes of a model's tensors, whatever their values.
+
+    Equal ones are of one architecture, so that none need be built to be compared with.
+    """
+    lines = [f"{name} {list(t.shape)}\n" for name, t in sorted(state.items()) if _is_ours(name)]
+    return hashlib.sha256("".join(lines).encode(errors="surrogatepass")).hexdigest()[:12]
+
+
 def _recognise(state: Mapping[str, Tensor], path: str) -> str:
     """Returns the one model of the table whose tensors have these names and shapes.
 
@@ -284,13 +294,8 @@ def _recognise(state: Mapping[str, Tensor], path: str) -> str:
     Raises:
         StreamRPNError: none fits, or several do.
     """
-    shapes = {name: tensor.shape for name, tensor in state.items()}
-    fitting = []
-    for name, entry in models.MODELS.items():
-        with torch.device("meta"):
-            wanted = entry.build().state_dict()
-        if shapes == {key: t.shape for key, t in wanted.items() if _is_ours(key)}:
-            fitting.append(name)
+    found = layout(state)
+    fitting = [name for name, entry in models.MODELS.items() if entry.layout == found]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
