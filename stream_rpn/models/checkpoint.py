@@ -28,7 +28,7 @@ import torch
 from numpy._core import multiarray
 from torch import Tensor, nn
 
-from stream_rpn import models
+from stream_rpn import models, signals
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.limits import check_unpacked
 from stream_rpn.models.detectron2_fpn import from_detectron2, is_detectron2
@@ -128,12 +128,9 @@ def save_weights(rpn: nn.Module, path: str | Path, *, model: str, half: bool = F
     }
     # Not by `save_file`: nobody else may read its files, and they are there before they are whole.
     beside = Path(path).with_name(Path(path).name + ".part")
-    try:
+    with signals.undone(beside):
         beside.write_bytes(save(state, metadata={"model": model}))
         os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
