@@ -76,6 +76,19 @@ def test_no_import_turns_a_signal_into_another_error_or_swallows_it(number: int,
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
+def test_a_signal_in_an_import_leaves_nothing_of_what_was_begun():
+    Path("halts.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+    done = python(
+        "from pathlib import Path\nfrom stream_rpn import signals\n"
+        "from stream_rpn.sinks.place import GrowingFile\nsignals.unwind_on_signals()\n"
+        "place = GrowingFile('x.jsonl', replace=False)\nplace.make()\n"
+        "with signals.temporary_folder(within=Path()):\n"
+        "    import halts\n"
+    )
+    assert (done.returncode, done.stderr) == (143, "")
+    assert os.listdir() == ["halts.py"]
+
+
 def test_elsewhere_signals_unwind():
     with pytest.raises(KeyboardInterrupt):
         signals.unwind(signal.SIGINT, None)
