@@ -9,8 +9,7 @@ import sys
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from stream_rpn import cli
-from stream_rpn.commands import signals
+from stream_rpn import cli, signals
 
 
 def main() -> int:

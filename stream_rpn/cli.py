@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from stream_rpn.commands import COMMANDS, config, scarcity
 from stream_rpn.commands.parser import Parser
 from stream_rpn.commands.progress import complain, let_messages_fail, under_way
-from stream_rpn.commands.signals import unwind_on_signals
 from stream_rpn.commands.stream import stream_parser
+from stream_rpn.signals import undo_unfinished, unwind_on_signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,6 +99,8 @@ def _reporting(command: Callable[[], int]) -> int:
             raise
         complain("the current folder has been removed; change to one that is there")
         return 2
+    finally:
+        undo_unfinished()
 
 
 def _folder_is_there() -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 from stream_rpn import StreamRPNError, anchors, load, models
 from stream_rpn.input_spec import padded_size, resized_size
 from stream_rpn.models import mobilenet_v2
-from stream_rpn.models.checkpoint import load_model, read_checkpoint, save_weights
+from stream_rpn.models.checkpoint import layout, load_model, read_checkpoint, save_weights
 from tests.agreement import (
     Selection,
     assert_same_selection,
@@ -450,6 +450,28 @@ class TestClassic:
         spec = rpn.proposal_spec
         assert (spec.pre_nms_top_n, spec.nms_thresh, spec.post_nms_top_n) == (6000, 0.7, 300)
         assert rpn.head.softmax
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_the_table_has_the_layout_of_every_model(name):
+    with torch.device("meta"):
+        state = models.find(name).build().state_dict()
+    assert models.find(name).layout == layout(state), "after a change of the network, this one"
+    widened = {**state, next(iter(state)): torch.zeros(1, device="meta")}
+    renamed = {f"{key}.": tensor for key, tensor in state.items()}
+    fewer = dict(list(state.items())[1:])
+    assert len({layout(other) for other in (state, widened, renamed, fewer)}) == 4
+
+
+def test_a_checkpoint_is_recognised_without_a_model_being_built(checkpoint, monkeypatch):
+    path = checkpoint("tiny", models.find("tiny").build())
+    built = []
+    build = models.ModelEntry.build
+    monkeypatch.setattr(
+        models.ModelEntry, "build", lambda entry: built.append(entry) or build(entry)
+    )
+    assert load_model(str(path)).name == "tiny"
+    assert built == [models.find("tiny")]
 
 
 @pytest.mark.parametrize("name", models.MODELS)

@@ -12,8 +12,7 @@ from pathlib import Path
 import av
 import pytest
 
-from stream_rpn import read
-from stream_rpn.commands import signals
+from stream_rpn import read, signals
 from tests.test_cli import clip, start, wait_for_lines
 from tests.test_cli import stream_rpn as run
 from tests.test_sinks import leftovers
@@ -44,13 +43,13 @@ def test_ctrl_c_before_there_is_anything_to_put_in_order_just_ends_the_process()
 
 def test_ctrl_c_that_was_ignored_stays_so():
     ignored = f"signal.signal(signal.SIGINT, signal.SIG_IGN); import stream_rpn.__main__; {CTRL_C}"
-    unwinding = "from stream_rpn.commands import signals; signals.unwind_on_signals()"
+    unwinding = "from stream_rpn import signals; signals.unwind_on_signals()"
     assert python(f"import signal; {ignored}; {unwinding}; {CTRL_C}").returncode == 0
 
 
 def test_ctrl_c_after_the_end_of_a_command_is_no_traceback():
     done = python(
-        "from stream_rpn import __main__, cli\nfrom stream_rpn.commands import signals\n"
+        "from stream_rpn import __main__, cli\nfrom stream_rpn import signals\n"
         f"cli.main = signals.unwind_on_signals; __main__.main(); {CTRL_C}"
     )
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
@@ -71,10 +70,23 @@ def test_no_import_turns_a_signal_into_another_error_or_swallows_it(number: int,
         "except BaseException:\n    raise ImportError('a bad install') from None\n"
     )
     done = python(
-        "from stream_rpn.commands import signals; signals.unwind_on_signals()\n"
+        "from stream_rpn import signals; signals.unwind_on_signals()\n"
         "try:\n    import turns\nexcept ImportError:\n    print('swallowed')"
     )
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+def test_a_signal_in_an_import_leaves_nothing_of_what_was_begun():
+    Path("halts.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+    done = python(
+        "from pathlib import Path\nfrom stream_rpn import signals\n"
+        "from stream_rpn.sinks.place import GrowingFile\nsignals.unwind_on_signals()\n"
+        "place = GrowingFile('x.jsonl', replace=False)\nplace.make()\n"
+        "with signals.temporary_folder(within=Path()):\n"
+        "    import halts\n"
+    )
+    assert (done.returncode, done.stderr) == (143, "")
+    assert os.listdir() == ["halts.py"]
 
 
 def test_elsewhere_signals_unwind():

@@ -9,15 +9,17 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import signal
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
+from stream_rpn import signals
 from stream_rpn.cores import available_cores
 from stream_rpn.frame import StreamRPNError
 
@@ -80,14 +82,13 @@ def _init(address: str, begun: contextlib.ExitStack) -> None:
     # Not ended before Ray is: what Ray starts here dies with the thread that started it.
     beside = begun.enter_context(ThreadPoolExecutor(1))
     if address == "local":
-        folder = _short_temporary_folder()
-        begun.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder = begun.enter_context(_short_temporary_folder())
         begun.enter_context(_ended_after())
         options = {
             "num_cpus": max(available_cores(), 1),
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
-            "_temp_dir": folder,
+            "_temp_dir": str(folder),
         }
     else:
         begun.callback(ray.shutdown)
@@ -166,7 +167,7 @@ def _silent() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _short_temporary_folder() -> str:
+def _short_temporary_folder() -> AbstractContextManager[Path]:
     """Makes a folder for Ray's sockets, whose paths may not be longer than 107 bytes."""
     usual = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="rpn-", dir=usual if len(usual) < 30 else "/tmp")
+    return signals.temporary_folder("rpn-", within=Path(usual if len(usual) < 30 else "/tmp"))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from stream_rpn import signals
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.sources.address import is_url, local_path, masked
 
@@ -132,8 +132,8 @@ class Store:
             if self.is_local:
                 _put_locally(Path(final), write)
                 return
-            with tempfile.TemporaryDirectory(prefix="stream-rpn-") as folder:
-                made = Path(folder, "made")
+            with signals.temporary_folder("stream-rpn-") as folder:
+                made = folder / "made"
                 write(made)
                 partial = final if self._appears_whole else f"{final}.{uuid.uuid4().hex}.part"
                 if not self._appears_whole:
@@ -205,7 +205,7 @@ def _put_locally(final: Path, write: Callable[[Path], None]) -> None:
     """Writes beside the final name, under one that readers pass over, and renames."""
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}.part")
-    try:
+    with signals.undone(partial):
         write(partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
@@ -215,8 +215,6 @@ def _put_locally(final: Path, write: Callable[[Path], None]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def short_name(source: str) -> str:

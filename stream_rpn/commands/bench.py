@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stream_rpn import signals
 from stream_rpn.commands.arguments import (
     add_model_arguments,
     add_proposal_arguments,
@@ -99,9 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     facts = machine()
     print(describe_machine(facts), flush=True)
-    with tempfile.TemporaryDirectory(prefix="stream-rpn-bench-") as folder:
+    with signals.temporary_folder("stream-rpn-bench-") as folder:
         batches = arguments.batch or BATCHES
-        bench = Bench(arguments, load_options(arguments), batches, Path(folder))
+        bench = Bench(arguments, load_options(arguments), batches, folder)
         print(bench.describe(), flush=True)
         # In a thread, as the product's network runs in one: where other programs want the cores,
         # OpenMP's barriers cost the main thread several times what they cost another.

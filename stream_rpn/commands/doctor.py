@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from stream_rpn import signals
 from stream_rpn.commands.parser import examples
 from stream_rpn.commands.progress import say, under_way
 from stream_rpn.commands.tables import print_json, print_table
@@ -89,8 +88,8 @@ def _prove(arguments: argparse.Namespace) -> int:
         )
     from stream_rpn.measure.prove import Proof
 
-    with tempfile.TemporaryDirectory() as folder:
-        proof = Proof(compute.choose_device(), Path(folder))
+    with signals.temporary_folder("stream-rpn-") as folder:
+        proof = Proof(compute.choose_device(), folder)
         for part in proof.run():
             say(f"{part} …")
     _keep(proof.to_json(), arguments)

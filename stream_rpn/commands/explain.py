@@ -24,7 +24,8 @@ from stream_rpn.commands.progress import say, under_way
 from stream_rpn.commands.tables import print_table
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.sinks import check_place
-from stream_rpn.sinks.place import Folder, reason, write_whole
+from stream_rpn.sinks.folder import Folder
+from stream_rpn.sinks.place import reason, write_whole
 
 if TYPE_CHECKING:
     from stream_rpn.explanation.facts import Explanation

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stream_rpn.commands import signals
+from stream_rpn import signals
 from stream_rpn.commands.arguments import natural
 from stream_rpn.commands.drawing import add_drawing_arguments, drawing_options
 from stream_rpn.commands.outputs import resolve_outputs
@@ -129,7 +129,7 @@ def render(
     frames_written = with_boxes = 0
     with open_source(video, decoder="cpu") as source:
         chosen = _of_source(saved, video)
-        # Noted, and answered between two frames: while it is opened, nobody knows of the file yet.
+        # Noted, and answered between two frames, of which none is half in the film then.
         with signals.Signals() as signal, target.open() as sink:
             kept = ("model", "weights", "engine", "device", "dtype", "parameters")
             header = make_header(

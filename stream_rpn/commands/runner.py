@@ -11,8 +11,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from stream_rpn import api
-from stream_rpn.commands import signals
+from stream_rpn import api, signals
 from stream_rpn.commands import summary as summaries
 from stream_rpn.commands.arguments import load_options
 from stream_rpn.commands.drawing import drawing_options
@@ -120,18 +119,13 @@ class _Run:
 
     def run(self) -> int:
         try:
-            # At once: another run that has begun to write them may take hours. And each as a whole:
-            # ended in the middle of a claim, nobody would know of the file that it made.
-            with signals.Signals() as early:
-                for output in self.outputs if self.together else self._outputs_of(0):
-                    if not output.opens_at_once:
-                        output.claim()
-            if early.number is not None:
-                self._leave(early.number, None)
-            with signals.handled_by(self._leave):
-                self._open_at_once()
-                with under_way(f"loading {self.arguments.model}", quiet=self.quiet):
-                    self.pipeline = _load(self.arguments, self.sources, images=self.images)
+            # At once: another run that has begun to write them may take hours.
+            for output in self.outputs if self.together else self._outputs_of(0):
+                if not output.opens_at_once:
+                    output.claim()
+            self._open_at_once()
+            with under_way(f"loading {self.arguments.model}", quiet=self.quiet):
+                self.pipeline = _load(self.arguments, self.sources, images=self.images)
             with signals.handled_by(self._stop):
                 device, count = self.pipeline.device, len(self.sources)
                 with Progress(device, count, quiet=self.quiet) as progress:
@@ -162,12 +156,6 @@ class _Run:
             self.signal = None  # it ended the page, not the run
         for output in self.outputs:
             output.close()
-
-    def _leave(self, number: int, frame: types.FrameType | None) -> None:
-        """Ends a run that has nothing yet."""
-        for output in self.outputs:
-            output.abort()
-        signals.unwind(number, frame)
 
     def _stop(self, number: int, frame: types.FrameType | None) -> None:
         """Lets the first signal end the run in good order, the second one at once."""

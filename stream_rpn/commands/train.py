@@ -14,8 +14,8 @@ from stream_rpn.commands.arguments import device, positive, split_paths
 from stream_rpn.commands.checks import check_readable
 from stream_rpn.commands.parser import examples
 from stream_rpn.commands.progress import PLAIN_SECONDS, complain, say, under_way
-from stream_rpn.commands.signals import Signals
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.signals import Signals
 from stream_rpn.training.config import ASSIGNMENTS, OPTIMIZERS, Augmentation, TrainConfig
 
 if TYPE_CHECKING:

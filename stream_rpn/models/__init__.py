@@ -28,6 +28,8 @@ class ModelEntry:
 
     Attributes:
         builder: "module:function" returning an RPN without trained weights.
+        layout: what `checkpoint.layout` makes of the names and shapes of its tensors, by which
+            files without the model's name are recognised.
         weights: where trained weights come from: the name of a torchvision weights enum member,
             the name of a file in this package, or "" for none: random ones are made then.
         backbone_only: the weights are ImageNet features; the head is untrained.
@@ -42,6 +44,7 @@ class ModelEntry:
     """
 
     builder: str
+    layout: str
     weights: str
     input: str
     strides: str
@@ -64,6 +67,7 @@ _TORCHVISION_LICENCE = "BSD-3-Clause (torchvision); trained on COCO 2017"
 MODELS: dict[str, ModelEntry] = {
     "nanodet_m": ModelEntry(
         builder="stream_rpn.models.nanodet_plus:nanodet_m",
+        layout="f0ebe521b132",
         weights="nanodet_m.safetensors",
         input="shorter side 416, longer at most 832",
         strides="8 16 32 64",
@@ -75,6 +79,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "nanodet_m_1.5x": ModelEntry(
         builder="stream_rpn.models.nanodet_plus:nanodet_m_1_5x",
+        layout="41d303e24b19",
         weights="nanodet_m_1.5x.safetensors",
         input="shorter side 416, longer at most 832",
         strides="8 16 32 64",
@@ -85,6 +90,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "tiny": ModelEntry(
         builder="stream_rpn.models.mobilenet_v2_fpn:tiny",
+        layout="087e7a6e3716",
         weights="tiny.safetensors",
         input="shorter side 320, longer at most 640",
         strides="4 8 16 32 64",
@@ -95,6 +101,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "small": ModelEntry(
         builder="stream_rpn.models.mobilenet_v2_fpn:small",
+        layout="f39202f8a51c",
         weights="small.safetensors",
         input="shorter side 512, longer at most 1024",
         strides="4 8 16 32 64 128",
@@ -105,6 +112,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "classic": ModelEntry(
         builder="stream_rpn.models.classic:build",
+        layout="bbd6619038eb",
         weights="classic.safetensors",
         input="shorter side 320, longer at most 640",
         strides="16",
@@ -115,6 +123,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "resnet50_fpn": ModelEntry(
         builder="stream_rpn.models.torchvision_fpn:resnet50_fpn",
+        layout="fb57e5546483",
         weights="FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
         input="shorter side 800, longer at most 1333",
         strides="4 8 16 32 64",
@@ -125,6 +134,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "resnet50_fpn_detectron2": ModelEntry(
         builder="stream_rpn.models.detectron2_fpn:build",
+        layout="16f0debbd7b2",
         weights="",
         input="shorter side 800, longer at most 1333",
         strides="4 8 16 32 64",
@@ -135,6 +145,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "resnet50_fpn_v2": ModelEntry(
         builder="stream_rpn.models.torchvision_fpn:resnet50_fpn_v2",
+        layout="b0c517e5b0ad",
         weights="FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1",
         input="shorter side 800, longer at most 1333",
         strides="4 8 16 32 64",
@@ -145,6 +156,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "mobilenet_v3_large_fpn": ModelEntry(
         builder="stream_rpn.models.torchvision_fpn:mobilenet_v3_large_fpn",
+        layout="a0ca254ab9d4",
         weights="FasterRCNN_MobileNet_V3_Large_FPN_Weights.COCO_V1",
         input="shorter side 800, longer at most 1333",
         strides="32 32 64",
@@ -155,6 +167,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "mobilenet_v3_large_320_fpn": ModelEntry(
         builder="stream_rpn.models.torchvision_fpn:mobilenet_v3_large_320_fpn",
+        layout="a0ca254ab9d4",
         weights="FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1",
         input="shorter side 320, longer at most 640",
         strides="32 32 64",
@@ -165,6 +178,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "vgg16": ModelEntry(
         builder="stream_rpn.models.vgg16:build",
+        layout="105e859548e8",
         weights="VGG16_Weights.IMAGENET1K_V1",
         input="shorter side 600, longer at most 1000, unpadded",
         strides="16",

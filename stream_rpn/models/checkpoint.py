@@ -10,6 +10,7 @@ only ever read with `weights_only=True`, or as arrays alone.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import pickle
 import re
@@ -27,7 +28,7 @@ import torch
 from numpy._core import multiarray
 from torch import Tensor, nn
 
-from stream_rpn import models
+from stream_rpn import models, signals
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.limits import check_unpacked
 from stream_rpn.models.detectron2_fpn import from_detectron2, is_detectron2
@@ -127,12 +128,9 @@ def save_weights(rpn: nn.Module, path: str | Path, *, model: str, half: bool = F
     }
     # Not by `save_file`: nobody else may read its files, and they are there before they are whole.
     beside = Path(path).with_name(Path(path).name + ".part")
-    try:
+    with signals.undone(beside):
         beside.write_bytes(save(state, metadata={"model": model}))
         os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -275,6 +273,15 @@ def _load(rpn: RPN, state: Mapping[str, Tensor], path: str | Path) -> None:
     rpn.load_state_dict(state, strict=False)
 
 
+def layout(state: Mapping[str, Tensor]) -> str:
+    """Returns a short digest of the names and shapes of a model's tensors, whatever their values.
+
+    Equal ones are of one architecture, so that none need be built to be compared with.
+    """
+    lines = [f"{name} {list(t.shape)}\n" for name, t in sorted(state.items()) if _is_ours(name)]
+    return hashlib.sha256("".join(lines).encode(errors="surrogatepass")).hexdigest()[:12]
+
+
 def _recognise(state: Mapping[str, Tensor], path: str) -> str:
     """Returns the one model of the table whose tensors have these names and shapes.
 
@@ -284,13 +291,8 @@ def _recognise(state: Mapping[str, Tensor], path: str) -> str:
     Raises:
         StreamRPNError: none fits, or several do.
     """
-    shapes = {name: tensor.shape for name, tensor in state.items()}
-    fitting = []
-    for name, entry in models.MODELS.items():
-        with torch.device("meta"):
-            wanted = entry.build().state_dict()
-        if shapes == {key: t.shape for key, t in wanted.items() if _is_ours(key)}:
-            fitting.append(name)
+    found = layout(state)
+    fitting = [name for name, entry in models.MODELS.items() if entry.layout == found]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

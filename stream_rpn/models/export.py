@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import stream_rpn
+from stream_rpn import signals
 from stream_rpn.frame import StreamRPNError
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def export(rpn: RPN, path: str | os.PathLike[str], *, overwrite: bool = False) -
     files = check_files(path, overwrite=overwrite)
     try:
         # Beside its place, so that it gets there by a rename.
-        with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
-            part = Path(folder) / path.name
+        with signals.temporary_folder(f".{path.stem}-", within=path.parent) as folder:
+            part = folder / path.name
             _WRITERS[path.suffix](rpn, part)
             description = json.dumps(describe(rpn, path.name), indent=1, ensure_ascii=False)
             Path(f"{part}.json").write_text(f"{description}\n", encoding="utf-8")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from stream_rpn import signals
 
 MAX_FILES = 24
 DAY = 24 * 3600
@@ -32,13 +33,13 @@ def compiled_graphs(kept: Path) -> Iterator[Path]:
     """
     kept.mkdir(exist_ok=True)
     _tidy(kept)
-    with tempfile.TemporaryDirectory(dir=kept, ignore_cleanup_errors=True) as own:
+    with signals.temporary_folder(within=kept) as own:
         for path in kept.glob(_GRAPHS):
             with suppress(FileNotFoundError):  # another process has tidied since
-                os.link(path, Path(own, path.name))
-        before = {path.name: path.stat().st_ino for path in Path(own).glob(_GRAPHS)}
-        yield Path(own)
-        for path in Path(own).glob(_GRAPHS):
+                os.link(path, own / path.name)
+        before = {path.name: path.stat().st_ino for path in own.glob(_GRAPHS)}
+        yield own
+        for path in own.glob(_GRAPHS):
             if path.stat().st_ino != before.get(path.name):
                 path.replace(kept / path.name)
 

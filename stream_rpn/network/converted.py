@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import openvino as ov
 
+from stream_rpn import signals
 from stream_rpn.embedding import Embedding, input_side
 from stream_rpn.input_spec import InputSpec
 from stream_rpn.kernels.proposals import ProposalSpec
@@ -147,7 +148,7 @@ class Converted(Model):
         heads = self.heads.clone()
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.stem}.{os.getpid()}.xml")
-        try:
+        with signals.undone(part, part.with_suffix(".bin")):
             try:
                 # Twice: the record tells what the weights of the first are.
                 ov.save_model(heads, part, compress_to_fp16=half)
@@ -158,9 +159,6 @@ class Converted(Model):
             # The graph last: a reader that finds it finds its weights.
             os.replace(part.with_suffix(".bin"), path.with_suffix(".bin"))
             os.replace(part, path)
-        finally:
-            for suffix in (".xml", ".bin"):
-                part.with_suffix(suffix).unlink(missing_ok=True)
 
 
 # Of RPNs that are used again and again: by the backbone, which one with other limits shares. What

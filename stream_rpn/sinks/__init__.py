@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stream_rpn.drawing import USUAL_DRAWING, DrawSpec
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.sinks.folder import HIDDEN_FOLDER
 from stream_rpn.sinks.formats import (
     ENDINGS,
     FOLDERS,
@@ -25,7 +26,6 @@ from stream_rpn.sinks.formats import (
     path_of,
     sink_of,
 )
-from stream_rpn.sinks.place import HIDDEN_FOLDER
 from stream_rpn.sinks.record import make_header
 from stream_rpn.sinks.sink import ReaderGone, Sink, SinkOptions
 from stream_rpn.sources.address import masked

@@ -6,9 +6,11 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from stream_rpn import signals
 from stream_rpn.frame import StreamRPNError
 
 if sys.platform != "win32":
@@ -26,19 +28,24 @@ class Claim:
     Args:
         folder: where it lies.
         name: the output as the user named it.
+        abandon: done at the end of the process where it has not been released by then, as by an
+            owner that a signal kept from ever knowing of it; it is to release it (default: just
+            that).
 
     Raises:
         StreamRPNError: another run holds it.
         OSError: it cannot be made.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    @signals.held()
+    def __init__(self, folder: Path, name: str, abandon: Callable[[], None] | None = None) -> None:
         self.folder = folder
         foreign = folder.is_symlink() or (
             folder.is_dir() and not (folder / _LOCK).exists() and any(folder.iterdir())
         )
         if foreign:
             raise StreamRPNError(f"cannot write {name!r}: {str(folder)!r} is in the way; move it")
+        self._abandon = abandon or self.release
         self._held = False
         self._lock = -1
         try:
@@ -50,6 +57,7 @@ class Claim:
             with suppress(OSError):  # it is another's
                 folder.rmdir()
             raise
+        signals.unfinished(self._abandon)
 
     def _take(self, name: str) -> None:
         while not self._held:
@@ -73,8 +81,11 @@ class Claim:
 
     def release(self) -> None:
         """Removes the folder with all that is in it; may be called again, if interrupted, too."""
-        if not self._held:
-            return
+        if self._held:
+            self._remove()
+        signals.finished(self._abandon)
+
+    def _remove(self) -> None:
         with suppress(OSError):
             self._clear()
             # Last, as a folder without it is nobody's; one that somebody claims now stays.

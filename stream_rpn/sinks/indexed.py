@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, NamedTuple, cast
 
 from stream_rpn.frame import Proposals, StreamInfo
-from stream_rpn.sinks.place import Folder
+from stream_rpn.sinks.folder import Folder
 from stream_rpn.sinks.record import lacking
 from stream_rpn.sinks.sink import Sink
 

@@ -17,7 +17,7 @@ from stream_rpn.drops import Drop
 from stream_rpn.embedding import DTYPE
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
 from stream_rpn.limits import check_unpacked
-from stream_rpn.sinks.place import Folder
+from stream_rpn.sinks.folder import Folder
 from stream_rpn.sinks.record import (
     DAMAGE,
     NO_TEXT,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from stream_rpn import signals
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.training.config import CHANGEABLE, TrainConfig
 
@@ -25,11 +26,10 @@ def write_state(config: TrainConfig, state: dict[str, Any]) -> None:
     path = config.checkpoint
     beside = path.with_suffix(".part")
     try:
-        torch.save({**state, "config": json.dumps(asdict(config))}, beside)
-        os.replace(beside, path)
+        with signals.undone(beside):
+            torch.save({**state, "config": json.dumps(asdict(config))}, beside)
+            os.replace(beside, path)
     except (OSError, RuntimeError) as error:  # the second is torch's of a full disk
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise OSError(None, reason, str(path)) from error
 
