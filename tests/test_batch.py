@@ -153,6 +153,7 @@ def test_the_same_frames_are_chosen_in_pieces(tmp_path, selection):
     [
         ("a.avi", "libx264", CLOSED, "no time of their own"),
         ("a.h264", "libx264", CLOSED, "no times of its own"),
+        ("a.mpg", "mpeg2video", {"g": "8"}, "no time of their own"),
         ("a.mp4", "mpeg4", {"g": "8"}, "mpeg4 is not known"),
         (
             "a.ts",
