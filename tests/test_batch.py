@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -271,6 +272,32 @@ def test_results_are_read_by_everybody(tmp_path):
     assert [len(p) for p in read] == [2, 2]
     assert read[1].drops == drops
     np.testing.assert_array_equal(read[0].boxes, made_up(0).boxes)
+
+
+def lines_of_the_page(after):
+    """Returns the block of Python on docs/batch.md that follows some words."""
+    page = Path(__file__).resolve().parents[1] / "docs" / "batch.md"
+    return page.read_text().split(after)[1].split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("library", ["pyarrow.parquet", "pandas", "polars", "duckdb", "stream_rpn"])
+def test_the_lines_of_the_page_read_the_results(tmp_path, library):
+    first, second = Piece("a.mp4", "v", 0, 2), Piece("a.mp4", "v", 1, 2)
+    written(tmp_path, first, [made_up(0), made_up(1)])
+    written(tmp_path, second, [made_up(2)])
+    module = pytest.importorskip(library)
+    name = library.partition(".")[0]
+    lines = lines_of_the_page("One line reads it").splitlines()
+    (line,) = [line for line in lines if line.startswith(name)]
+    line = line.replace("DIR", str(tmp_path)).replace(
+        "video=NAME-HASH", results.folder_of("a.mp4").rpartition("/")[2]
+    )
+    table = eval(line, {name: sys.modules[name], library: module})
+    if name == "stream_rpn":
+        assert [proposals.frame for proposals in table] == [0, 1]
+        return
+    frames = table["frame"] if name != "duckdb" else [row[0] for row in table["frame"].fetchall()]
+    assert sorted(getattr(frames, "to_pylist", lambda: list(frames))()) == [0, 1, 2]
 
 
 def test_a_piece_is_done_when_its_file_is_there_and_of_its_plan(tmp_path):
