@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -153,6 +154,7 @@ def test_the_same_frames_are_chosen_in_pieces(tmp_path, selection):
     [
         ("a.avi", "libx264", CLOSED, "no time of their own"),
         ("a.h264", "libx264", CLOSED, "no times of its own"),
+        ("a.mpg", "mpeg2video", {"g": "8"}, "no time of their own"),
         ("a.mp4", "mpeg4", {"g": "8"}, "mpeg4 is not known"),
         (
             "a.ts",
@@ -272,6 +274,32 @@ def test_results_are_read_by_everybody(tmp_path):
     np.testing.assert_array_equal(read[0].boxes, made_up(0).boxes)
 
 
+def lines_of_the_page(after):
+    """Returns the block of Python on docs/batch.md that follows some words."""
+    page = Path(__file__).resolve().parents[1] / "docs" / "batch.md"
+    return page.read_text().split(after)[1].split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("library", ["pyarrow.parquet", "pandas", "polars", "duckdb", "stream_rpn"])
+def test_the_lines_of_the_page_read_the_results(tmp_path, library):
+    first, second = Piece("a.mp4", "v", 0, 2), Piece("a.mp4", "v", 1, 2)
+    written(tmp_path, first, [made_up(0), made_up(1)])
+    written(tmp_path, second, [made_up(2)])
+    module = pytest.importorskip(library)
+    name = library.partition(".")[0]
+    lines = lines_of_the_page("One line reads it").splitlines()
+    (line,) = [line for line in lines if line.startswith(name)]
+    line = line.replace("DIR", str(tmp_path)).replace(
+        "video=NAME-HASH", results.folder_of("a.mp4").rpartition("/")[2]
+    )
+    table = eval(line, {name: sys.modules[name], library: module})
+    if name == "stream_rpn":
+        assert [proposals.frame for proposals in table] == [0, 1]
+        return
+    frames = table["frame"] if name != "duckdb" else [row[0] for row in table["frame"].fetchall()]
+    assert sorted(getattr(frames, "to_pylist", lambda: list(frames))()) == [0, 1, 2]
+
+
 def test_a_piece_is_done_when_its_file_is_there_and_of_its_plan(tmp_path):
     piece = Piece("a.mp4", "v")
     store = Store(str(tmp_path))
@@ -292,7 +320,7 @@ def test_nothing_has_its_name_before_it_is_whole(tmp_path, address):
         path.write_text("new, but h")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(StreamRPNError, match=r"cannot write .*d/a: No space left on device"):
+    with pytest.raises(StreamRPNError, match=r"cannot write .*: the disk is full"):
         store.put("d/a", failing)
     assert store.read("d/a") == b"old"
     assert store.names("d") == ["a"]

@@ -34,6 +34,10 @@ from stream_rpn.sources.select import Selection
 LEAST_CUT = 1.5
 """A video that is not longer than so many pieces' worth stays whole, and its packets uncounted."""
 
+# Frames share a packet there and its time; FFmpeg makes up those of others from what it read before
+# them, so that they depend on where reading begins.
+_PROGRAM_STREAM = "mpeg"
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -164,6 +168,8 @@ class _Packets:
             raise Uncuttable(f"{codec} is not known to begin anew exactly")
         if not has_timestamps(container) or stream.time_base is None:
             raise Uncuttable("it has no times of its own")
+        if container.format.name == _PROGRAM_STREAM:
+            raise Uncuttable("some frames have no time of their own")
         self._ratio = stream.time_base.as_integer_ratio()
         self._keys: list[tuple[int, Start, int | None]] = []  # index, what is in it, dts
         self._sets_within = False

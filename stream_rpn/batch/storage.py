@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO, cast
 
 from stream_rpn import signals
 from stream_rpn.frame import StreamRPNError
+from stream_rpn.sinks.place import reason
 from stream_rpn.sources.address import is_url, local_path, masked
 
 _BLOCK = 4 << 20
@@ -95,8 +97,8 @@ def _sentence(error: BaseException) -> str:
         return "there is no such file, folder or bucket"
     if isinstance(error, PermissionError):
         return "permission denied"
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())
+    text = reason(error) if isinstance(error, OSError) else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 class Store:
@@ -134,7 +136,8 @@ class Store:
                 return
             with signals.temporary_folder("stream-rpn-") as folder:
                 made = folder / "made"
-                write(made)
+                with told(f"cannot write in {tempfile.gettempdir()}"):
+                    write(made)
                 partial = final if self._appears_whole else f"{final}.{uuid.uuid4().hex}.part"
                 if not self._appears_whole:
                     self._fs.makedirs(os.path.dirname(final), exist_ok=True)

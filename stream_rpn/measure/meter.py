@@ -61,7 +61,7 @@ class Meter:
         if self._gpu is not None:
             self._gpu.start()
         self._joules = _rapl_joules(self._rapl)
-        self._machine = _busy_seconds()
+        self._machine = busy_seconds()
         self._thread = threading.Thread(target=self._sample, name="meter", daemon=True)
         self._thread.start()
         self._cpu, self._clock = time.process_time(), time.perf_counter()
@@ -86,7 +86,7 @@ class Meter:
         self._thread.join()
         available = max(usage.seconds * available_cores(), 1e-9)
         usage.cpu_utilisation = usage.cpu_seconds / available
-        machine = _busy_seconds()
+        machine = busy_seconds()
         if machine is not None and self._machine is not None:
             others = machine - self._machine - usage.cpu_seconds
             usage.others_utilisation = max(0.0, others) / available
@@ -118,7 +118,7 @@ def resident_mb() -> float | None:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def _busy_seconds() -> float | None:
+def busy_seconds() -> float | None:
     """Returns the seconds that our cores together have worked since the machine started."""
     try:
         lines = Path("/proc/stat").read_text().splitlines()
