@@ -24,45 +24,41 @@ VIDEOS = ("tud-campus", "pets09-s2l1-part1")
 NUMBERS = ("AR@10", "AR@100", "AR@300", "AR@1000", "R50@100", "R50@300", "R50@1000")
 
 
-def images(pipeline, folder):
-    annotations = folder / "annotations_val.json"
-    dataset = CocoDataset(annotations, [folder / "val.tar"], cache_bytes=0)
-    predictions = by_image(propose_dataset(pipeline, dataset))
-    truth = dataset.ground_truth()
-    records = json.loads(annotations.read_text())["images"]
-    val2017 = {r["id"] for r in records if r["coco_split"] == "val2017"}
-    held_out = {image_id: boxes for image_id, boxes in truth.items() if image_id in val2017}
-    return [
-        {"data": "val", **Recall(predictions, truth).summary()},
-        {"data": "val2017", **Recall(predictions, held_out).summary()},
-    ]
-
-
-def unseen(pipeline, data, name):
-    """Recall of things that no detector of COCO's classes was taught."""
-    own = data / "unseen" / f"{name}.tar"
+def dataset_of(data, name):
+    """Returns annotated pictures: "val", COCO's, or one of UNSEEN, which nobody taught a model."""
+    if name == "val":
+        annotations, own = data / "coco" / "annotations_val.json", data / "coco" / "val.tar"
+    else:
+        annotations, own = data / "unseen" / f"{name}.json", data / "unseen" / f"{name}.tar"
     tars = [own] if own.is_file() else sorted((data / "coco").glob("*.tar"))
-    dataset = CocoDataset(data / "unseen" / f"{name}.json", tars, cache_bytes=0)
-    return Recall(by_image(propose_dataset(pipeline, dataset)), dataset.ground_truth())
+    return CocoDataset(annotations, tars, cache_bytes=0)
 
 
-def video(pipeline, path):
-    with pipeline.open(str(path)) as stream:
-        predictions = by_image(stream)
-    truth = read_mot(path.with_suffix(".gt.txt"), stream.info.width, stream.info.height)
-    return Recall(predictions, truth)
+def val2017(dataset):
+    """Returns the objects of those pictures that no model of COCO's train2017 has seen."""
+    records = json.loads(dataset.path.read_text())["images"]
+    ids = {r["id"] for r in records if r["coco_split"] == "val2017"}
+    return {i: boxes for i, boxes in dataset.ground_truth().items() if i in ids}
 
 
 def pictures(pipeline, data):
-    """Returns the rows of all pictures, COCO's first."""
-    rows = images(pipeline, data / "coco")
-    return rows + [{"data": name, **unseen(pipeline, data, name).summary()} for name in UNSEEN]
+    """Yields the rows of all pictures, COCO's first."""
+    for name in ("val", *UNSEEN):
+        dataset = dataset_of(data, name)
+        predictions = by_image(propose_dataset(pipeline, dataset))
+        yield {"data": name, **Recall(predictions, dataset.ground_truth()).summary()}
+        if name == "val":
+            yield {"data": "val2017", **Recall(predictions, val2017(dataset)).summary()}
 
 
 def videos(pipeline, data):
-    """Returns the rows of all videos."""
-    paths = [data / "video" / f"{name}.mp4" for name in VIDEOS]
-    return [{"data": path.stem, **video(pipeline, path).summary()} for path in paths]
+    """Yields the rows of all videos."""
+    for name in VIDEOS:
+        path = data / "video" / f"{name}.mp4"
+        with pipeline.open(str(path)) as stream:
+            predictions = by_image(stream)
+        truth = read_mot(path.with_suffix(".gt.txt"), stream.info.width, stream.info.height)
+        yield {"data": name, **Recall(predictions, truth).summary()}
 
 
 def main():
@@ -84,7 +80,7 @@ def main():
         dtype=arguments.dtype,
         top=1000,
     )
-    rows = pictures(pipeline, arguments.data) + videos(pipeline, arguments.data)
+    rows = [*pictures(pipeline, arguments.data), *videos(pipeline, arguments.data)]
     if arguments.json:
         report.write_json(
             arguments.json,

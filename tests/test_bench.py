@@ -6,10 +6,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import stream_rpn
 from bench import (
+    certainty,
     compare,
     gpu_frames,
     gpu_kernels,
@@ -31,7 +34,19 @@ from bench.workloads import (
     ours,
 )
 from stream_rpn.measure.meter import Usage
+from stream_rpn.rpn import propose_image
 from tests.agreement import assert_same_selection, expectations, scored, selections
+from tests.synthetic_coco import shapes
+
+
+def test_boxes_by_certainty_are_those_of_a_model_that_has_it():
+    rpn = stream_rpn.load("nanodet_m", size=96, top=30)
+    image, _ = shapes(2, size=96)
+    shipped = rpn.head.certainty
+    found = dict(certainty.boxes_by_certainty(rpn, image))
+    rpn.head.certainty = shipped
+    assert np.allclose(found[shipped], propose_image(rpn, image).boxes, atol=1e-2)
+    assert not np.allclose(found[shipped], found[0.0], atol=1e-2)
 
 
 def test_percentiles():
