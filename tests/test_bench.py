@@ -21,6 +21,7 @@ from bench import (
     kernels,
     pipeline,
     readme,
+    recall_table,
     report,
     scaling,
 )
@@ -319,6 +320,18 @@ class TestReadme:
         path = results / "scaling_cpu.json"
         path.write_text(path.read_text() + "\n")
         assert readme.stale_pictures() == ["scaling.png"]
+
+    @pytest.mark.parametrize("page", [page for page in readme.PAGES if "models" in page])
+    def test_pages_of_models_say_what_was_measured(self, page):
+        assert page_now(page) == (readme.ROOT / page).read_text()
+
+    def test_a_table_of_certainty_says_what_ships_and_on_which_pictures(self):
+        row = {"model": "m", "data": "val", "images": 200, "AR@100": 0.4, "R50@100": 0.6}
+        rows = [row | {"certainty": c, "shipped": c == 4, "R50@300": c / 10} for c in (0.0, 4.0)]
+        table = recall_table.certainty({"every": 2, "rows": rows}, "m")
+        assert "every second picture of each set; 4 ships" in table
+        assert "| data | pictures | recall | 0 | 4 |" in table
+        assert "| 200 | R50@300 | 0.000 | 0.400 |" in table
 
     def test_without_results_there_is_no_number(self, tmp_path, monkeypatch):
         monkeypatch.setattr(readme, "RESULTS", tmp_path)
