@@ -12,11 +12,11 @@ from pathlib import Path
 
 from bench import report
 from stream_rpn import api
+from stream_rpn.engines import ENGINES
 from stream_rpn.evaluation.coco import CocoDataset
 from stream_rpn.evaluation.files import read_mot
 from stream_rpn.evaluation.propose import propose_dataset
 from stream_rpn.evaluation.recall import Recall, by_image
-from stream_rpn.pipeline import Pipeline
 
 # Boxes on COCO's own images, sea life, blood cells, raccoons.
 UNSEEN = ("coco_unseen", "aquarium", "bccd", "raccoon")
@@ -24,33 +24,41 @@ VIDEOS = ("tud-campus", "pets09-s2l1-part1")
 NUMBERS = ("AR@10", "AR@100", "AR@300", "AR@1000", "R50@100", "R50@300", "R50@1000")
 
 
-def images(rpn, folder):
-    annotations = folder / "annotations_val.json"
-    dataset = CocoDataset(annotations, [folder / "val.tar"], cache_bytes=0)
-    predictions = by_image(propose_dataset(rpn, dataset))
-    truth = dataset.ground_truth()
-    records = json.loads(annotations.read_text())["images"]
-    val2017 = {r["id"] for r in records if r["coco_split"] == "val2017"}
-    held_out = {image_id: boxes for image_id, boxes in truth.items() if image_id in val2017}
-    return [
-        {"data": "val", **Recall(predictions, truth).summary()},
-        {"data": "val2017", **Recall(predictions, held_out).summary()},
-    ]
-
-
-def unseen(rpn, data, name):
-    """Recall of things that no detector of COCO's classes was taught."""
-    own = data / "unseen" / f"{name}.tar"
+def dataset_of(data, name):
+    """Returns annotated pictures: "val", COCO's, or one of UNSEEN, which nobody taught a model."""
+    if name == "val":
+        annotations, own = data / "coco" / "annotations_val.json", data / "coco" / "val.tar"
+    else:
+        annotations, own = data / "unseen" / f"{name}.json", data / "unseen" / f"{name}.tar"
     tars = [own] if own.is_file() else sorted((data / "coco").glob("*.tar"))
-    dataset = CocoDataset(data / "unseen" / f"{name}.json", tars, cache_bytes=0)
-    return Recall(by_image(propose_dataset(rpn, dataset)), dataset.ground_truth())
+    return CocoDataset(annotations, tars, cache_bytes=0)
 
 
-def video(pipeline, path):
-    with pipeline.open(str(path)) as stream:
-        predictions = by_image(stream)
-    truth = read_mot(path.with_suffix(".gt.txt"), stream.info.width, stream.info.height)
-    return Recall(predictions, truth)
+def val2017(dataset):
+    """Returns the objects of those pictures that no model of COCO's train2017 has seen."""
+    records = json.loads(dataset.path.read_text())["images"]
+    ids = {r["id"] for r in records if r["coco_split"] == "val2017"}
+    return {i: boxes for i, boxes in dataset.ground_truth().items() if i in ids}
+
+
+def pictures(pipeline, data):
+    """Yields the rows of all pictures, COCO's first."""
+    for name in ("val", *UNSEEN):
+        dataset = dataset_of(data, name)
+        predictions = by_image(propose_dataset(pipeline, dataset))
+        yield {"data": name, **Recall(predictions, dataset.ground_truth()).summary()}
+        if name == "val":
+            yield {"data": "val2017", **Recall(predictions, val2017(dataset)).summary()}
+
+
+def videos(pipeline, data):
+    """Yields the rows of all videos."""
+    for name in VIDEOS:
+        path = data / "video" / f"{name}.mp4"
+        with pipeline.open(str(path)) as stream:
+            predictions = by_image(stream)
+        truth = read_mot(path.with_suffix(".gt.txt"), stream.info.width, stream.info.height)
+        yield {"data": name, **Recall(predictions, truth).summary()}
 
 
 def main():
@@ -59,29 +67,30 @@ def main():
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--weights", help="a checkpoint instead of the model's own weights")
     parser.add_argument("--size", type=int, help="shorter side of the input, if another")
+    parser.add_argument("--engine", choices=ENGINES, default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
-    rpn = api.load(arguments.model, arguments.weights, size=arguments.size, top=1000)
-    pipeline = Pipeline(rpn, engine="torch", dtype=arguments.dtype)
-    rows = images(pipeline.model, arguments.data / "coco")
-    for name in UNSEEN:
-        rows.append({"data": name, **unseen(pipeline.model, arguments.data, name).summary()})
-    for name in VIDEOS:
-        rows.append(
-            {"data": name, **video(pipeline, arguments.data / "video" / f"{name}.mp4").summary()}
-        )
-    dtype = pipeline.dtype
+    pipeline = api.open_pipeline(
+        arguments.model,
+        weights=arguments.weights,
+        size=arguments.size,
+        engine=arguments.engine,
+        dtype=arguments.dtype,
+        top=1000,
+    )
+    rows = [*pictures(pipeline, arguments.data), *videos(pipeline, arguments.data)]
     if arguments.json:
         report.write_json(
             arguments.json,
             "recall",
             rows,
-            model=rpn.name,
-            dtype=dtype,
-            input=asdict(rpn.input_spec),
-            proposals=asdict(rpn.proposal_spec),
+            model=pipeline.model.name,
+            engine=pipeline.engine,
+            dtype=pipeline.dtype,
+            input=asdict(pipeline.model.input_spec),
+            proposals=asdict(pipeline.model.proposal_spec),
         )
     report.print_table(rows, ("data", "images", "objects", *NUMBERS))
 

@@ -6,10 +6,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import stream_rpn
 from bench import (
+    certainty,
     compare,
     gpu_frames,
     gpu_kernels,
@@ -18,6 +21,7 @@ from bench import (
     kernels,
     pipeline,
     readme,
+    recall_table,
     report,
     scaling,
 )
@@ -31,7 +35,19 @@ from bench.workloads import (
     ours,
 )
 from stream_rpn.measure.meter import Usage
+from stream_rpn.rpn import propose_image
 from tests.agreement import assert_same_selection, expectations, scored, selections
+from tests.synthetic_coco import shapes
+
+
+def test_boxes_by_certainty_are_those_of_a_model_that_has_it():
+    rpn = stream_rpn.load("nanodet_m", size=96, top=30)
+    image, _ = shapes(2, size=96)
+    shipped = rpn.head.certainty
+    found = dict(certainty.boxes_by_certainty(rpn, image))
+    rpn.head.certainty = shipped
+    assert np.allclose(found[shipped], propose_image(rpn, image).boxes, atol=1e-2)
+    assert not np.allclose(found[shipped], found[0.0], atol=1e-2)
 
 
 def test_percentiles():
@@ -304,6 +320,18 @@ class TestReadme:
         path = results / "scaling_cpu.json"
         path.write_text(path.read_text() + "\n")
         assert readme.stale_pictures() == ["scaling.png"]
+
+    @pytest.mark.parametrize("page", [page for page in readme.PAGES if "models" in page])
+    def test_pages_of_models_say_what_was_measured(self, page):
+        assert page_now(page) == (readme.ROOT / page).read_text()
+
+    def test_a_table_of_certainty_says_what_ships_and_on_which_pictures(self):
+        row = {"model": "m", "data": "val", "images": 200, "AR@100": 0.4, "R50@100": 0.6}
+        rows = [row | {"certainty": c, "shipped": c == 4, "R50@300": c / 10} for c in (0.0, 4.0)]
+        table = recall_table.certainty({"every": 2, "rows": rows}, "m")
+        assert "every second picture of each set; 4 ships" in table
+        assert "| data | pictures | recall | 0 | 4 |" in table
+        assert "| 200 | R50@300 | 0.000 | 0.400 |" in table
 
     def test_without_results_there_is_no_number(self, tmp_path, monkeypatch):
         monkeypatch.setattr(readme, "RESULTS", tmp_path)

@@ -2,6 +2,9 @@
 
 import json
 import pickle
+import subprocess
+import sys
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 
 from stream_rpn import results
+from stream_rpn.api import open_pipeline
 from stream_rpn.cli import main
 from stream_rpn.evaluation import recall as evaluation
 from stream_rpn.evaluation.coco import CocoDataset
@@ -17,7 +21,6 @@ from stream_rpn.evaluation.files import Annotated, read_mot, read_predictions
 from stream_rpn.evaluation.propose import propose_dataset
 from stream_rpn.evaluation.recall import LIMITS, Recall, by_image, evaluate, match
 from stream_rpn.frame import Proposals, StreamInfo, StreamRPNError
-from stream_rpn.models.checkpoint import load_model
 from stream_rpn.sinks import make_header, open_sink
 from tests.synthetic_coco import write_dataset
 
@@ -353,8 +356,7 @@ def test_curves_are_drawn(tmp_path):
 def test_the_default_model_finds_real_objects(shared_data):
     coco = shared_data / "coco"
     dataset = CocoDataset(coco / "annotations_val.json", [coco / "val.tar"])
-    model = load_model().override(post_nms_top_n=300)
-    predictions = by_image(propose_dataset(model, dataset, limit=40))
+    predictions = by_image(islice(propose_dataset(open_pipeline(), dataset), 40))
     truth = dataset.ground_truth()
     recall = Recall(predictions, {image_id: truth[image_id] for image_id in predictions})
     assert recall.average(100) > 0.23
@@ -385,6 +387,26 @@ class TestCommand:
         assert main([*data, "--results", str(out), "--json", str(again)]) == 0
         second = json.loads(again.read_text())[str(out)]
         assert second == pytest.approx(first, abs=0.02, nan_ok=True)
+
+    def test_a_cpu_computes_it_by_openvino_without_torch_and_recall_is_that_of_torch(
+        self, data, tmp_path
+    ):
+        pytest.importorskip("openvino")
+        found = {}
+        for engine in ("auto", "torch"):
+            out, numbers = tmp_path / f"{engine}.jsonl", tmp_path / f"{engine}.json"
+            command = [*data, "-o", str(out), "--json", str(numbers), "--engine", engine]
+            command += ["--device", "cpu", "--dtype", "float32", "--threads", "1"]
+            if engine == "torch":
+                assert main(command) == 0
+            else:
+                code = f"from stream_rpn.cli import main\nassert main({command}) == 0\n"
+                code += "import sys\nassert 'torch' not in sys.modules"
+                subprocess.run([sys.executable, "-c", code], check=True)
+            header = json.loads(out.read_text().partition("\n")[0])
+            found[header["engine"]] = json.loads(numbers.read_text())["nanodet_m"]
+        assert found["openvino"]["R50@100"] > 0.5
+        assert found["openvino"] == pytest.approx(found["torch"], abs=0.05, nan_ok=True)
 
     def test_two_models_stand_side_by_side(self, data, tmp_path, capsys):
         out = tmp_path / "{stem}.coco.json"

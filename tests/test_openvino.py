@@ -448,14 +448,15 @@ def test_numbers_beyond_any_graph_are_no_error(frames):
     assert len(found) > 100
 
 
-def test_the_default_run_on_a_cpu_needs_no_torch(tmp_path):
+def test_the_default_run_on_a_cpu_starts_without_torch_and_what_only_others_need(tmp_path):
     code = f"""
 import sys
 from stream_rpn import cli, engines
 engines.has_gpu = lambda: False
 out = {str(tmp_path / "a.jsonl")!r}
 assert cli.main(["synthetic:320x180@10,3", "--size", "96", "-o", out, "--quiet"]) == 0
-print([name for name in ("torch", "torchvision", "safetensors") if name in sys.modules])
+needless = ("torch", "torchvision", "safetensors", "PIL", "asyncio", "tomllib")
+print([name for name in needless if name in sys.modules])
 """
     assert run(code, tmp_path) == "[]"
 

@@ -19,8 +19,6 @@ from stream_rpn import models
 from stream_rpn.anchors import grid, inside, scale_major
 from stream_rpn.cli import main
 from stream_rpn.evaluation.coco import CocoDataset, ImageStore
-from stream_rpn.evaluation.propose import propose_dataset
-from stream_rpn.evaluation.recall import Recall, by_image
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.kernels import boxes as box_ops
 from stream_rpn.models.checkpoint import load_model, save_weights
@@ -39,6 +37,7 @@ from stream_rpn.training.targets import (
     match_classic,
     sample,
 )
+from stream_rpn.training.validation import Validation
 from tests.agreement import assert_within, tolerances
 from tests.synthetic_coco import png, shapes, write_dataset
 
@@ -578,9 +577,11 @@ class TestLoop:
         ).model
         model.input_spec = replace(model.input_spec, min_size=size, max_size=size)
         dataset = CocoDataset(annotations, [images])
-        recall = Recall(by_image(propose_dataset(model, dataset)), dataset.ground_truth())
-        assert recall.num_objects() == 15
-        assert recall.at(0.5, 100) == 1.0
+        recall, _ = Validation(dataset, 1).measure(
+            model, everything=True, progress=lambda done, count: None
+        )
+        assert recall["objects"] == 15
+        assert recall["R50@100"] == 1.0
         loaded = load_model(str(tmp_path / "model.safetensors"))
         assert loaded.name == "tiny"
 

@@ -63,13 +63,13 @@ def add_model_arguments(
             "--device", type=device, default="auto", help="auto, cuda, cuda:N, mps or cpu"
         )
         model.add_argument("--dtype", choices=DTYPES, default="auto", help="the number format")
-    if computed and not several:
         model.add_argument(
             "--engine",
             choices=ENGINES,
             default="auto",
             help="what computes; auto: OpenVINO on a CPU, where it can, else torch",
         )
+    if computed and not several:
         model.add_argument(
             "--batch",
             type=batch_type or count_or_auto,
@@ -77,13 +77,12 @@ def add_model_arguments(
             metavar="N",
             help=batch_help,
         )
-    if not several:
-        model.add_argument(
-            "--threads",
-            type=positive,
-            metavar="N",
-            help="cores to compute on, on a CPU (default: all that this process may use)",
-        )
+    model.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="cores to compute on, on a CPU (default: all that this process may use)",
+    )
     model.add_argument(
         "--size",
         type=positive,

@@ -10,7 +10,6 @@ import argparse
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -149,6 +148,8 @@ class _File:
     """
 
     def __init__(self, path: str, parser: argparse.ArgumentParser) -> None:
+        import tomllib  # not at the top: most runs have no configuration
+
         self._path, self._parser = path, parser
         # Its own answer to a wrong value would be a usage that the file has no part in.
         parser.error = self._refuse  # type: ignore[method-assign]

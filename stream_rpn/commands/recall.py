@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,8 +39,7 @@ from stream_rpn.sinks.record import make_header
 from stream_rpn.sources.select import Selection
 
 if TYPE_CHECKING:
-    from stream_rpn.pipeline import Stream
-    from stream_rpn.rpn import RPN
+    from stream_rpn.pipeline import Pipeline, Stream
     from stream_rpn.sinks.sink import Sink
 
 
@@ -130,16 +128,19 @@ class _Data:
     def propose(self, name: str, outputs: list[Sink]) -> Iterator[Proposals]:
         """Yields a model's proposals, up to the largest limit a frame, and writes them."""
         from stream_rpn import api
-        from stream_rpn.pipeline import parameters
 
-        rpn = api.load(name, top=max(LIMITS), **load_options(self.arguments))
-        info, results = self._open(rpn)
-        header = make_header(
-            info,
-            model=rpn.name,
-            parameters=parameters(rpn, Selection()),
-            weights=rpn.weights and asdict(rpn.weights),
+        arguments = self.arguments
+        pipeline = api.open_pipeline(
+            name,
+            engine=arguments.engine,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            threads=arguments.threads,
+            top=max(LIMITS),
+            **load_options(arguments),
         )
+        info, results = self._open(pipeline)
+        header = make_header(info, **pipeline.provenance(Selection()))
         for output in outputs:
             output.begin(header, info)
         started, count = time.perf_counter(), 0
@@ -157,7 +158,7 @@ class _Data:
             elapsed = round(time.perf_counter() - started, 3)
             output.end({"frames": count, "complete": True, "elapsed_seconds": elapsed})
 
-    def _open(self, rpn: RPN) -> tuple[StreamInfo, Iterable[Proposals]]:
+    def _open(self, pipeline: Pipeline) -> tuple[StreamInfo, Iterable[Proposals]]:
         raise NotImplementedError
 
 
@@ -174,19 +175,13 @@ class _Images(_Data):
         sides = [min(size) for size in self._dataset.sizes()]
         self.scale = f"shorter side {int(np.median(sides)) if sides else 0} (median)"
 
-    def _open(self, rpn: RPN) -> tuple[StreamInfo, Iterable[Proposals]]:
-        import torch
-
-        from stream_rpn import compute
+    def _open(self, pipeline: Pipeline) -> tuple[StreamInfo, Iterable[Proposals]]:
         from stream_rpn.evaluation.propose import propose_dataset
 
-        device = compute.choose_device(self.arguments.device)
-        dtype = compute.choose_dtype(self.arguments.dtype, device)
-        rpn.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         path = self.arguments.annotations
         # Without a size of its own, every line carries that of its image.
         info = StreamInfo(source=path, stem=Path(path).stem, width=0, height=0)
-        return info, propose_dataset(rpn.eval(), self._dataset)
+        return info, propose_dataset(pipeline, self._dataset)
 
 
 class _Video(_Data):
@@ -202,10 +197,7 @@ class _Video(_Data):
         self.images = dict.fromkeys(self.ground_truth, Annotated("", width, height))
         self.scale = f"{width}x{height}"
 
-    def _open(self, rpn: RPN) -> tuple[StreamInfo, Iterable[Proposals]]:
-        from stream_rpn.pipeline import Pipeline
-
-        pipeline = Pipeline(rpn, device=self.arguments.device, dtype=self.arguments.dtype)
+    def _open(self, pipeline: Pipeline) -> tuple[StreamInfo, Iterable[Proposals]]:
         stream = pipeline.open(self.arguments.images)
         return stream.info, _closing(stream)
 

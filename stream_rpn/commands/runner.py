@@ -25,7 +25,6 @@ from stream_rpn.multistream import LiveStream, LiveStreams
 from stream_rpn.pipeline import Pipeline, Stream
 from stream_rpn.sinks import make_header
 from stream_rpn.sinks.place import write_whole
-from stream_rpn.sinks.web.sink import WebSink
 from stream_rpn.sources import is_cut_to_one, left_out, loops, masked
 from stream_rpn.sources.packet_queue import Interrupted
 from stream_rpn.statistics import StreamStatistics
@@ -172,6 +171,9 @@ class _Run:
         """Opens what clients come to; if that fails, nothing else is begun."""
         for output in self.outputs:
             if output.opens_at_once:
+                # Not at the top: most runs serve nothing, and start without asyncio and Pillow.
+                from stream_rpn.sinks.web.sink import WebSink
+
                 sink = output.open()
                 # One that is made up is known from here only.
                 quiet = self.quiet and self.arguments.serve_token != "auto"

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from stream_rpn.evaluation.coco import CocoDataset
-from stream_rpn.evaluation.propose import propose_dataset
 from stream_rpn.evaluation.recall import LIMITS, Recall
-from stream_rpn.rpn import RPN
+from stream_rpn.rpn import RPN, propose_image
 
 # What decides which weights are the best: the field's one number.
 SCORE = "AR@100"
@@ -43,10 +42,10 @@ class Validation:
         model.proposal_spec = replace(spec, post_nms_top_n=max(LIMITS))
         predictions = {}
         try:
-            for done, p in enumerate(propose_dataset(model, self.dataset, limit=count), start=1):
-                assert p.image_id is not None, "annotated images have one"
-                predictions[p.image_id] = p.boxes
-                progress(done, count)
+            for index in range(count):
+                sample = self.dataset[index]
+                predictions[sample.image_id] = propose_image(model, sample.image).boxes
+                progress(index + 1, count)
         finally:
             model.proposal_spec = spec
         truth = self.dataset.ground_truth()
