@@ -36,7 +36,7 @@ class Multiplexer(Queue):
         size: frames that may wait of a source that is not live.
         batch: frames of a full batch. Live sources share the room for one, but for one frame that
             each has a place for: else more sources would mean older frames.
-        shape: the network's input shape for a frame.
+        shape: the network's input shape for a frame; where there is none, it raises.
         max_age: seconds from the arrival of a frame to the beginning of its batch.
         batch_wait: seconds that a batch waits for more frames.
         stopped: tells that the run was stopped: what waits is still given.
@@ -78,6 +78,8 @@ class Multiplexer(Queue):
         try:
             for frame in iterator:
                 frame.source_index = index
+                # Here, where a frame that has none ends its own source alone.
+                self._shape(frame)
                 if not self._offer(lane, frame):
                     break
                 del frame

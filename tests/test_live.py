@@ -21,7 +21,7 @@ from stream_rpn import multistream, read, stream
 from stream_rpn.cli import main
 from stream_rpn.drops import Drop
 from stream_rpn.frame import Color, Frame, StreamRPNError
-from stream_rpn.input_spec import InputSpec
+from stream_rpn.input_spec import InputSpec, input_shape
 from stream_rpn.multiplex import Lane, Multiplexer
 from stream_rpn.network import eager
 from stream_rpn.network.eager import batches
@@ -179,6 +179,18 @@ class TestMultiplexer:
         frames = multiplexer(broken(), (frame(i, live=False) for i in range(9)))
         assert len(list(frames)) == 10
         assert str(frames.lanes[0].error) == "the cable is out"
+        assert frames.lanes[1].error is None
+        frames.close()
+
+    def test_one_whose_frames_fit_no_input_leaves_the_others_alone(self):
+        spec = InputSpec(min_size=64, max_size=128)
+        frames = multiplexer(
+            (frame(i, size=(4096, 4)) for i in range(3)),
+            (frame(i, live=False) for i in range(9)),
+            shape=lambda frame: input_shape(frame, spec),
+        )
+        assert len(list(frames)) == 9
+        assert "too elongated" in str(frames.lanes[0].error)
         assert frames.lanes[1].error is None
         frames.close()
 
