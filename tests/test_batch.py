@@ -513,6 +513,22 @@ def test_a_ray_that_is_slow_to_start_is_started_again(tmp_path, monkeypatch, fai
     assert not any(map(os.path.exists, begun))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has parents that adopt")
+def test_what_ray_started_is_ended_also_where_its_parent_is_gone(monkeypatch):
+    from types import SimpleNamespace
+
+    from stream_rpn.batch import cluster
+
+    psutil = pytest.importorskip("psutil", reason="needs psutil, which stream-rpn[ray] brings")
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(shutdown=lambda: None))
+    monkeypatch.setattr(cluster, "_END_SECONDS", 0.2)
+    with cluster._ended_after():
+        command = ["sh", "-c", "sleep 600 > /dev/null & echo $!"]
+        pid = int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+        assert psutil.Process(pid).ppid() == os.getpid()
+    assert not psutil.pid_exists(pid)
+
+
 @pytest.mark.slow
 def test_actors_do_a_video_in_pieces_once_and_keep_going_past_what_fails(tmp_path):
     """The two actors of the flow, called as Ray calls them."""

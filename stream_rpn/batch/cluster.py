@@ -6,6 +6,7 @@ What is started here goes with the command, with every process and file of it, h
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import secrets
@@ -25,6 +26,7 @@ _OBJECT_STORE_BYTES = 200 << 20
 _END_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
 _TRIES = 3
+_PR_SET_CHILD_SUBREAPER = 36
 # Ray gives its processes 30 and 60 seconds to start, after which its node ends itself; on a machine
 # that is busy with other things, as by `nice`, they take longer.
 _PATIENCE = {
@@ -130,7 +132,7 @@ def _answer_sigterm_as_before() -> None:
 
 @contextlib.contextmanager
 def _ended_after() -> Iterator[None]:
-    """Ends Ray, and the processes that it started here.
+    """Ends Ray, and the processes that it started here, also those whose own parent has ended.
 
     Agents and workers notice by and by that their cluster is gone, and write to its folder till
     then.
@@ -140,16 +142,25 @@ def _ended_after() -> Iterator[None]:
 
     here = psutil.Process()
     before = set(here.children(recursive=True))
+    _adopt_orphans(True)
     try:
         yield
     finally:
         started = set(here.children(recursive=True)) - before
         ray.shutdown()
         _, alive = psutil.wait_procs(started, timeout=_END_SECONDS)
+        alive += set(here.children(recursive=True)) - before - started
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(alive, timeout=_END_SECONDS)
+        _adopt_orphans(False)
+
+
+def _adopt_orphans(adopt: bool) -> None:
+    """Has processes below this one become its children when their parent ends; on Linux."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 
 @contextlib.contextmanager
