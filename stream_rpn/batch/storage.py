@@ -56,6 +56,7 @@ def version(address: str) -> str:
             return ""  # no file: a pattern of pictures, a synthetic clip, or gone
         return f"{stat.st_size}-{stat.st_mtime_ns}"
     fs, path = filesystem(address)
+    fs.invalidate_cache()  # of listings, which may be older than the file
     with told(f"{masked(address)} cannot be read"):
         info = fs.info(path)
     names = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime")
@@ -169,6 +170,7 @@ class Store:
     def open(self, name: str) -> Iterator[BinaryIO | None]:
         """Opens a file for reading a little of it; None where there is none."""
         with told(f"cannot read {self.name}/{name}"):
+            self._fs.invalidate_cache()
             try:
                 file = self._fs.open(self._path(name), "rb", block_size=1 << 18)
             except FileNotFoundError:
