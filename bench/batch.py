@@ -30,6 +30,7 @@ from stream_rpn.cores import available_cores
 from stream_rpn.measure.meter import busy_seconds
 from stream_rpn.sources.synthetic import SyntheticVideo
 
+RESULTS = Path("bench/results/batch.json")
 SAMPLE_SECONDS = 1.0
 WORKERS = (1, 2)
 PLAIN = "the plain command"
@@ -243,9 +244,11 @@ def memory(folder: Path, pieces: int) -> Row:
 def table(found: dict[str, Any], on: str) -> str:
     """Returns the report as Markdown."""
     rows = {row["what"]: row for row in found["rows"]}
+    clip = SyntheticVideo.parse(found["clip"])
+    seconds = float(clip.num_frames / clip.fps)
     lines = [
-        f"{found['videos']} videos of {found['clip']} {on}, one thread to compute on a worker, "
-        f"{found['rounds']} rounds in turns, medians (spread):",
+        f"{found['videos']} videos of {seconds:g} s, {clip.width}×{clip.height} H.264, {on}, one "
+        f"thread to compute on a worker; medians (and spread) of {found['rounds']} rounds in turns:",
         "",
         "| | frames/s | times | CPU ms a frame | start-up, s |",
         "|---|---|---|---|---|",
@@ -278,7 +281,7 @@ def _said(row: Row, key: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, default=Path("bench/results/batch.json"))
+    parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--rounds", type=int, default=3, help="that are counted (3)")
     parser.add_argument("--quick", action="store_true", help="small and once, to try it")
     chosen = parser.parse_args(arguments)
