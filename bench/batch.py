@@ -248,7 +248,8 @@ def table(found: dict[str, Any], on: str) -> str:
     seconds = float(clip.num_frames / clip.fps)
     lines = [
         f"{found['videos']} videos of {seconds:g} s, {clip.width}×{clip.height} H.264, {on}, one "
-        f"thread to compute on a worker; medians (and spread) of {found['rounds']} rounds in turns:",
+        "thread to compute on a worker; medians (and spread) of "
+        f"{found['rounds']} rounds in turns:",
         "",
         "| | frames/s | times | CPU ms a frame | start-up, s |",
         "|---|---|---|---|---|",

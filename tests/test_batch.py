@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,8 +20,8 @@ from stream_rpn.batch.listing import listed
 from stream_rpn.batch.piece_source import PieceSource, UnlikePlanError
 from stream_rpn.batch.pieces import Cut, Piece, pieces_of
 from stream_rpn.batch.restart import look_of
-from stream_rpn.batch.storage import Store
-from stream_rpn.batch.work import Work
+from stream_rpn.batch.storage import Store, abandon
+from stream_rpn.batch.work import Answer, Work
 from stream_rpn.cli import main
 from stream_rpn.drops import Drop, DropReason
 from stream_rpn.frame import Proposals, StreamRPNError
@@ -328,6 +329,43 @@ def test_nothing_has_its_name_before_it_is_whole(tmp_path, address):
     store.remove("d/a")
     assert store.read("d/a") is None
     assert store.names("nowhere") == []
+
+
+@pytest.mark.parametrize("address", ["{}/o", "memory://batch-left"])
+def test_a_process_that_ends_in_the_midst_of_a_file_removes_it(tmp_path, monkeypatch, address):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    seen = []
+
+    def ending(path):
+        path.write_text("half of it")
+        abandon()
+        seen.extend(path for path in tmp_path.rglob("*") if path.is_file())
+        raise OSError("it has ended")
+
+    with pytest.raises(StreamRPNError):
+        Store(address.format(tmp_path)).put("d/a", ending)
+    assert seen == []
+
+
+def test_a_piece_that_is_given_up_leaves_nothing_half_written(tmp_path):
+    from types import SimpleNamespace
+
+    from stream_rpn.batch.job import Resources, _Worker
+
+    piece, other = Piece("a.mp4", "v", 0, 2), Piece("a.mp4", "v", 1, 2)
+    written(tmp_path, other, [made_up(0)])
+    part = tmp_path / results.file_of(piece)
+    strays = [part.with_name(f".{part.name}.{turn}.part") for turn in range(2)]
+
+    def asked(name, piece):
+        strays[len(list(part.parent.glob(".*")))].touch()
+        return Answer(kind="crash", why="its process was ended by SIGKILL")
+
+    worker = _Worker(Work(str(tmp_path)), Resources())
+    worker._guard = SimpleNamespace(ask=asked)
+    row = worker._done({"piece": piece.to_json(), "failure": "", "record": ""})
+    assert json.loads(row["failure"])["kind"] == "crash"
+    assert os.listdir(part.parent) == [Path(results.file_of(other)).name]
 
 
 def test_the_checksum_does_not_know_where_a_video_was_cut():

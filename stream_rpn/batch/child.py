@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from stream_rpn.batch import results
 from stream_rpn.batch.pieces import Piece, pieces_of
-from stream_rpn.batch.storage import Store, opened, version
+from stream_rpn.batch.storage import Store, abandon, opened, version
 from stream_rpn.batch.work import Answer, Work
 from stream_rpn.frame import Proposals, StreamRPNError
 from stream_rpn.sinks import make_header
@@ -180,6 +180,7 @@ def _end_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
+        abandon()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

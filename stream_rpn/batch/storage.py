@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,6 +18,11 @@ from stream_rpn.sources.address import is_url, local_path, masked
 
 _BLOCK = 4 << 20
 _BLOCKS_KEPT = 8
+
+PARTIAL = ".part"
+"""Ending of what is not whole."""
+
+_unfinished: set[Path] = set()
 
 # Of these a file is there when it is whole: what is uploaded appears at the end of it.
 _APPEAR_WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "r2"}
@@ -134,11 +140,11 @@ class Store:
             if self.is_local:
                 _put_locally(Path(final), write)
                 return
-            with tempfile.TemporaryDirectory(prefix="stream-rpn-") as folder:
+            with tempfile.TemporaryDirectory(prefix="stream-rpn-") as folder, _begun(Path(folder)):
                 made = Path(folder, "made")
                 with told(f"cannot write in {tempfile.gettempdir()}"):
                     write(made)
-                partial = final if self._appears_whole else f"{final}.{uuid.uuid4().hex}.part"
+                partial = final if self._appears_whole else f"{final}.{uuid.uuid4().hex}{PARTIAL}"
                 if not self._appears_whole:
                     self._fs.makedirs(os.path.dirname(final), exist_ok=True)
                 self._fs.put_file(str(made), partial)
@@ -208,8 +214,8 @@ class Store:
 def _put_locally(final: Path, write: Callable[[Path], None]) -> None:
     """Writes beside the final name, under one that readers pass over, and renames."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}.part")
-    try:
+    partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}{PARTIAL}")
+    with _begun(partial):
         write(partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
@@ -219,8 +225,31 @@ def _put_locally(final: Path, write: Callable[[Path], None]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextmanager
+def _begun(path: Path) -> Iterator[None]:
+    """Keeps a path in mind while it is not whole, and removes what is left of it afterwards."""
+    _unfinished.add(path)
+    try:
+        yield
     finally:
-        partial.unlink(missing_ok=True)
+        _removed(path)
+        _unfinished.discard(path)
+
+
+def _removed(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def abandon() -> None:
+    """Removes what this process is writing, for one that ends in the midst of it."""
+    for path in list(_unfinished):
+        with suppress(OSError):
+            _removed(path)
 
 
 def short_name(source: str) -> str:
