@@ -478,6 +478,21 @@ def test_a_dry_run_lists_and_makes_nothing(own_folder, capsys):
     assert os.listdir() == ["a.mp4"]
 
 
+def test_the_line_of_progress_fits_a_terminal_with_large_numbers():
+    from stream_rpn.batch.job import Outcome
+    from stream_rpn.commands.batch import _Progress
+
+    progress, outcome = _Progress(98_765, quiet=True), Outcome()
+    progress._started -= 10_000.0
+    for number in range(200):
+        piece = Piece(f"{number}.mp4")
+        outcome.records[piece.source] = {0: {"frames": 90_000, "seconds": 36_000.0}}
+        progress.tell(outcome, piece)
+    state = progress._state(progress._started + 10_000.0)
+    assert state == "2,000 h of video, 1,800 frames/s, 0 failed"
+    assert len(f"{progress._videos()} ━━━━ {state} 20:00:00") <= 80
+
+
 def test_a_folder_of_another_job_is_refused(tmp_path):
     from stream_rpn.batch.folder import check_job
 
