@@ -1,15 +1,20 @@
 """`stream-rpn batch` on a real Ray of two cores, which all tests here share."""
 
 import contextlib
+import fcntl
 import os
+import pty
 import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import termios
+import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -270,22 +275,52 @@ def test_the_example_of_the_page_finds_what_one_process_finds(cluster, clips, tm
         assert mine == [(p.frame, p.boxes.tolist()) for p in each]
 
 
-def test_a_signal_in_the_midst_leaves_what_is_whole_and_nothing_else(clips, tmp_path):
+@pytest.mark.parametrize("terminal", [False, True], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_in_the_midst_leaves_what_is_whole_and_nothing_else(clips, tmp_path, terminal):
     """The default: a Ray of the command's own."""
+    import psutil
+
     folder = tempfile.mkdtemp(dir="/tmp")  # short, as names of sockets have to be
-    command = [sys.executable, "-m", "stream_rpn", "batch", *clips, "--to", str(tmp_path / "o")]
+    ours, theirs = pty.openpty()
+    options = ("--size", "32", "--top", "20", "--chunk", "0.3s", *([] if terminal else ["--quiet"]))
+    log = (tmp_path / "said").open("w")
     process = subprocess.Popen(
-        [*command, *OPTIONS, "--chunk", "0.3s"],
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-m", "stream_rpn", "batch", *clips, "--to", tmp_path / "o", *options],
+        stdin=theirs,
+        stderr=theirs if terminal else log,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": folder},
+        start_new_session=True,
+        preexec_fn=partial(fcntl.ioctl, 0, termios.TIOCSCTTY, 0),
     )
+    os.close(theirs)
+    said = []
+    reader = threading.Thread(target=lambda: said.extend(read_terminal(ours)))
+    reader.start()
     wait_for(lambda: list((tmp_path / "o").glob("proposals/*/part*")), process)
-    process.send_signal(signal.SIGTERM)
-    assert end_of(process) == ("", 143)
+    if terminal:
+        os.write(ours, b"\x03")  # which all processes of the terminal get
+    else:
+        process.send_signal(signal.SIGTERM)
+    assert end_of(process)[1] == (130 if terminal else 143)
+    alive = [p for p in psutil.process_iter(["environ"]) if folder in str(p.info["environ"])]
+    assert alive == []
+    reader.join()
+    os.close(ours)
+    log.close()
+    assert (tmp_path / "said").read_text() == ""
+    assert "Traceback" not in "".join(said)
+    assert ("of 3 videos" in "".join(said)) == terminal
     os.rmdir(folder)
     assert not (tmp_path / "o" / "manifest.parquet").exists()
+    assert not list(tmp_path.rglob("*.part"))
     assert found(tmp_path / "o")
+
+
+def read_terminal(descriptor):
+    """Yields what is written to a terminal, until nobody has it open."""
+    with contextlib.suppress(OSError):  # so it ends
+        while data := os.read(descriptor, 1 << 16):
+            yield data.decode(errors="replace")
 
 
 def test_object_storage_in_and_out_gives_what_files_give(cluster, storage, alone_there):
