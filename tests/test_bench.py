@@ -212,7 +212,12 @@ class TestBatch:
         assert rows[1]["of_plain_min"] == rows[1]["of_plain_max"] == 1.1
         assert rows[2]["growth_min"] == rows[2]["growth_max"] == 2.0
         assert rows[2]["growth_cpu"] == 1.0
-        memory = {"what": "memory", "pieces": 8, "quarters_mb": [300, 301, 302, 303]}
+        memory = {
+            "what": batch.MEMORY,
+            "commit": "abc",
+            "pieces": 8,
+            "quarters_mb": [300, 301, 302, 303],
+        }
         found = {"clip": "synthetic:1280x720@25,100", "videos": 9, "rounds": 2}
         table = batch.table({**found, "rows": [*rows, memory]}, "here")
         assert "9 videos of 4 s, 1280×720 H.264, here" in table
