@@ -84,6 +84,8 @@ def _init(address: str, begun: contextlib.ExitStack) -> None:
     if address == "local":
         folder = _short_temporary_folder()
         begun.callback(shutil.rmtree, folder, ignore_errors=True)
+        temporary = tempfile.TemporaryDirectory(prefix="stream-rpn-", ignore_cleanup_errors=True)
+        begun.enter_context(_temporary_files_in(begun.enter_context(temporary)))
         begun.enter_context(_ended_after())
         options = {
             "num_cpus": max(available_cores(), 1),
@@ -175,6 +177,20 @@ def _silent() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: str) -> Iterator[None]:
+    """Has processes that are started meanwhile keep their temporary files in a folder."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
 
 
 def _short_temporary_folder() -> str:

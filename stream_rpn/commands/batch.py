@@ -174,6 +174,8 @@ def run(arguments: argparse.Namespace) -> int:
                 raise StreamRPNError(f"cannot write {store.name}: {error.strerror}") from error
             stack.callback(claim.release)
         results_folder.check_job(store, work)
+        if arguments.address == "local":  # all who write there end before that
+            stack.callback(results_folder.clear, store)
         progress = stack.enter_context(_Progress(len(sources), quiet=arguments.quiet))
         outcome = job.run(sources, work, resources, progress.tell)
         results_folder.conclude(store, sources, outcome)
