@@ -259,9 +259,14 @@ def test_a_video_that_ends_its_process_is_tried_twice_and_recorded(cluster, clip
 
 def test_the_example_of_the_page_finds_what_one_process_finds(cluster, clips, tmp_path):
     code = lines_of_the_page("In a program of your own")
-    for address, clip in (("s3://bucket/a.mp4", clips[0]), ("/data/b.mkv", clips[2])):
-        assert address in code
-        code = code.replace(address, clip)
+    paths = {
+        "s3://bucket/a.mp4": clips[0],
+        "/data/b.mkv": clips[2],
+        "/data/proposals": str(tmp_path / "proposals"),
+    }
+    for name, path in paths.items():
+        assert name in code
+        code = code.replace(name, path)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": cluster[0]}
     command = [sys.executable, "-c", code]
     subprocess.run(
