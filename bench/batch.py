@@ -1,6 +1,6 @@
 """`stream-rpn batch` beside the plain command: what Ray costs, and how it grows with workers.
 
-    python -m bench.batch [--rounds N] [--quick] [--json PATH]
+    python -m bench.batch [--rounds N] [--only memory] [--quick] [--json PATH]
 
 Needs Ray. Every run is the command as a user gives it, `batch` with a Ray of its own, over the same
 videos to Parquet, each with one thread to compute on; in turns, and what counts is the ratio within
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import shutil
 import statistics
 import subprocess
@@ -30,10 +31,12 @@ from stream_rpn.cores import available_cores
 from stream_rpn.measure.meter import busy_seconds
 from stream_rpn.sources.synthetic import SyntheticVideo
 
+RESULTS = Path("bench/results/batch.json")
 SAMPLE_SECONDS = 1.0
 WORKERS = (1, 2)
 PLAIN = "the plain command"
-LONG = "synthetic:640x360@25"
+MEMORY = "memory of a worker, by quarters of a job"
+LONG = "synthetic:320x180@25"
 Row = dict[str, Any]
 
 
@@ -153,9 +156,9 @@ def plain(videos: Sequence[str], results: Path) -> Run:
     return run(results, *videos, "--threads", "1", "-o", str(results / "{stem}.parquet"))
 
 
-def batch(videos: Sequence[str], results: Path, workers: int, chunk: str = "60s") -> Run:
+def batch(videos: Sequence[str], results: Path, workers: int, *options: str) -> Run:
     """Runs `stream-rpn batch`, with workers of a core each."""
-    options = ("--workers", str(workers), "--threads", "1", "--chunk", chunk)
+    options = ("--workers", str(workers), "--threads", "1", *options)
     return run(results, "batch", *videos, "--to", str(results), *options)
 
 
@@ -222,9 +225,9 @@ def _spread(name: str, values: Sequence[float]) -> Row:
 
 
 def memory(folder: Path, pieces: int) -> Row:
-    """Returns how much a worker held in the quarters of a job of many pieces."""
+    """Returns how much a worker held in the quarters of a job of many small pieces."""
     video = encoded(folder / "long.mp4", f"{LONG},{25 * pieces}")
-    done = batch([video], folder / "o", 1, "1s")
+    done = batch([video], folder / "o", 1, "--chunk", "1s", "--size", "64")
     (parts,) = done.parts.values()
     # What comes before the first piece is the model.
     busy = [s for s in done.samples if min(parts) < s.at < max(parts)]
@@ -232,7 +235,8 @@ def memory(folder: Path, pieces: int) -> Row:
     quarters = [busy[index * step : (index + 1) * step] for index in range(4)]
     medians = [round(statistics.median(s.resident for s in q), 1) for q in quarters]
     return {
-        "what": "memory of a worker, by quarters of a job",
+        "what": MEMORY,
+        "commit": report.machine()["commit"],
         "pieces": len(parts),
         "seconds": round(max(parts) - min(parts), 1),
         "quarters_mb": medians,
@@ -243,9 +247,12 @@ def memory(folder: Path, pieces: int) -> Row:
 def table(found: dict[str, Any], on: str) -> str:
     """Returns the report as Markdown."""
     rows = {row["what"]: row for row in found["rows"]}
+    clip = SyntheticVideo.parse(found["clip"])
+    seconds = float(clip.num_frames / clip.fps)
     lines = [
-        f"{found['videos']} videos of {found['clip']} {on}, one thread to compute on a worker, "
-        f"{found['rounds']} rounds in turns, medians (spread):",
+        f"{found['videos']} videos of {seconds:g} s, {clip.width}×{clip.height} H.264, {on}, one "
+        "thread to compute on a worker; medians (and spread) of "
+        f"{found['rounds']} rounds in turns:",
         "",
         "| | frames/s | times | CPU ms a frame | start-up, s |",
         "|---|---|---|---|---|",
@@ -262,11 +269,12 @@ def table(found: dict[str, Any], on: str) -> str:
             f"| {name} | {_said(row, 'fps')} | {ratio} | {_said(row, 'cpu_ms_a_frame')} "
             f"| {row['start_seconds']:.1f} |"
         )
-    held = next(row for row in found["rows"] if "quarters_mb" in row)
+    held = rows[MEMORY]
     quarters = ", ".join(f"{mb:.0f}" for mb in held["quarters_mb"])
     lines += [
         "",
-        f"Memory of a worker over {held['pieces']} pieces, by quarters of the job: {quarters} MB.",
+        f"Memory of a worker over {held['pieces']} pieces (`--size 64`, commit "
+        f"`{held['commit']}`), by quarters of the job: {quarters} MB.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -278,24 +286,30 @@ def _said(row: Row, key: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, default=Path("bench/results/batch.json"))
+    parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--rounds", type=int, default=3, help="that are counted (3)")
+    parser.add_argument("--only", choices=("memory",), help="the rest of the report stays")
     parser.add_argument("--quick", action="store_true", help="small and once, to try it")
     chosen = parser.parse_args(arguments)
     if importlib.util.find_spec("ray") is None:
         parser.error("needs Ray; `pip install 'stream-rpn[ray]'` provides it")
     facts = report.machine()
-    print(report.describe_machine(facts))
-    clip, number, pieces, rounds = "synthetic:1280x720@25,100", 16, 160, chosen.rounds
+    clip, number, pieces, rounds = "synthetic:1280x720@25,100", 16, 600, chosen.rounds
     if chosen.quick:
         clip, number, pieces, rounds = "synthetic:320x180@25,50", 4, 12, 1
+    known = {"machine": facts, "clip": clip, "videos": number, "rounds": rounds}
+    rows: list[Row] = []
+    if chosen.only:
+        kept = json.loads(chosen.json.read_text())
+        known = {name: kept[name] for name in known}
+        rows = [row for row in kept["rows"] if row["what"] != MEMORY]
+    print(report.describe_machine(facts))
     with tempfile.TemporaryDirectory(prefix="stream-rpn-batch-") as name:
-        rows = compared(Path(name), clip, number, rounds)
+        if not chosen.only:
+            rows = compared(Path(name), clip, number, rounds)
         rows.append(memory(Path(name), pieces))
     report.print_table(rows)
-    report.write_json(
-        chosen.json, "batch", rows, machine=facts, clip=clip, videos=number, rounds=rounds
-    )
+    report.write_json(chosen.json, "batch", rows, **known)
     return 0
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import archive, gate_table, gpu_table, pictures, recall_table, tiles
+from bench import archive, batch, gate_table, gpu_table, pictures, recall_table, tiles
 from bench.gpu_table import number, shape_in_words
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -289,6 +289,13 @@ def _archive() -> str:
     return "" if report is None else archive.tables(report)
 
 
+def _batch() -> str:
+    report = _load("batch.json")
+    if report is None:
+        return ""
+    return f"{batch.table(report, _on(report))}\n{_noise(report)}".rstrip() + "\n"
+
+
 def _tiles() -> str:
     report = _load("tiles.json")
     return "" if report is None else tiles.table(report)
@@ -333,6 +340,7 @@ def _load(name: str) -> Report | None:
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"speed": _speed},
     "docs/archive.md": {"archive": _archive},
+    "docs/batch.md": {"batch": _batch},
     "docs/cameras.md": {"live": _live},
     "docs/gate.md": {"gate": _gate},
     "docs/models.md": {"recall": _recall},

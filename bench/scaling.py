@@ -1,6 +1,7 @@
 """How time and memory grow: with batch, resolution, sources, pre-NMS k, anchors, video length.
 
     python -m bench.scaling [--json PATH] [--only SWEEP …] [--long] [--quick]
+    python -m bench.scaling --engine ray [--json PATH] [--quick]     # with workers: see bench.batch
 
 Each sweep runs in a process of its own, smallest first, as memory once taken is seldom given back.
 The growth table fits time = c · x^a (least squares of the logarithms), memory likewise; r² says
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench import batch as of_batch
 from bench import report
 from bench.workloads import WORKLOADS, Workload, head_outputs, ours
 from stream_rpn import api
@@ -185,11 +187,15 @@ def _sweep(name: str, quick: bool, longest: int) -> list[Row]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, default=Path("bench/results/scaling_cpu.json"))
+    parser.add_argument("--json", type=Path, help="(bench/results/…, by what is measured)")
+    parser.add_argument("--engine", choices=("ray",), help="grow by workers of `stream-rpn batch`")
     parser.add_argument("--only", nargs="+", choices=list(SWEEPS), default=list(SWEEPS))
     parser.add_argument("--long", action="store_true", help="a video of 100,000 frames, too")
     parser.add_argument("--quick", action="store_true", help="two small points each, to try it")
     arguments = parser.parse_args()
+    if arguments.engine == "ray":
+        path = arguments.json or of_batch.RESULTS
+        return of_batch.main(["--json", str(path), *(["--quick"] if arguments.quick else [])])
     facts = report.machine()
     print(report.describe_machine(facts))
     rows: list[Row] = []
@@ -215,7 +221,8 @@ def main() -> int:
     report.print_table(rows)
     print()
     report.print_table(grown)
-    report.write_json(arguments.json, "scaling on a CPU", rows, machine=facts, growth=grown)
+    path = arguments.json or Path("bench/results/scaling_cpu.json")
+    report.write_json(path, "scaling on a CPU", rows, machine=facts, growth=grown)
     return 0
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,7 @@ import av
 import numpy as np
 import pytest
 
+from stream_rpn import signals
 from stream_rpn.batch import piece_source, results
 from stream_rpn.batch.guard import Guard
 from stream_rpn.batch.listing import listed
@@ -20,7 +22,7 @@ from stream_rpn.batch.piece_source import PieceSource, UnlikePlanError
 from stream_rpn.batch.pieces import Cut, Piece, pieces_of
 from stream_rpn.batch.restart import look_of
 from stream_rpn.batch.storage import Store
-from stream_rpn.batch.work import Work
+from stream_rpn.batch.work import Answer, Work
 from stream_rpn.cli import main
 from stream_rpn.drops import Drop, DropReason
 from stream_rpn.frame import Proposals, StreamRPNError
@@ -330,6 +332,54 @@ def test_nothing_has_its_name_before_it_is_whole(tmp_path, address):
     assert store.names("nowhere") == []
 
 
+@pytest.mark.parametrize("address", ["{}/o", "memory://batch-left"])
+def test_a_process_that_ends_in_the_midst_of_a_file_removes_it(tmp_path, monkeypatch, address):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    seen = []
+
+    def ending(path):
+        path.write_text("half of it")
+        signals.undo_unfinished()
+        seen.extend(path for path in tmp_path.rglob("*") if path.is_file())
+        raise OSError("it has ended")
+
+    with pytest.raises(StreamRPNError):
+        Store(address.format(tmp_path)).put("d/a", ending)
+    assert seen == []
+
+
+def test_a_piece_that_is_given_up_leaves_nothing_half_written(tmp_path):
+    from types import SimpleNamespace
+
+    from stream_rpn.batch.job import Resources, _Worker
+
+    piece, other = Piece("a.mp4", "v", 0, 2), Piece("a.mp4", "v", 1, 2)
+    written(tmp_path, other, [made_up(0)])
+    part = tmp_path / results.file_of(piece)
+    strays = [part.with_name(f".{part.name}.{turn}.part") for turn in range(2)]
+
+    def asked(name, piece):
+        strays[len(list(part.parent.glob(".*")))].touch()
+        return Answer(kind="crash", why="its process was ended by SIGKILL")
+
+    worker = _Worker(Work(str(tmp_path)), Resources())
+    worker._guard = SimpleNamespace(ask=asked)
+    row = worker._done({"piece": piece.to_json(), "failure": "", "record": ""})
+    assert json.loads(row["failure"])["kind"] == "crash"
+    assert os.listdir(part.parent) == [Path(results.file_of(other)).name]
+
+
+def test_what_workers_left_half_written_is_cleared(tmp_path):
+    from stream_rpn.batch.folder import clear
+
+    piece = Piece("a.mp4", "v")
+    store, _ = written(tmp_path, piece, [made_up(0)])
+    part = tmp_path / results.file_of(piece)
+    part.with_name(f".{part.name}.0.part").touch()
+    clear(store)
+    assert os.listdir(part.parent) == [part.name]
+
+
 def test_the_checksum_does_not_know_where_a_video_was_cut():
     whole, pieces = results.Checksum(), [results.Checksum(), results.Checksum()]
     for frame in range(10):
@@ -440,6 +490,21 @@ def test_a_dry_run_lists_and_makes_nothing(own_folder, capsys):
     assert os.listdir() == ["a.mp4"]
 
 
+def test_the_line_of_progress_fits_a_terminal_with_large_numbers():
+    from stream_rpn.batch.job import Outcome
+    from stream_rpn.commands.batch import _Progress
+
+    progress, outcome = _Progress(98_765, quiet=True), Outcome()
+    progress._started -= 10_000.0
+    for number in range(200):
+        piece = Piece(f"{number}.mp4")
+        outcome.records[piece.source] = {0: {"frames": 90_000, "seconds": 36_000.0}}
+        progress.tell(outcome, piece)
+    state = progress._state(progress._started + 10_000.0)
+    assert state == "2,000 h of video, 1,800 frames/s, 0 failed"
+    assert len(f"{progress._videos()} ━━━━ {state} 20:00:00") <= 80
+
+
 def test_a_folder_of_another_job_is_refused(tmp_path):
     from stream_rpn.batch.folder import check_job
 
@@ -491,7 +556,8 @@ def test_a_ray_that_is_slow_to_start_is_started_again(tmp_path, monkeypatch, fai
 
     def init(**options):
         begun.append(options["_temp_dir"])
-        if len(begun) <= failures:
+        begun.append(os.environ["TMPDIR"])
+        if len(begun) <= 2 * failures:
             raise Exception("The current node timed out during startup.")
 
     context = SimpleNamespace()
@@ -508,9 +574,27 @@ def test_a_ray_that_is_slow_to_start_is_started_again(tmp_path, monkeypatch, fai
             pass
     else:
         with cluster.joined("local"):
-            assert [os.path.isdir(folder) for folder in begun] == [False] * failures + [True]
-    assert len(begun) == min(failures + 1, 3)
+            assert [os.path.isdir(folder) for folder in begun] == [False] * 2 * failures + [
+                True
+            ] * 2
+    assert len(begun) == 2 * min(failures + 1, 3)
     assert not any(map(os.path.exists, begun))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has parents that adopt")
+def test_what_ray_started_is_ended_also_where_its_parent_is_gone(monkeypatch):
+    from types import SimpleNamespace
+
+    from stream_rpn.batch import cluster
+
+    psutil = pytest.importorskip("psutil", reason="needs psutil, which stream-rpn[ray] brings")
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(shutdown=lambda: None))
+    monkeypatch.setattr(cluster, "_END_SECONDS", 0.2)
+    with cluster._ended_after():
+        command = ["sh", "-c", "sleep 600 > /dev/null & echo $!"]
+        pid = int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+        assert psutil.Process(pid).ppid() == os.getpid()
+    assert not psutil.pid_exists(pid)
 
 
 @pytest.mark.slow

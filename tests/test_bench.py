@@ -12,6 +12,7 @@ import torch
 
 import stream_rpn
 from bench import (
+    batch,
     certainty,
     compare,
     gpu_frames,
@@ -197,6 +198,47 @@ class TestScaling:
         assert len(rows) == 2
         assert rows[0]["x"] < rows[1]["x"]
         assert all(row["sweep"] == name and row["ms"] > 0 and row["n"] > 0 for row in rows)
+
+
+class TestBatch:
+    def test_a_video_takes_what_passes_between_whole_results(self):
+        """Five videos by two, of 8 s each, of which the second half works while others do, too."""
+        parts = {
+            Path(name): [120.0, at]
+            for name, at in (("a", 130), ("b", 130), ("c", 138), ("d", 138), ("e", 142))
+        }
+        samples = [batch.Sample(float(at), (at - 100) * 1.5, (at - 100) * 2.0, 300.0)
+                   for at in range(100, 146)]  # fmt: skip
+        row = batch.Run(100.0, 145.0, parts, samples).row(frames=10, together=2)
+        assert row["video_seconds"] == 4.0
+        assert row["start_seconds"] == 22.0
+        assert row["end_seconds"] == 3.0
+        assert row["cpu_ms_a_frame"] == pytest.approx(600.0)
+        assert row["others_utilisation"] == pytest.approx(0.5 / batch.available_cores())
+
+    def test_ratios_are_those_within_a_round(self):
+        turns = {
+            name: [{"video_seconds": seconds * slow, "cpu_ms_a_frame": 10.0 * slow,
+                    "start_seconds": 1.0, "end_seconds": 1.0, "others_utilisation": 0.0}
+                   for slow in (1, 2)]
+            for name, seconds in ((batch.PLAIN, 10.0), ("batch, 1 worker", 11.0),
+                                  ("batch, 2 workers", 5.5))
+        }  # fmt: skip
+        rows = [batch._summary(name, turns, 100) for name in turns]
+        assert rows[1]["of_plain_min"] == rows[1]["of_plain_max"] == 1.1
+        assert rows[2]["growth_min"] == rows[2]["growth_max"] == 2.0
+        assert rows[2]["growth_cpu"] == 1.0
+        memory = {
+            "what": batch.MEMORY,
+            "commit": "abc",
+            "pieces": 8,
+            "quarters_mb": [300, 301, 302, 303],
+        }
+        found = {"clip": "synthetic:1280x720@25,100", "videos": 9, "rounds": 2}
+        table = batch.table({**found, "rows": [*rows, memory]}, "here")
+        assert "9 videos of 4 s, 1280×720 H.264, here" in table
+        assert "| batch, 2 workers | 13.6 (9.09–18.2) | 2 (2–2) × the rate of one |" in table
+        assert "300, 301, 302, 303 MB" in table
 
 
 class TestBase:

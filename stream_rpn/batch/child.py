@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from stream_rpn import signals
 from stream_rpn.batch import results
 from stream_rpn.batch.pieces import Piece, pieces_of
 from stream_rpn.batch.storage import Store, opened, version
@@ -180,6 +181,7 @@ def _end_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
+        signals.undo_unfinished()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

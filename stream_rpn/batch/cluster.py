@@ -6,6 +6,7 @@ What is started here goes with the command, with every process and file of it, h
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import secrets
@@ -27,6 +28,7 @@ _OBJECT_STORE_BYTES = 200 << 20
 _END_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
 _TRIES = 3
+_PR_SET_CHILD_SUBREAPER = 36
 # Ray gives its processes 30 and 60 seconds to start, after which its node ends itself; on a machine
 # that is busy with other things, as by `nice`, they take longer.
 _PATIENCE = {
@@ -83,6 +85,8 @@ def _init(address: str, begun: contextlib.ExitStack) -> None:
     beside = begun.enter_context(ThreadPoolExecutor(1))
     if address == "local":
         folder = begun.enter_context(_short_temporary_folder())
+        temporary = begun.enter_context(signals.temporary_folder("stream-rpn-"))
+        begun.enter_context(_temporary_files_in(str(temporary)))
         begun.enter_context(_ended_after())
         options = {
             "num_cpus": max(available_cores(), 1),
@@ -131,7 +135,7 @@ def _answer_sigterm_as_before() -> None:
 
 @contextlib.contextmanager
 def _ended_after() -> Iterator[None]:
-    """Ends Ray, and the processes that it started here.
+    """Ends Ray, and the processes that it started here, also those whose own parent has ended.
 
     Agents and workers notice by and by that their cluster is gone, and write to its folder till
     then.
@@ -141,16 +145,25 @@ def _ended_after() -> Iterator[None]:
 
     here = psutil.Process()
     before = set(here.children(recursive=True))
+    _adopt_orphans(True)
     try:
         yield
     finally:
         started = set(here.children(recursive=True)) - before
         ray.shutdown()
         _, alive = psutil.wait_procs(started, timeout=_END_SECONDS)
+        alive += set(here.children(recursive=True)) - before - started
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(alive, timeout=_END_SECONDS)
+        _adopt_orphans(False)
+
+
+def _adopt_orphans(adopt: bool) -> None:
+    """Has processes below this one become its children when their parent ends; on Linux."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 
 @contextlib.contextmanager
@@ -165,6 +178,20 @@ def _silent() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: str) -> Iterator[None]:
+    """Has processes that are started meanwhile keep their temporary files in a folder."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
 
 
 def _short_temporary_folder() -> AbstractContextManager[Path]:

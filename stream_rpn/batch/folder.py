@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stream_rpn.batch import results
-from stream_rpn.batch.storage import Store, short_name
+from stream_rpn.batch.storage import PARTIAL, Store, short_name
 from stream_rpn.batch.work import Work
 from stream_rpn.frame import StreamRPNError
 
@@ -45,6 +46,13 @@ def check_job(store: Store, work: Work) -> None:
                 f"{store.name} holds results with {name} {theirs.get(name)}, and this run has "
                 f"{mine.get(name)}; give another --to"
             )
+
+
+def clear(store: Store) -> None:
+    """Removes what workers that were ended have begun to write here; nobody may be writing now."""
+    if store.is_local:
+        for path in Path(store.address, "proposals").glob(f"*/.*{PARTIAL}"):
+            path.unlink(missing_ok=True)
 
 
 def conclude(store: Store, sources: Sequence[str], outcome: Outcome) -> None:

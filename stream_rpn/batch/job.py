@@ -20,7 +20,7 @@ from stream_rpn.batch import results
 from stream_rpn.batch.cluster import joined
 from stream_rpn.batch.guard import Guard
 from stream_rpn.batch.pieces import Piece
-from stream_rpn.batch.storage import Store, short_name, version
+from stream_rpn.batch.storage import PARTIAL, Store, short_name, version
 from stream_rpn.batch.work import Work
 from stream_rpn.cores import available_cores
 from stream_rpn.frame import StreamRPNError
@@ -151,8 +151,16 @@ class _Worker:
                 break
         why = answer.why
         if answer.kind in ("crash", "memory", "time"):
+            self._clear(piece)
             why = f"{masked(piece.source)}: {why}"
         return _failure(piece, answer.kind, why, tries)
+
+    def _clear(self, piece: Piece) -> None:
+        """Removes what processes that were ended have written of a piece."""
+        folder, _, whole = results.file_of(piece).rpartition("/")
+        for name in self._store.names(folder):
+            if whole in name and name.endswith(PARTIAL):
+                self._store.remove(f"{folder}/{name}")
 
 
 def _share_of_memory(resources: Resources) -> int | None:

@@ -19,6 +19,9 @@ from stream_rpn.sources.address import is_url, local_path, masked
 _BLOCK = 4 << 20
 _BLOCKS_KEPT = 8
 
+PARTIAL = ".part"
+"""Ending of what is not whole."""
+
 # Of these a file is there when it is whole: what is uploaded appears at the end of it.
 _APPEAR_WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "r2"}
 
@@ -57,6 +60,7 @@ def version(address: str) -> str:
             return ""  # no file: a pattern of pictures, a synthetic clip, or gone
         return f"{stat.st_size}-{stat.st_mtime_ns}"
     fs, path = filesystem(address)
+    fs.invalidate_cache()  # of listings, which may be older than the file
     with told(f"{masked(address)} cannot be read"):
         info = fs.info(path)
     names = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "mtime")
@@ -138,7 +142,7 @@ class Store:
                 made = folder / "made"
                 with told(f"cannot write in {tempfile.gettempdir()}"):
                     write(made)
-                partial = final if self._appears_whole else f"{final}.{uuid.uuid4().hex}.part"
+                partial = final if self._appears_whole else f"{final}.{uuid.uuid4().hex}{PARTIAL}"
                 if not self._appears_whole:
                     self._fs.makedirs(os.path.dirname(final), exist_ok=True)
                 self._fs.put_file(str(made), partial)
@@ -170,6 +174,7 @@ class Store:
     def open(self, name: str) -> Iterator[BinaryIO | None]:
         """Opens a file for reading a little of it; None where there is none."""
         with told(f"cannot read {self.name}/{name}"):
+            self._fs.invalidate_cache()
             try:
                 file = self._fs.open(self._path(name), "rb", block_size=1 << 18)
             except FileNotFoundError:
@@ -207,7 +212,7 @@ class Store:
 def _put_locally(final: Path, write: Callable[[Path], None]) -> None:
     """Writes beside the final name, under one that readers pass over, and renames."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}.part")
+    partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}{PARTIAL}")
     with signals.undone(partial):
         write(partial)
         with partial.open("rb") as file:

@@ -174,6 +174,8 @@ def run(arguments: argparse.Namespace) -> int:
                 raise StreamRPNError(f"cannot write {store.name}: {error.strerror}") from error
             stack.callback(claim.release)
         results_folder.check_job(store, work)
+        if arguments.address == "local":  # all who write there end before that
+            stack.callback(results_folder.clear, store)
         progress = stack.enter_context(_Progress(len(sources), quiet=arguments.quiet))
         outcome = job.run(sources, work, resources, progress.tell)
         results_folder.conclude(store, sources, outcome)
@@ -257,6 +259,11 @@ def _tell_damage(outcome: Outcome) -> bool:
     return found
 
 
+def _short(value: float) -> str:
+    """Returns a number of three digits or more, so that a line has room for the largest."""
+    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
 class _Progress:
     """Videos, hours of video, frames a second, time left and failures: a line, or one a minute."""
 
@@ -324,7 +331,8 @@ class _Progress:
 
     def _state(self, now: float) -> str:
         fps = self._new_frames / max(now - self._started, 1e-9)
-        return f"{self._seconds / 3600:.2f} h of video, {fps:.1f} frames/s, {self._failures} failed"
+        hours = _short(self._seconds / 3600)
+        return f"{hours} h of video, {_short(fps)} frames/s, {self._failures:,} failed"
 
     def _left(self, now: float) -> str:
         share = sum(self._done.values()) / self._num_videos
