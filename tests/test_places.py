@@ -61,6 +61,14 @@ def count_of(name):
     return len(list(stream_rpn.read(name)))
 
 
+@pytest.mark.parametrize("name", ["x.jsonl", "x.npz"])
+def test_a_name_that_cannot_get_any_longer_is_told_to(name):
+    long = "x" * (256 - len(name)) + name[1:]
+    with pytest.raises(StreamRPNError, match=r"its name is too long.*give it a shorter one"):
+        open_sink(long)
+    assert os.listdir() == []
+
+
 @pytest.mark.parametrize("name", PLACES)
 class TestOldResults:
     def test_stay_until_the_new_are_whole(self, name):

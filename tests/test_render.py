@@ -34,7 +34,7 @@ def video(tmp_path_factory) -> str:
     return str(path)
 
 
-def save_results(path, video, frames, *, size=(96, 64), sources=("",)):
+def save_results(path, video, frames, *, size=(96, 64), said=None, sources=("",)):
     """Saves one box of score 0.9 and one of 0.3 for some frames, from each of several sources."""
     boxes = np.array([[10, 10, 40, 50], [60, 10, 90, 50]], np.float32)
     scores = np.array([0.9, 0.3], np.float32)
@@ -44,7 +44,11 @@ def save_results(path, video, frames, *, size=(96, 64), sources=("",)):
     ):
         for position, name in enumerate(sources):
             header = make_header(source.info, model="tiny")
-            header |= {"source": name or video, "width": size[0], "height": size[1]}
+            header |= {
+                "source": name or video,
+                "width": (said or size)[0],
+                "height": (said or size)[1],
+            }
             sink.begin(header, dataclasses.replace(source.info, source=name or video))
             for index in frames:
                 shown = slice(0, 2) if position == 0 else slice(0, 0)
@@ -108,13 +112,21 @@ def test_results_of_something_else_get_a_sentence(tmp_path, video):
     out = tmp_path / "out.mp4"
     for options, words in [
         ({"frames": [0, 10]}, "frame 10, but .* has only 10 frames"),
-        ({"frames": [0], "size": (192, 128)}, "192x128 pixels at frame 0, .* has 96x64"),
+        ({"frames": [0], "size": (192, 128)}, "192x128 pixels, .* has 96x64"),
+        ({"frames": [0], "size": (192, 128), "said": (96, 64)}, "192x128 pixels at frame 0, .* 96"),
         ({"frames": [0], "sources": ("a.mkv", "b.mkv")}, "holds results of 'a.mkv', 'b.mkv'"),
         ({"frames": [0], "sources": ("a/v.mkv", "b/v.mkv")}, "more than one of them"),
     ]:
         results = save_results(tmp_path / "r.jsonl", video, **options)
         with pytest.raises(StreamRPNError, match=words):
             render(read(results), video, str(out))
+    assert [path.name for path in tmp_path.iterdir()] == ["r.jsonl"]
+
+
+def test_results_of_another_size_leave_no_film_that_grew_until_the_first_of_them(tmp_path, video):
+    results = save_results(tmp_path / "r.jsonl", video, [8], size=(192, 128))
+    with pytest.raises(StreamRPNError, match=r"192x128 pixels, .* has 96x64"):
+        render(read(results), video, str(tmp_path / "out.mkv"))
     assert [path.name for path in tmp_path.iterdir()] == ["r.jsonl"]
 
 

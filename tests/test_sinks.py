@@ -608,6 +608,10 @@ class TestPlaces:
             ("", "unknown extension; known"),
             ("missing/x.jsonl", "does not exist"),
             ("folder", "did you mean 'folder/'"),
+            ("file", "unknown extension; known"),
+            ("/dev/null", "did you mean 'null'"),
+            ("/dev/stdout", "did you mean '-'"),
+            ("/dev/full", "unknown extension; known"),
             ("folder.jsonl", "is a directory"),
             ("file.txt/", "cannot write"),
         ],
@@ -617,6 +621,7 @@ class TestPlaces:
         (tmp_path / "folder").mkdir()
         (tmp_path / "folder.jsonl").mkdir()
         (tmp_path / "file.txt").write_text("")
+        (tmp_path / "file").touch()
         with pytest.raises(StreamRPNError, match=words):
             resolve_outputs([name], ["v.mp4"])
 

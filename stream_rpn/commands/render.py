@@ -15,7 +15,7 @@ from stream_rpn.commands.drawing import add_drawing_arguments, drawing_options
 from stream_rpn.commands.outputs import resolve_outputs
 from stream_rpn.commands.parser import examples
 from stream_rpn.commands.progress import complain, say
-from stream_rpn.frame import Frame, Proposals, StreamRPNError
+from stream_rpn.frame import Frame, Proposals, StreamInfo, StreamRPNError
 from stream_rpn.results import Results, read
 from stream_rpn.sinks import make_header
 from stream_rpn.sinks.record import saved_proposals
@@ -129,6 +129,8 @@ def render(
     frames_written = with_boxes = 0
     with open_source(video, decoder="cpu") as source:
         chosen = _of_source(saved, video)
+        record = next(chosen, None)
+        _check_header(saved, record, source.info)
         # Noted, and answered between two frames, of which none is half in the film then.
         with signals.Signals() as signal, target.open() as sink:
             kept = ("model", "weights", "engine", "device", "dtype", "parameters")
@@ -136,7 +138,6 @@ def render(
                 source.info, **{k: v for k, v in saved.header.items() if k in kept}
             )
             sink.begin(header, source.info)
-            record = next(chosen, None)
             for frame in source:
                 if signal.number is not None:
                     signals.unwind(signal.number, None)
@@ -204,13 +205,29 @@ def _of_source(saved: Results, video: str) -> Iterator[Proposals]:
     return (proposals for proposals in saved if proposals.source == named[0])
 
 
+def _check_header(saved: Results, record: Proposals | None, video: StreamInfo) -> None:
+    """Refuses the results of a video of another size before anything is written."""
+    # That of the source whose first record has just been read; some formats have none.
+    header = saved.headers[-1] if record is not None and saved.headers else {}
+    size = (header.get("width"), header.get("height"))
+    if all(size) and size != (video.width, video.height):
+        raise _of_another_video(saved.path, size, "", video.source, (video.width, video.height))
+
+
 def _check_size(record: Proposals, frame: Frame, results: Path, video: str) -> None:
     # COCO and MOT files do not tell the size.
-    if record.width and (record.width, record.height) != (frame.width, frame.height):
-        raise StreamRPNError(
-            f"{str(results)!r} has results of {record.width}x{record.height} pixels at frame "
-            f"{frame.index}, {video!r} has {frame.width}x{frame.height}: they are not of this video"
-        )
+    size, of_frame = (record.width, record.height), (frame.width, frame.height)
+    if record.width and size != of_frame:
+        raise _of_another_video(results, size, f" at frame {frame.index}", video, of_frame)
+
+
+def _of_another_video(
+    results: Path, size: tuple[Any, Any], where: str, video: str, of_video: tuple[int, int]
+) -> StreamRPNError:
+    return StreamRPNError(
+        f"{str(results)!r} has results of {size[0]}x{size[1]} pixels{where}, {video!r} has "
+        f"{of_video[0]}x{of_video[1]}: they are not of this video"
+    )
 
 
 def _shown(frame: Frame, record: Proposals | None, score_thresh: float) -> Proposals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import threading
 import types
 from collections.abc import Iterable
@@ -175,10 +176,12 @@ class _Run:
                 from stream_rpn.sinks.web.sink import WebSink
 
                 sink = output.open()
-                # One that is made up is known from here only.
-                quiet = self.quiet and self.arguments.serve_token != "auto"
-                if isinstance(sink, WebSink) and not quiet:
-                    say(f"watch at {sink.url}")
+                # A token that is made up is known from here only; another has no place in a log.
+                made_up = sink.options.token == "auto"
+                if isinstance(sink, WebSink) and (made_up or not self.quiet):
+                    page, token, _ = sink.url.partition("?token=")
+                    shown = made_up or not token or sys.stderr.isatty()
+                    say(f"watch at {sink.url if shown else f'{page}{token}…'}")
 
     def _outputs_of(self, index: int) -> list[OutputInUse]:
         """Returns the outputs that still want the results of a source."""

@@ -124,15 +124,23 @@ def holds_embeddings(spec: str) -> bool:
     return any(form.embeddings for form in SINKS.values() if form.sink == sink_of(spec))
 
 
+# What other programs are given for what has a name of its own here.
+_DEVICES = {"/dev/null": "null", "/dev/stdout": "-"}
+
+
 def near_misses(spec: str) -> list[str]:
     """Returns outputs that a name of no known format may have meant, the likeliest first."""
     scheme, address, rest = spec.partition("://")
     if address:
         known = f"{scheme.lower()}://" in SCHEMES
         return [f"{scheme.lower()}://{rest}"] if known else []
-    if os.path.isdir(spec) or not os.path.splitext(spec)[1]:
-        return [f"{spec}/", *(f"{prefix}{spec}/" for prefix in FOLDERS)] if spec else []
+    if spec in _DEVICES:
+        return [_DEVICES[spec]]
     stem, extension = os.path.splitext(spec)
+    if os.path.isdir(spec) or (spec and not extension and not os.path.exists(spec)):
+        return [f"{spec}/", *(f"{prefix}{spec}/" for prefix in FOLDERS)]
+    if not extension:
+        return []
     longer = [ending for ending in ENDINGS if ending.endswith(extension.lower())]
     near = difflib.get_close_matches(extension.lower(), ENDINGS, n=2, cutoff=0.6)
     return [f"{stem}{ending}" for ending in longer or near]

@@ -228,6 +228,11 @@ def reason(error: OSError) -> str:
         return "the disk is full"
     if error.errno == errno.ENOENT:
         return "its directory is not there any more"
+    if error.errno == errno.ENAMETOOLONG:
+        return (
+            "its name is too long, with what is added to it while it is written; give it a shorter "
+            "one"
+        )
     return str(error.strerror or error)
 
 
