@@ -67,8 +67,9 @@ def certainty(report: Report, model: str) -> str:
     every = report["every"]
     nth = {1: "", 2: "second ", 3: "third "}.get(every, f"{every}th ")
     lines = [
-        f"What that factor does, from `bench/results/certainty.json` (`python -m bench.certainty "
-        f"--data DIR`; torch, float32, every {nth}picture of each set; {shipped:g} ships):",
+        "What the factor on sure sides does, from `bench/results/certainty.json` "
+        f"(`python -m bench.certainty --data DIR`; torch, float32, every {nth}picture of each set; "
+        f"{shipped:g} ships):",
         "",
         *_head("data", "pictures", "recall", *(f"{factor:g}" for factor in factors)),
     ]
