@@ -12,7 +12,7 @@ figure = pytest.importorskip("matplotlib.figure")
 
 @pytest.fixture
 def saved(monkeypatch, tmp_path):
-    """The figures that are saved; files of their names are made, but not where the tests are run."""
+    """The figures that are saved. Files of their names are made, so not where tests are run."""
     monkeypatch.chdir(tmp_path)
     figures = []
     monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: figures.append(self))
