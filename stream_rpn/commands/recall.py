@@ -129,9 +129,11 @@ class _Data:
 
     def propose(self, name: str, outputs: list[Sink]) -> Iterator[Proposals]:
         """Yields a model's proposals, up to the largest limit a frame, and writes them."""
-        from stream_rpn import api
+        from stream_rpn import api, compute
         from stream_rpn.pipeline import parameters
 
+        # Before weights are fetched, which are large.
+        compute.choose_device(self.arguments.device)
         rpn = api.load(name, top=max(LIMITS), **load_options(self.arguments))
         info, results = self._open(rpn)
         header = make_header(
