@@ -164,6 +164,10 @@ def open_pipeline(
     """
     gate_spec, track_spec = GateSpec.parse(gate, gate_hold), TrackSpec.parse(track)
     chosen = choose_engine(engine, device=device, dtype=dtype, features=features)
+    if chosen == "torch":
+        from stream_rpn import compute
+
+        compute.choose_device(device)  # before weights are fetched, which are large
     if chosen == "openvino" and not isinstance(model, Model):
         ready = _ready(str(model), **load_options)
     else:
@@ -406,10 +410,11 @@ def propose(
 
     several = isinstance(image, list | tuple)
     given: Sequence[Picture] = image if several else [image]
+    chosen = compute.choose_device(device)  # before weights are fetched, which are large
     rpn = load(model, **load_options)
     weight = next(rpn.parameters())
     own = isinstance(model, Model)
-    where = weight.device if own and device == "auto" else compute.choose_device(device)
+    where = weight.device if own and device == "auto" else chosen
     form = weight.dtype if dtype == "auto" else compute.choose_dtype(dtype, where)
     if not own:
         rpn = rpn.to(where, form)

@@ -14,10 +14,12 @@ import torchvision
 from torch import nn
 
 import stream_rpn
-from stream_rpn import anchors
+from stream_rpn import anchors, api
+from stream_rpn.cli import main
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.input_spec import InputSpec
 from stream_rpn.rpn import RPN, ProposalSpec, RPNHead
+from tests.synthetic_coco import write_dataset
 
 SYNTHETIC = "synthetic:128x96@10,6"
 
@@ -153,6 +155,18 @@ def small():
     backbone = nn.Sequential(nn.Conv2d(3, 8, 3, stride=8, padding=1), nn.ReLU())
     spec = anchors.AnchorSpec(((16.0, 32.0),), (1.0,), order="scale-major", centre=4.0)
     return RPN(backbone, RPNHead(8, 2), spec, input_spec=InputSpec(64, 128, size_divisor=8))
+
+
+def test_a_device_that_is_missing_is_told_before_weights_are_fetched(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(api, "load", lambda *_, **__: pytest.fail("weights are fetched"))
+    with pytest.raises(StreamRPNError, match="cuda:99"):
+        next(stream_rpn.stream(SYNTHETIC, model="resnet50_fpn", device="cuda:99"))
+    with pytest.raises(StreamRPNError, match="cuda:99"):
+        stream_rpn.propose(np.zeros((8, 8, 3), np.uint8), model="resnet50_fpn", device="cuda:99")
+    annotations, images = write_dataset(tmp_path, 1)
+    given = ["--annotations", str(annotations), "--images", str(images)]
+    assert main(["eval", *given, "--model", "resnet50_fpn", "--device", "cuda:99"]) == 2
+    assert "cuda:99" in capsys.readouterr().err
 
 
 class TestOptionsOfPropose:

@@ -75,6 +75,15 @@ def test_what_the_program_says_is_on_the_page_of_messages(
     assert [s.text for s in sentences if s.pattern().search(said) and len(s.text) > 12] != [], said
 
 
+def test_the_sentences_of_troubleshooting_are_said(sentences):
+    page = (DOCS / "troubleshooting.md").read_text()
+    shown = re.findall(r"^\*\*`([^`]*…[^`]*)`", page, re.MULTILINE)
+    assert len(shown) > 2
+    parts = [part.strip(" ;") for text in shown for part in re.split("…|NAME", text)]
+    said = " ".join(sentence.text for sentence in sentences)
+    assert [part for part in parts if part not in said] == []
+
+
 def test_a_sentence_is_not_matched_by_another(sentences):
     one, *_ = [s for s in sentences if s.text.endswith("its index (moov) is missing")]
     assert one.pattern().search("a.mp4 is cut off: its index (moov) is missing")

@@ -122,7 +122,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--assignment",
         choices=ASSIGNMENTS,
         help="classic: fixed IoU thresholds, sampled cross-entropy, smooth L1; quality: ATSS, "
-        f"objectness learns the IoU, generalised IoU (default: {_DEFAULTS['assignment']})",
+        "objectness learns the IoU, generalised IoU; aligned: the same, but anchors are matched by "
+        f"what the network finds (default: {_DEFAULTS['assignment']})",
     )
     recipe.add_argument(
         "--optimizer", choices=OPTIMIZERS, help=f"default: {_DEFAULTS['optimizer']}"
