@@ -184,7 +184,7 @@ def stamp_of(proposals: Proposals) -> str:
         return taken.isoformat(sep=" ", timespec="milliseconds")
     if proposals.pts_seconds is None:
         return f"frame {proposals.frame}"
-    minutes, milliseconds = divmod(round(proposals.pts_seconds * 1000), 60_000)
-    sign, minutes = ("-", -minutes) if minutes < 0 else ("", minutes)
+    minutes, milliseconds = divmod(round(abs(proposals.pts_seconds) * 1000), 60_000)
     hours, minutes = divmod(minutes, 60)
+    sign = "-" if proposals.pts_seconds < 0 else ""
     return f"{sign}{hours}:{minutes:02d}:{milliseconds / 1000:06.3f}"

@@ -28,6 +28,7 @@ from stream_rpn.pipeline import Pipeline
 from stream_rpn.queues import Closing
 from stream_rpn.sources.given import Given, name_of
 from stream_rpn.sources.live import LivePolicy, LiveSource
+from stream_rpn.sources.packet_queue import Interrupted
 from stream_rpn.sources.select import Selection
 from stream_rpn.sources.source import Source
 from stream_rpn.statistics import StreamStatistics
@@ -82,7 +83,10 @@ class LiveStream(StreamStatistics):
 
     def frames(self) -> Iterator[Frame]:
         """Opens the source and yields the chosen frames; for the thread that decodes."""
-        self._source = source = self._open()
+        try:
+            self._source = source = self._open()
+        except Interrupted:
+            return
         try:
             for frame in self.selection.frames(self._decoded(source)):
                 if not self.opened:

@@ -56,7 +56,7 @@ class Results:
             raise StreamRPNError(
                 f"{str(path)!r} is not a result file by its name; known are {', '.join(READABLE)}"
             )
-        if not self.path.exists():
+        if not os.path.exists(path):
             raise StreamRPNError(f"{str(path)!r} does not exist")
         self._format = READABLE[max(endings, key=len)]
         # One step of an iteration meets the header, and what is wrong with another kind of file.

@@ -16,6 +16,7 @@ from stream_rpn.commands.parser import Parser
 from stream_rpn.commands.stream import stream_parser
 
 CLIP = "synthetic:64x64@10,2"
+LONG = "a" * 300  # no file can be called so
 
 # Each with what its sentence must say.
 WRONG = [
@@ -40,6 +41,9 @@ WRONG = [
     (f"{CLIP} --model resnet", "there is no model 'resnet'"),
     (f"{CLIP} --model mine.safetensors", "no checkpoint file 'mine.safetensors'"),
     (f"{CLIP} --weights mine.pth", "no checkpoint file 'mine.pth'"),
+    (f"{CLIP} --model {LONG}", f"there is no model '{LONG}'"),
+    (f"{CLIP} --weights {LONG}", f"no checkpoint file '{LONG}'"),
+    (f"@{LONG}", "cannot be read: File name too long"),
     (f"{CLIP} --model a.jsonl --weights random", "is a checkpoint already"),
     (f"{CLIP} --device tpu", "choose auto, cpu, cuda"),
     (f"{CLIP} --dtype int4", "choose from"),
@@ -61,6 +65,7 @@ WRONG = [
     ("eval --annotations a.jsonl --images . --model resnet", "there is no model 'resnet'"),
     ("train -o a.pth", "must end in .safetensors"),
     ("train -o b.safetensors --annotations no.json --images .", "no.json: no such file"),
+    (f"train -o {LONG}.safetensors --annotations no.json --images .", "no.json: no such file"),
     ("train -o b.safetensors --device tpu", "choose auto, cpu, cuda"),
     ("export nothing", "there is no model 'nothing'"),
     ("export -o a.txt", "must end with .onnx or .xml"),
@@ -75,6 +80,7 @@ WRONG = [
     ("bench --seconds 0", "--seconds must be a number above 0"),
     ("bench --json a.jsonl", "'a.jsonl' exists"),
     ("render nothing.jsonl video.mp4 -o b.mp4", "nothing.jsonl"),
+    (f"render {LONG}.jsonl video.mp4 -o b.mp4", "does not exist"),
     ("models --yaml", "unknown: --yaml"),
     ("doctor --json a.jsonl", "'a.jsonl' exists"),
     ("devices all", "unknown: all"),

@@ -114,7 +114,13 @@ class TestDrawSpec:
 
 
 def test_the_stamp_is_the_time_in_the_source():
-    for seconds, text in [(0.04, "0:00:00.040"), (59.9996, "0:01:00.000"), (7322.5, "2:02:02.500")]:
+    for seconds, text in [
+        (0.04, "0:00:00.040"),
+        (59.9996, "0:01:00.000"),
+        (7322.5, "2:02:02.500"),
+        (-0.5, "-0:00:00.500"),
+        (-61.25, "-0:01:01.250"),
+    ]:
         proposals = saved_proposals(7, [], [], pts_seconds=seconds)
         assert stamp_of(proposals) == text
     assert stamp_of(saved_proposals(7, [], [])) == "frame 7"

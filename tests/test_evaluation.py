@@ -474,6 +474,12 @@ class TestCommand:
         assert of_results["R50@100"] == of_model["R50@100"] > 0.9
         assert "count as missed" not in capsys.readouterr().err
 
+    def test_what_it_reads_is_never_written_over(self, data, capsys):
+        before = Path(data[2]).read_text()
+        assert main([*data, "--json", data[2], "--overwrite"]) == 2
+        assert "is also a source" in capsys.readouterr().err
+        assert Path(data[2]).read_text() == before
+
     def test_existing_outputs_are_not_replaced_unasked(self, data, tmp_path, capsys):
         numbers = tmp_path / "numbers.json"
         numbers.write_text("mine")

@@ -983,6 +983,35 @@ class TestScenarios:
         assert len(list(other)) == frames[1]
         assert other.complete
 
+    def test_what_the_network_cannot_do_leaves_what_it_has_done(self, monkeypatch, capsys):
+        every = multistream.LiveStreams.__iter__
+
+        def until(self):
+            for proposals in every(self):
+                if proposals is not None and (proposals.source_index, proposals.frame) == (0, 3):
+                    raise StreamRPNError("a frame cannot be resized")
+                yield proposals
+
+        monkeypatch.setattr(multistream.LiveStreams, "__iter__", until)
+        sources = ["synthetic:64x48@30,9", "lavfi:testsrc=size=64x48:rate=10"]
+        code, summary = run(*sources, "-o", "{stem}.npz")
+        assert code == 3
+        assert summary["failures"] == [f"{', '.join(sources)}: a frame cannot be resized"]
+        assert [row.frame for row in read("synthetic.npz")] == [0, 1, 2]
+
+    def test_standard_input_that_nobody_writes_to_ends_with_the_run(self, monkeypatch, capsys):
+        reading, writing = os.pipe()
+        camera = "lavfi:testsrc=size=64x48:rate=10"
+        with open(reading) as nothing:
+            monkeypatch.setattr("sys.stdin", nothing)
+            code, summary = run(
+                *("-", camera, "-o", "all.jsonl"), until=lambda: written("all.jsonl")
+            )
+        os.close(writing)
+        assert code == 130
+        assert summary["failures"] == []
+        assert [s["source"] for s in summary["sources"]] == [camera]
+
     def test_eight_at_a_time(self):
         sources = [f"lavfi:testsrc=size={64 + 16 * i}x48:rate=10:duration=2" for i in range(8)]
         code, summary = run(*sources, "-o", "null", "--max-age", "20")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stream_rpn.cli import main
-from stream_rpn.commands.render import render
+from stream_rpn.commands.render import Rendered, render
 from stream_rpn.drawing import DrawSpec
 from stream_rpn.frame import Proposals, StreamRPNError
 from stream_rpn.results import read
@@ -221,6 +221,16 @@ def test_terminated_it_leaves_nothing_half_written(tmp_path):
     process.terminate()
     assert process.wait(timeout=300) == 143
     assert [path.name for path in tmp_path.iterdir()] == ["r.jsonl"]
+
+
+def test_the_name_of_a_damaged_video_is_shown_as_others_are(tmp_path, video, capsys, monkeypatch):
+    results = save_results(tmp_path / "r.jsonl", video, [3])
+    outcome = Rendered(frames=1, with_boxes=1, damaged_packets=2, corrupt_frames=0, notes=[])
+    monkeypatch.setattr("stream_rpn.commands.render.render", lambda *_, **__: outcome)
+    uri = "http://me:secret@cam/\x1b[2J.mp4"
+    assert main(["render", results, uri, "-o", "out.mkv"]) == 3
+    said = capsys.readouterr().err
+    assert "http://me:***@cam/�[2J.mp4: the video is damaged (2 packets lost" in said
 
 
 @pytest.mark.parametrize(

@@ -515,6 +515,7 @@ class TestCommand:
             ("@binary", None, "cannot be read from 'binary': it is no text"),
             ("@short", None, "at least 8 characters"),
             ("", "b", "at least 8 characters"),
+            ("", "@empty", "'empty' of --serve-token is empty"),
         ],
     )
     def test_tokens_that_are_none(self, given, kept, said, tmp_path, monkeypatch, capfd):

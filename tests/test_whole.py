@@ -146,6 +146,12 @@ def test_a_whole_file_has_nothing_missing_where_it_cannot_be_looked_at(
     assert told(clip(name)) == (FRAMES, [], 0)
 
 
+def test_a_head_that_lies_farther_in_than_is_looked_raises_no_alarm(clip, tmp_path: Path):
+    path = tmp_path / "late.mxf"
+    path.write_bytes(bytes((1 << 16) - 14) + clip("mpeg2.mxf").read_bytes())
+    assert told(path) == (FRAMES, [], 0)
+
+
 @pytest.mark.parametrize("share", [0.5, 0.9])
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in SILENT])
 def test_a_file_that_was_cut_off_says_so(clip, tmp_path: Path, name: str, share: float):

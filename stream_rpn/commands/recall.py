@@ -17,7 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from stream_rpn.commands.arguments import load_options, split_paths
-from stream_rpn.commands.outputs import resolve_outputs
+from stream_rpn.commands.outputs import check_file, resolve_outputs
 from stream_rpn.commands.progress import complain
 from stream_rpn.evaluation.coco import CocoDataset
 from stream_rpn.evaluation.curves import draw_curves
@@ -49,13 +49,6 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         StreamRPNError: something cannot be read, or does not fit.
     """
-    for name in (arguments.json, arguments.curves):
-        if name and Path(name).exists() and not arguments.overwrite:
-            raise StreamRPNError(f"'{name}' exists; --overwrite replaces it")
-        if name and not Path(name).parent.is_dir():
-            raise StreamRPNError(f"there is no folder '{Path(name).parent}' to write into")
-    if arguments.curves:
-        check_name(arguments.curves)
     names = arguments.model or ([] if arguments.results else [DEFAULT_MODEL])
     outputs = (
         resolve_outputs(
@@ -67,6 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.output
         else []
     )
+    for name in filter(None, (arguments.json, arguments.curves)):
+        read = [arguments.annotations, *arguments.results]
+        check_file(name, read, outputs, overwrite=arguments.overwrite)
+    if arguments.curves:
+        check_name(arguments.curves)
     if arguments.annotations.endswith(".txt"):
         data: _Data = _Video(arguments)
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from stream_rpn.frame import Frame, Proposals, StreamInfo, StreamRPNError
 from stream_rpn.results import Results, read
 from stream_rpn.sinks import make_header
 from stream_rpn.sinks.record import saved_proposals
-from stream_rpn.sources import expand, is_live, open_source
+from stream_rpn.sources import expand, is_live, masked, open_source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,11 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         say(f"boxes on {rendered.with_boxes:,} of {rendered.frames:,} frames → {arguments.output}")
     if rendered.damaged_packets or rendered.corrupt_frames:
-        print(
-            f"stream-rpn: {video}: the video is damaged ({rendered.damaged_packets} "
-            f"packets lost, {rendered.corrupt_frames} pictures with errors); every frame that "
-            "decodes was drawn",
-            file=sys.stderr,
+        complain(
+            f"{masked(video)}: the video is damaged ({rendered.damaged_packets} packets lost, "
+            f"{rendered.corrupt_frames} pictures with errors); every frame that decodes was drawn"
         )
         return 3
     return 0

@@ -218,14 +218,9 @@ class _Run:
         with stream:
             try:
                 self._feed(stream, mine, progress)
-            except StreamRPNError as error:
+            except (StreamRPNError, RuntimeError, MemoryError) as error:
+                self._fail_by(error, masked(uri))
                 stream.stopped = "failed"
-                self._fail(f"{masked(uri)}: {error}")
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                stream.stopped = "failed"
-                self._fail_for_memory(masked(uri))
             stream.close()
             progress.ended(stream)
             self._finish_source(stream, mine)
@@ -268,10 +263,8 @@ class _Run:
                         running.remove(stream)
                         progress.ended(stream)
                         self._end_live(stream, begun)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._fail_for_memory(", ".join(stream.name for stream in running))
+            except (StreamRPNError, RuntimeError, MemoryError) as error:
+                self._fail_by(error, ", ".join(stream.name for stream in running))
                 for stream in running:
                     stream.stopped = "failed"
             streams.close()
@@ -294,10 +287,8 @@ class _Run:
     def _end_live(self, stream: LiveStream, begun: set[LiveStream]) -> None:
         stream.finish()
         error = stream.failure
-        if error is not None and not isinstance(error, StreamRPNError):
-            raise error
         if error is not None:
-            self._fail(str(error))
+            self._fail_by(error, stream.name)
         elif not stream.opened and not self.stop.is_set():
             self._fail(f"{stream.name}: {NO_FRAME}")
         mine = self._outputs_of(stream.index)
@@ -356,10 +347,17 @@ class _Run:
         self.failures.append(sentence)
         complain(sentence)
 
-    def _fail_for_memory(self, name: str) -> None:
-        self._fail(
-            f"{name}: the memory of {self.pipeline.device} is full; use a smaller --batch or --size"
-        )
+    def _fail_by(self, error: Exception, name: str) -> None:
+        """Tells what ended the results of a source; raises what is a fault of this program."""
+        if not isinstance(error, StreamRPNError):
+            if not is_out_of_memory(error):
+                raise error
+            error = StreamRPNError(
+                f"the memory of {self.pipeline.device} is full; use a smaller --batch or --size"
+            )
+        # What is wrong with its frames is told without it, what is wrong with itself is not.
+        known = str(error).startswith((name, "standard input"))
+        self._fail(str(error) if known else f"{name}: {error}")
 
     def _summary(self, stream: StreamStatistics, mine: list[OutputInUse]) -> dict[str, Any]:
         expected = expected_results(stream.info, stream.selection)

@@ -20,15 +20,14 @@ def token_of(given: str) -> str:
     """
     token = given or os.environ.get("STREAM_RPN_TOKEN", "")
     if token.startswith("@"):
+        path = token[1:]
         try:
-            token = Path(token[1:]).read_text(encoding="utf-8").strip()
+            token = Path(path).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError, ValueError) as error:
             why = getattr(error, "strerror", None) or "it is no text"
-            raise StreamRPNError(
-                f"--serve-token cannot be read from {token[1:]!r}: {why}"
-            ) from error
+            raise StreamRPNError(f"--serve-token cannot be read from {path!r}: {why}") from error
         if not token:
-            raise StreamRPNError(f"the file {given[1:]!r} of --serve-token is empty")
+            raise StreamRPNError(f"the file {path!r} of --serve-token is empty")
     if token and token != "auto" and len(token) < LEAST_TOKEN:
         raise StreamRPNError(
             f"the token of --serve must have at least {LEAST_TOKEN} characters: a shorter one can "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import textwrap
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -219,7 +220,7 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
     output = Path(arguments.output)
     if output.suffix != ".safetensors":
         raise StreamRPNError(f"the output must end in .safetensors, got '{output}'")
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):
         raise StreamRPNError(f"there is no folder '{output.parent}' to write '{output}' into")
     recipe = _recipe(arguments)
     given = {
@@ -260,22 +261,22 @@ def _recipe(arguments: argparse.Namespace) -> Recipe | None:
     if arguments.config:
         return read_recipe(arguments.config)
     path = Path(arguments.output).with_suffix(".recipe.toml")
-    return read_recipe(path) if arguments.resume and path.is_file() else None
+    return read_recipe(path) if arguments.resume and os.path.isfile(path) else None
 
 
 def _refuse_to_replace(config: TrainConfig, *, overwrite: bool) -> None:
     if overwrite:
         return
-    if Path(config.output).exists():
+    if os.path.exists(config.output):
         raise StreamRPNError(
             f"'{config.output}' exists; --overwrite replaces it, --resume goes on with its run"
         )
-    if config.recipe.exists() and not config.checkpoint.is_file():
+    if os.path.exists(config.recipe) and not os.path.isfile(config.checkpoint):
         raise StreamRPNError(
             f"'{config.recipe}' exists, where the recipe of this run is to stand; name another "
             "output, or --overwrite replaces it"
         )
-    if config.checkpoint.is_file():
+    if os.path.isfile(config.checkpoint):
         raise StreamRPNError(
             f"'{config.folder}' holds a run that did not end; --resume goes on with it, "
             "--overwrite begins anew"

@@ -7,6 +7,7 @@ A new model is one builder and one entry. Nothing here imports torch until a mod
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -227,7 +228,7 @@ def check(model: str, weights: str | Path | None = None) -> None:
 
 def is_checkpoint(model: str) -> bool:
     """Tells whether `model` is a file of weights, and not a name of the table."""
-    return model not in MODELS and (model.endswith(CHECKPOINTS) or Path(model).is_file())
+    return model not in MODELS and (model.endswith(CHECKPOINTS) or os.path.isfile(model))
 
 
 def check_file(path: str | Path) -> None:
@@ -236,5 +237,6 @@ def check_file(path: str | Path) -> None:
     Raises:
         StreamRPNError: it is not.
     """
-    if not Path(path).is_file():
+    # Unlike Path's, this answers False where a name is too long or its folder closed to us.
+    if not os.path.isfile(path):
         raise StreamRPNError(f"there is no checkpoint file '{path}'")

@@ -100,7 +100,7 @@ def check_files(path: Path, *, overwrite: bool) -> list[Path]:
         raise StreamRPNError(
             f"{str(path)!r} is no name of a graph; it must end with {' or '.join(_WRITERS)}"
         )
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise StreamRPNError(f"{str(path)!r} cannot be written: its folder does not exist")
     package, remedy = _PACKAGES[path.suffix]
     if find_spec(package) is None:
@@ -108,7 +108,7 @@ def check_files(path: Path, *, overwrite: bool) -> list[Path]:
     weights = [path.with_suffix(".bin")] if path.suffix == ".xml" else []
     files = [path, *weights, Path(f"{path}.json")]
     for file in files:
-        if file.exists() and not overwrite:
+        if os.path.exists(file) and not overwrite:
             raise StreamRPNError(f"{str(file)!r} exists; name another, or ask to overwrite it")
     return files
 

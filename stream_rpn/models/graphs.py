@@ -8,6 +8,7 @@ was made of: weights, code, and the version of OpenVINO.
 from __future__ import annotations
 
 import hashlib
+import os
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
@@ -58,7 +59,7 @@ def _cached(model: str, weights: str | None) -> Path | None:
             source = str(PACKAGE / "models" / source)
     digest = hashlib.sha256(_code())
     digest.update(model.encode() if named else b"")
-    if Path(source).is_file():
+    if os.path.isfile(source):
         try:
             with open(source, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -57,7 +57,7 @@ def weights_file(source: str) -> Path | None:
         source = models.MODELS[source].weights
         ours = source.endswith(".safetensors")
         path = Path(models.__file__).parent / source if ours else _fetched(source)
-    return path if path.is_file() else None
+    return path if os.path.isfile(path) else None
 
 
 def _fetched(name: str) -> Path:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from stream_rpn.frame import Proposals, StreamInfo
 from stream_rpn.sinks.record import picture_name
 from stream_rpn.sinks.sink import WholeFileSink
+from stream_rpn.sources.address import local_file
 
 LABEL_CONFIG = """\
 <View>
@@ -31,8 +31,8 @@ class LabelStudioSink(WholeFileSink):
     def _begin(self, header: dict[str, Any], info: StreamInfo) -> None:
         digest = (header.get("weights") or {}).get("sha256") or ""
         self._model = f"{header['model']} {digest[:12]}".strip()
-        one = Path(info.source).is_file()  # a single picture
-        self._folder = Path(info.source).resolve().parent.name if one else info.stem
+        picture = local_file(info.source)  # where it is a single one
+        self._folder = info.stem if picture is None else picture.resolve().parent.name
         self._stem = info.stem
         self._separator = b"[\n"
 

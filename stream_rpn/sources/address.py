@@ -172,7 +172,7 @@ def local_file(uri: str) -> Path | None:
     if uri == "-" or is_url(uri) or is_device(uri):
         return None
     path = local_path(uri)
-    return path if path.is_file() else None
+    return path if os.path.isfile(path) else None
 
 
 def stem(uri: str) -> str:

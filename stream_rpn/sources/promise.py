@@ -258,7 +258,7 @@ def _mxf(file: BinaryIO, size: int) -> bool | None:
     file.seek(0)
     head = file.read(1 << 16)
     at = head.find(bytes.fromhex("060e2b34020501010d01020101"))
-    if at < 0:
+    if at < 0 or len(head) <= at + 16:
         return None
     length = head[at + 16]
     at += 17 + (length & 0x7F if length & 0x80 else 0)
