@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from stream_rpn.drops import Drop, DropKind, DropReason
+from stream_rpn.drops import Drop, DropKind, DropReason, count_of
 from stream_rpn.frame import Proposals, StreamInfo
 from stream_rpn.log import log
 from stream_rpn.timing import Histogram, StageTimes
@@ -159,11 +159,7 @@ class StreamStatistics:
     @property
     def damaged_packets(self) -> int:
         """Packets or still images that could not be decoded or are missing, so far."""
-        return sum(
-            count
-            for reason, count in self.drops.items()
-            if DropReason(reason).kind is DropKind.DAMAGE
-        )
+        return count_of(self.drops, DropKind.DAMAGE)
 
     @property
     def corrupt_frames(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from stream_rpn.drops import DropKind, DropReason
+from stream_rpn.drops import DropKind, DropReason, count_of
 
 if TYPE_CHECKING:
     from stream_rpn.statistics import StreamStatistics
@@ -122,11 +122,7 @@ def describe_all(summary: dict[str, Any], num_sources: int) -> str:
     """
     sources = summary["sources"]
     stopped = sum("stopped" in source for source in sources)
-    lost = sum(
-        count
-        for reason, count in summary["drops"].items()
-        if DropReason(reason).kind is not DropKind.WISH
-    )
+    lost = count_of(summary["drops"], DropKind.DAMAGE, DropKind.POLICY)
     notes = [
         f"{count:,} {what}"
         for count, what in (
@@ -153,9 +149,7 @@ def describe(summary: dict[str, Any]) -> str:
         f"{name} {stage['p50_ms']:.2f}" for name, stage in summary["stages"].items()
     )
     drops = summary["drops"]
-    num_lost = sum(
-        count for reason, count in drops.items() if DropReason(reason).kind is not DropKind.WISH
-    )
+    num_lost = count_of(drops, DropKind.DAMAGE, DropKind.POLICY)
     lost = f", {num_lost} lost" if num_lost else ""
     lost += "".join(f", {reason}" for reason, count in drops.items() if not count)
     if any(summary.get("age_ms", {}).values()):
