@@ -23,10 +23,10 @@ import pytest
 from stream_rpn import cli
 from stream_rpn.frame import StreamInfo, StreamRPNError
 from stream_rpn.sinks import SinkOptions, jpeg, make_header
-from stream_rpn.sinks.canvas import COLORSPACES
 from stream_rpn.sinks.web import admission, feeds
 from stream_rpn.sinks.web import server as web_server
 from stream_rpn.sinks.web.sink import WebSink
+from stream_rpn.yuv import COLORSPACES
 from tests.served import (
     BOX,
     COLOR,
