@@ -396,8 +396,4 @@ class _Run:
 
 def _names(outputs: Iterable[OutputInUse]) -> list[str]:
     """Returns the names of the outputs that have results and keep them."""
-    return [
-        masked(output.kept or output.name)
-        for output in outputs
-        if output.begun and not output.given_up
-    ]
+    return [output.shown for output in outputs if output.begun and not output.given_up]
