@@ -31,8 +31,6 @@ M = TypeVar("M", bound=Model)
 
 P = TypeVar("P", bound=Picture)
 
-DEFAULT_TOP = 300
-
 
 class LoadOptions(TypedDict, total=False):
     """The keywords of `load` that the other functions pass on."""
@@ -95,7 +93,7 @@ def load(
 
         rpn = load_model(str(model), weights)
         rpn.weights = Weights.of(str(model), weights)
-        top = DEFAULT_TOP if top is None else top
+        top = models.DEFAULT_TOP if top is None else top
     _adjust(
         rpn,
         size,
@@ -196,7 +194,7 @@ def _ready(model: str, weights: str | Path | None = None, **options: Any) -> Mod
     anchors = {name: options.pop(name, None) for name in ("anchor_sizes", "anchor_ratios")}
     if any(value is not None for value in anchors.values()):
         return load(model, weights, **options, **anchors)
-    options["top"] = DEFAULT_TOP if options.get("top") is None else options["top"]
+    options["top"] = models.DEFAULT_TOP if options.get("top") is None else options["top"]
     found = graphs.find(model, weights)
     if found is None:
         rpn = load(model, weights)
