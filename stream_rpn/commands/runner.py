@@ -303,7 +303,8 @@ class _Run:
             why = "interrupted" if error is None and self.stop.is_set() else "failed"
             self._end_without_results(stream.name, mine, why)
             return
-        if mine and stream not in begun:
+        # One that failed before its first result leaves no file behind.
+        if mine and stream not in begun and error is None:
             self._begin(stream, mine)
         self._finish_source(stream, mine)
 
