@@ -31,8 +31,6 @@ M = TypeVar("M", bound=Model)
 
 P = TypeVar("P", bound=Picture)
 
-DEFAULT_TOP = 300
-
 
 class LoadOptions(TypedDict, total=False):
     """The keywords of `load` that the other functions pass on."""
@@ -95,13 +93,13 @@ def load(
 
         rpn = load_model(str(model), weights)
         rpn.weights = Weights.of(str(model), weights)
-        top = DEFAULT_TOP if top is None else top
+        top = models.DEFAULT_TOP if top is None else top
     _adjust(
         rpn,
         size,
-        post_nms_top_n=top,
-        pre_nms_top_n=pre_nms,
-        nms_thresh=nms,
+        top=top,
+        pre_nms=pre_nms,
+        nms=nms,
         score_thresh=score_thresh,
         min_size=min_size,
     )
@@ -117,7 +115,7 @@ def load(
     return rpn
 
 
-def _adjust(model: M, size: int | None, **limits: float | int | None) -> M:
+def _adjust(model: M, size: int | None = None, **limits: float | int | None) -> M:
     try:
         return model.override(**limits).resize(size)
     except ValueError as error:
@@ -200,19 +198,17 @@ def _ready(model: str, weights: str | Path | None = None, **options: Any) -> Mod
     anchors = {name: options.pop(name, None) for name in ("anchor_sizes", "anchor_ratios")}
     if any(value is not None for value in anchors.values()):
         return load(model, weights, **options, **anchors)
+    options["top"] = models.DEFAULT_TOP if options.get("top") is None else options["top"]
     found = graphs.find(model, weights)
     if found is None:
         rpn = load(model, weights)
         try:
             found = Converted.of(rpn)
         except UnconvertibleError:
-            return load(rpn, **{"top": DEFAULT_TOP, **options})
+            return load(rpn, **options)
         graphs.keep(found, model, weights)
     found.weights = Weights.of(model, weights)
-    names = {"top": "post_nms_top_n", "pre_nms": "pre_nms_top_n", "nms": "nms_thresh"}
-    size = options.pop("size", None)
-    options["top"] = DEFAULT_TOP if options.get("top") is None else options["top"]
-    return _adjust(found, size, **{names.get(name, name): v for name, v in options.items()})
+    return _adjust(found, **options)
 
 
 def stream(

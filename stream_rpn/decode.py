@@ -32,12 +32,10 @@ from stream_rpn.clock import PresentationOrder, bitstream_rate, has_timestamps
 from stream_rpn.drops import DropReason
 from stream_rpn.frame import Color, Frame, StreamRPNError
 from stream_rpn.tally import Tally
+from stream_rpn.yuv import COLORSPACES, PIXEL_FORMATS
 
 if TYPE_CHECKING:
     from stream_rpn.sources.promise import Promise
-
-KEPT_FORMATS = frozenset({"yuv420p", "yuvj420p", "nv12", "yuv420p10le", "p010le"})
-"""Pixel formats that frames keep; all others become yuv420p."""
 
 # AVColorSpace → the matrix of a Color. FCC is BT.601 and SMPTE 240M is BT.709 within two hundredths
 # of a coefficient. 2 (unspecified), RGB and the exotic ones count as untagged.
@@ -50,8 +48,6 @@ _MATRICES = {
     9: "bt2020",
     10: "bt2020",
 }
-
-SWSCALE_MATRICES = {"bt709": 1, "bt601": 5, "bt2020": 9}
 
 _LIMITED, _FULL = 1, 2
 
@@ -316,7 +312,7 @@ class PlaneConverter:
         )
 
     def convert(self, image: av.VideoFrame) -> tuple[av.VideoFrame, Color]:
-        """Returns the image in one of KEPT_FORMATS, or on the GPU, and the colour of its planes.
+        """Returns an image of `PIXEL_FORMATS`, or on the GPU, and the colour of its planes.
 
         Raises:
             StreamRPNError: FFmpeg has no conversion from the image's pixel format.
@@ -327,9 +323,9 @@ class PlaneConverter:
         color = self._colors.get(key)
         if color is None:
             color = self._colors[key] = color_of(image, pixel_format)
-        if name in KEPT_FORMATS:
+        if name in PIXEL_FORMATS:
             return image, color
-        matrix = SWSCALE_MATRICES[color.matrix]
+        matrix = COLORSPACES[color.matrix]
         # swscale takes gray as full range whatever the tag says: "full to full" copies the values.
         value_range = _FULL if color.full_range or name.startswith(_GRAY) else _LIMITED
         try:

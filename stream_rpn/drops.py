@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, StrEnum
@@ -60,6 +61,19 @@ class DropReason(StrEnum):
         if self in (DropReason.DECODER, DropReason.QUEUE_FULL, DropReason.STALE):
             return DropKind.POLICY
         return DropKind.DAMAGE
+
+
+def count_of(drops: Mapping[str, int], *kinds: DropKind) -> int:
+    """Returns how many were lost for reasons of some kinds, of counts by reason.
+
+    A reason that is not known here is damage.
+    """
+    known = frozenset(DropReason)
+    return sum(
+        count
+        for reason, count in drops.items()
+        if (DropReason(reason).kind if reason in known else DropKind.DAMAGE) in kinds
+    )
 
 
 @dataclass(frozen=True, slots=True)

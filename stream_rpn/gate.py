@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stream_rpn.frame import Frame, StreamRPNError
+from stream_rpn.yuv import pixel_format
 
 # Blocks across a picture, about, as their sides are powers of two of four pixels and more.
 BLOCKS = 120
@@ -38,8 +39,6 @@ HOLD_SECONDS = 5.0
 MOST_GAIN = 1.25
 # Of fewer blocks nobody can tell a change of exposure from any other.
 FEW_BLOCKS = 32
-# Bytes and highest value of a sample, of what has more than eight bits.
-_DEPTHS = {"yuv420p10le": (2, 1023), "p010le": (2, 65472)}
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,8 @@ def block_means(frame: Frame) -> np.ndarray | None:
     """
     image = frame.image
     plane = image.planes[0]
-    item, white = _DEPTHS.get(image.format.name, (1, 255))
+    layout = pixel_format(frame)
+    item = layout.sample_bytes
     side = _block_side(image.width, image.height)
     if side < 4:
         return None
@@ -207,7 +207,7 @@ def block_means(frame: Frame) -> np.ndarray | None:
     while sums.shape[1] > columns:
         sums = sums[:, 0::2] + sums[:, 1::2]
     means: np.ndarray = sums.astype(np.float32)
-    means *= np.float32(255 / white / SAMPLES)
+    means *= np.float32(255 / layout.white / SAMPLES)
     return means
 
 

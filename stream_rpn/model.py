@@ -14,6 +14,9 @@ from stream_rpn.kernels.proposals import ProposalSpec
 if TYPE_CHECKING:
     from stream_rpn.models.provenance import Weights
 
+FIELDS = {"top": "post_nms_top_n", "pre_nms": "pre_nms_top_n", "nms": "nms_thresh"}
+"""Of `ProposalSpec`, by the names that options have; those of the others are the fields'."""
+
 
 class Model:
     """A region proposal network: an `RPN` of torch, or the same converted for another engine.
@@ -45,10 +48,12 @@ class Model:
     def override(self, **changes: float | int | None) -> Self:
         """Changes fields of the proposal spec in place (None leaves one alone); returns self.
 
+        They go by their own names, or by those of `FIELDS`.
+
         Raises:
             ValueError: a number is out of its range.
         """
-        given = {name: value for name, value in changes.items() if value is not None}
+        given = {FIELDS.get(name, name): v for name, v in changes.items() if v is not None}
         self.proposal_spec = replace(self.proposal_spec, **given)  # type: ignore[arg-type]
         return self
 

@@ -33,7 +33,7 @@ from stream_rpn.sources.select import Selection
 from stream_rpn.sources.source import Source
 from stream_rpn.statistics import StreamStatistics
 from stream_rpn.timing import StageTimes
-from stream_rpn.tracking import Tracking, TrackSpec
+from stream_rpn.tracking import TrackSpec
 
 # Seconds after which a caller that waits for results may look at something else.
 _TICK_SECONDS = 0.25
@@ -54,11 +54,12 @@ class LiveStream(StreamStatistics):
         uri: str | Given,
         selection: Selection,
         policy: LivePolicy,
+        track: TrackSpec | None,
         network_times: StageTimes,
         stopped: Callable[[], bool],
         notice: Callable[[str], None],
     ) -> None:
-        super().__init__(selection)
+        super().__init__(selection, track)
         self.index = index
         self.name = name_of(uri)
         self.lane = Lane(limit=selection.max_frames)
@@ -70,13 +71,6 @@ class LiveStream(StreamStatistics):
         self._notice = notice
         self._finished = False
         self._came_to_end = False
-        self._tracking: Tracking | None = None
-
-    def followed(self, proposals: Proposals, spec: TrackSpec) -> Proposals:
-        """Returns the next proposals with their tracks."""
-        if self._tracking is None:
-            self._tracking = Tracking(spec, self.info.fps)
-        return self._tracking.track(proposals)
 
     def _stopped(self) -> bool:
         return self._all_stopped() or self.lane.closed
@@ -234,13 +228,12 @@ class LiveStreams(Closing):
         stop: threading.Event | None = None,
         notice: Callable[[str], None] = log.warning,
     ) -> None:
-        self._track = pipeline.track
         stopped = (stop or threading.Event()).is_set
         self.times = StageTimes()
         selections = [selection] * len(uris) if isinstance(selection, Selection) else selection
         policies = [policy] * len(uris) if isinstance(policy, LivePolicy) else policy
         self.streams = [
-            LiveStream(i, uri, selection, policy, self.times, stopped, notice)
+            LiveStream(i, uri, selection, policy, pipeline.track, self.times, stopped, notice)
             for i, (uri, selection, policy) in enumerate(
                 zip(uris, selections, policies, strict=True)
             )
@@ -265,11 +258,7 @@ class LiveStreams(Closing):
             except StopIteration:
                 return
             if proposals is not None:
-                stream = self.streams[proposals.source_index]
-                if self._track is not None:
-                    with stream.times.measure("track"):
-                        proposals = stream.followed(proposals, self._track)
-                stream.count(proposals)
+                proposals = self.streams[proposals.source_index].receive(proposals)
             yield proposals
 
     def end(self, stream: LiveStream) -> None:

@@ -83,13 +83,24 @@ def rgb_of_any(picture: Picture, index: int) -> np.ndarray:
         return pixels
     if pixels.dtype.kind != "f":
         raise TypeError(f"image {index} must be uint8 or floating, got {given.dtype}")
-    # An enlarged picture overshoots 1 a little, one in 0…255 goes far beyond.
-    if not (highest := float(pixels[::8, ::8].max())) <= 2:
-        raise ValueError(
-            f"image {index} is floating and must be in [0, 1], got {highest:g}; divide it by 255"
-        )
+    check_range(float(pixels[::8, ::8].max()), index)
     levels: np.ndarray = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
     return levels
+
+
+def check_range(highest: float, index: int) -> None:
+    """Checks a floating picture by the highest number of a few of its pixels.
+
+    An enlarged picture overshoots 1 a little, one in 0…255 goes far beyond.
+
+    Raises:
+        ValueError: it is not in [0, 1], or no number.
+    """
+    if not highest <= 2:
+        remedy = "; divide it by 255" if highest > 2 else ""
+        raise ValueError(
+            f"image {index} is floating and must be in [0, 1], got {highest:g}{remedy}"
+        )
 
 
 def is_tensor(value: object) -> bool:

@@ -29,7 +29,7 @@ from stream_rpn.sources.select import Selection
 from stream_rpn.sources.source import Source
 from stream_rpn.statistics import StreamStatistics
 from stream_rpn.timing import StageTimes
-from stream_rpn.tracking import Tracking, TrackSpec
+from stream_rpn.tracking import TrackSpec
 
 if TYPE_CHECKING:
     from stream_rpn.network.converted import Converted
@@ -265,7 +265,7 @@ class Stream(StreamStatistics, Closing):
         selection: Selection,
         stop: threading.Event,
     ) -> None:
-        super().__init__(selection)
+        super().__init__(selection, pipeline.track)
         self.info = source.info
         self._source = source
         self._num_chosen = 0
@@ -277,16 +277,9 @@ class Stream(StreamStatistics, Closing):
         if not source.on_gpu:
             frames = prefetch(frames, pipeline.queue_size, name="decode")
         self._queues = pipeline.network.queues(frames, self.times)
-        spec = pipeline.track
-        self._tracking = None if spec is None else Tracking(spec, source.info.fps)
 
     def __iter__(self) -> Iterator[Proposals]:
-        for proposals in self._queues:
-            if self._tracking is not None:
-                with self.times.measure("track"):
-                    proposals = self._tracking.track(proposals)
-            self.count(proposals)
-            yield proposals
+        return map(self.receive, self._queues)
 
     def _counted(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         for frame in frames:

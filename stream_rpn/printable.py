@@ -1,4 +1,4 @@
-"""Names and sentences as a terminal may be given them; imports nothing."""
+"""Names, numbers and sentences as a terminal may be given them; imports nothing."""
 
 # What a terminal would obey, among them what turns the direction of writing or ends a line: names
 # of files may hold any of it.
@@ -20,3 +20,8 @@ def printable(name: str) -> str:
 def printable_lines(text: str) -> str:
     """Returns text of several lines as it may be shown: with no other control characters."""
     return text.translate(_BUT_LINES)
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns "1 frame" or "1,000 frames"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -13,7 +13,6 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
@@ -24,21 +23,16 @@ POLL_SECONDS = 0.1
 
 
 class Closing(ABC):
-    """Something with threads behind it, which end at `close`, or where a `with` block does."""
+    """Something that ends at `close`, or where a `with` block does."""
 
     @abstractmethod
     def close(self) -> None:
-        """Ends everything and waits for it; may be called twice."""
+        """Ends everything, threads and files, and waits for it; may be called twice."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

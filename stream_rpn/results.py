@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from stream_rpn.frame import Proposals, StreamRPNError
+from stream_rpn.printable import counted
 from stream_rpn.sinks import READABLE, load_member
 from stream_rpn.sinks.record import Contents, Reader
 
@@ -152,7 +153,7 @@ class Results:
     def __repr__(self) -> str:
         facts = [str(self.header.get("source", "")), str(self.header.get("model", ""))]
         if self._count is not None:
-            facts.append(f"{self._count[1]:,} frames")
+            facts.append(counted(self._count[1], "frame"))
         if self.ends:
             facts.append("complete" if self.complete else "not complete")
         return f"Results({', '.join([repr(str(self.path)), *filter(None, facts)])})"

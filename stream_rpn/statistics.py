@@ -1,4 +1,4 @@
-"""Counts and times of a source while it runs."""
+"""The state of a source while it runs: its counts and times, and what is followed in it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from stream_rpn.drops import Drop, DropKind, DropReason
+from stream_rpn.drops import Drop, DropKind, DropReason, count_of
 from stream_rpn.frame import Proposals, StreamInfo
 from stream_rpn.log import log
 from stream_rpn.timing import Histogram, StageTimes
+from stream_rpn.tracking import Tracking, TrackSpec
 
 if TYPE_CHECKING:
     from stream_rpn.sources.select import Selection
@@ -34,8 +35,10 @@ class StreamStatistics:
 
     info: StreamInfo
 
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: Selection, track: TrackSpec | None = None) -> None:
         self.selection = selection
+        self._track = track
+        self._tracking: Tracking | None = None
         self.times = StageTimes()
         self.ages = Histogram()
         self.num_results = 0
@@ -49,8 +52,16 @@ class StreamStatistics:
         self._settled = False
         self._started = time.perf_counter()
 
-    def count(self, proposals: Proposals) -> None:
-        """Counts a result that has left the network."""
+    def receive(self, proposals: Proposals) -> Proposals:
+        """Returns a result that has left the network, with its tracks where objects are followed.
+
+        It counts from now on.
+        """
+        if self._track is not None:
+            with self.times.measure("track"):
+                # Here, as a live source tells its rate with its first frame.
+                self._tracking = self._tracking or Tracking(self._track, self.info.fps)
+                proposals = self._tracking.track(proposals)
         proposals.source = self.info.source
         if proposals.age_seconds is not None:
             proposals.unix_seconds = time.time() - proposals.age_seconds
@@ -60,6 +71,7 @@ class StreamStatistics:
         for drop in proposals.drops:
             self._told[drop.reason] = self._told.get(drop.reason, 0) + drop.count
         self._log(proposals.drops, f"before frame {proposals.frame}")
+        return proposals
 
     def _log(self, drops: Iterable[Drop], where: str) -> None:
         for drop in drops:
@@ -159,11 +171,7 @@ class StreamStatistics:
     @property
     def damaged_packets(self) -> int:
         """Packets or still images that could not be decoded or are missing, so far."""
-        return sum(
-            count
-            for reason, count in self.drops.items()
-            if DropReason(reason).kind is DropKind.DAMAGE
-        )
+        return count_of(self.drops, DropKind.DAMAGE)
 
     @property
     def corrupt_frames(self) -> int:

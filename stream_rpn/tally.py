@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from stream_rpn.drops import Drop, DropKind, DropReason
+from stream_rpn.drops import Drop, DropKind, DropReason, count_of
 
 
 @dataclass
@@ -58,5 +58,4 @@ class Tally:
     @property
     def damaged_packets(self) -> int:
         """Packets, or still images, that could not be read or decoded, or are missing."""
-        losses = self.losses.copy()
-        return sum(n for reason, n in losses.items() if DropReason(reason).kind is DropKind.DAMAGE)
+        return count_of(self.losses.copy(), DropKind.DAMAGE)

@@ -90,6 +90,8 @@ class StageTimes:
                 return
             self.add(stage, (time.perf_counter() - start) * 1e3)
             yield item
+            # Otherwise this local would keep the item alive while the next is made.
+            del item
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Returns per stage p50_ms, p95_ms (per frame) and total_seconds."""

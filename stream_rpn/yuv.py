@@ -40,8 +40,12 @@ class PixelFormat:
         """Bytes of a sample."""
         return 1 if self.bits == 8 else 2
 
+    @property
+    def white(self) -> int:
+        """The highest value of a sample."""
+        return ((1 << self.bits) - 1) << self.shift
 
-# Decoding leaves these as they are and converts everything else to yuv420p.
+
 PIXEL_FORMATS = {
     "yuv420p": PixelFormat(bits=8),
     "yuvj420p": PixelFormat(bits=8),  # of full range, which `frame.color` says
@@ -49,9 +53,13 @@ PIXEL_FORMATS = {
     "yuv420p10le": PixelFormat(bits=10),
     "p010le": PixelFormat(bits=10, shift=6, interleaved=True),
 }
+"""Decoding leaves these as they are and converts everything else to yuv420p."""
 
-# (Kr, Kb): the shares of red and blue in luma (ITU-R BT.601-7, BT.709-6, BT.2020-2).
-_LUMA_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
+LUMA_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
+"""(Kr, Kb): the shares of red and blue in luma (ITU-R BT.601-7, BT.709-6, BT.2020-2)."""
+
+COLORSPACES = {"bt709": 1, "bt601": 5, "bt2020": 9}
+"""AVColorSpace numbers of the matrices, as swscale and encoders take them."""
 
 
 def pixel_format(frame: Frame) -> PixelFormat:
@@ -82,9 +90,9 @@ def color_matrix(matrix: str, full_range: bool, bits: int = 8, shift: int = 0) -
     Raises:
         ValueError: the matrix is unknown.
     """
-    if matrix not in _LUMA_WEIGHTS:
-        raise ValueError(f"matrix must be one of {', '.join(_LUMA_WEIGHTS)}, got {matrix!r}")
-    kr, kb = _LUMA_WEIGHTS[matrix]
+    if matrix not in LUMA_WEIGHTS:
+        raise ValueError(f"matrix must be one of {', '.join(LUMA_WEIGHTS)}, got {matrix!r}")
+    kr, kb = LUMA_WEIGHTS[matrix]
     kg = 1 - kr - kb
     weights = np.array(
         [

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
-from stream_rpn.decode import KEPT_FORMATS, PlaneConverter
+from stream_rpn import yuv
+from stream_rpn.decode import PlaneConverter
 from stream_rpn.drops import Drop
 from stream_rpn.frame import Frame, StreamRPNError
 from stream_rpn.sources import open_source
@@ -211,7 +212,7 @@ def test_every_pixel_format_keeps_its_colours(tmp_path: Path, codec: str, coded:
     np.testing.assert_allclose(corners(rgb_of(frames[0])), corners(quarters(64, 48)), atol=5)
 
 
-@pytest.mark.parametrize("pixel_format", sorted(KEPT_FORMATS))
+@pytest.mark.parametrize("pixel_format", sorted(yuv.PIXEL_FORMATS))
 def test_what_the_network_reads_passes_untouched(pixel_format: str):
     image = av.VideoFrame(64, 48, pixel_format)
     assert PlaneConverter().convert(image)[0] is image

@@ -983,6 +983,15 @@ class TestScenarios:
         assert len(list(other)) == frames[1]
         assert other.complete
 
+    def test_one_whose_frames_fit_no_input_leaves_no_file(self, capsys):
+        thin, clip = "lavfi:testsrc=size=4096x4:rate=10:duration=1", "synthetic:64x48@30,9"
+        code, summary = run(thin, clip, "-o", "{stem}.jsonl")
+        assert code == 3
+        assert [s["frames"] for s in summary["sources"]] == [0, 9]
+        (failure,) = summary["failures"]
+        assert failure.startswith(f"{thin}: a frame of 4096x4 pixels is too elongated")
+        assert [path.name for path in Path().glob("*.jsonl")] == ["synthetic.jsonl"]
+
     def test_what_the_network_cannot_do_leaves_what_it_has_done(self, monkeypatch, capsys):
         every = multistream.LiveStreams.__iter__
 

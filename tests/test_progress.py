@@ -180,3 +180,15 @@ def test_the_totals_of_many_sources_are_told_in_two_lines():
         "6 sources: 10 frames, 4.0 frames/s (2.50 s), 1 without results, 5 frames lost; tiny in "
         "float32 on cpu\n  → 0.jsonl, 1.jsonl, 2.jsonl and 3 more"
     )
+
+
+def test_one_frame_is_told_as_one():
+    one = {
+        **{"source": "a", "frames": 1, "frames_in": 2, "held": 0, "drops": {"stale": 1}},
+        **{"elapsed_seconds": 0.5, "damaged_packets": 0, "corrupt_frames": 0},
+    }
+    facts = {"model": "tiny", "dtype": "float32", "device": "cpu"}
+    summary = run_summary([one], facts, [], [], together=True)
+    assert describe_all(summary, 2).startswith(
+        "2 sources: 1 frame, 2.0 frames/s (0.50 s), 1 without results, 1 frame lost; "
+    )

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from stream_rpn.input_spec import InputSpec
 from stream_rpn.network.eager import batches
 from stream_rpn.network.upload import NUM_SLOTS, Download, HostEvent, HostStream, Ring, upload
 from stream_rpn.queues import map_in_order, prefetch
+from stream_rpn.sources.select import select
 from stream_rpn.timing import StageTimes
 from tests.waiting import eventually
 
@@ -128,8 +130,6 @@ class TestPrefetch:
         items.close()
 
     def test_an_item_taken_is_not_kept_alive(self):
-        import weakref
-
         class Item:
             pass
 
@@ -143,6 +143,30 @@ class TestPrefetch:
     def test_size_must_be_positive(self):
         with pytest.raises(ValueError, match="size must be at least 1, got 0"):
             prefetch([], 0, name="t")
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [lambda frames: StageTimes().each("decode", frames), lambda frames: select(frames, stride=2)],
+    ids=["each", "select"],
+)
+def test_a_frame_given_is_not_kept_alive_while_the_next_is_made(stage):
+    class Item:
+        drops = ()
+
+        def __init__(self, index):
+            self.index = index
+
+    def made():
+        for index in range(5):
+            item = Item(index)
+            last = weakref.ref(item)
+            yield item
+            del item
+            assert last() is None
+
+    for item in stage(made()):
+        del item
 
 
 def frames_of(*sources_and_counts):

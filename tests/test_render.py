@@ -204,7 +204,7 @@ def test_a_damaged_video_is_drawn_and_said_to_be_damaged(shared_data, tmp_path, 
     results = save_results(tmp_path / "r.jsonl", video, [0], size=size)
     out = str(tmp_path / "out.mp4")
     assert main(["render", results, video, "-o", out]) == 3
-    assert "1 packets lost" in capsys.readouterr().err
+    assert "1 packet lost" in capsys.readouterr().err
     with av.open(out) as container:
         assert sum(1 for _ in container.decode(video=0)) == frames
 

@@ -12,13 +12,13 @@ import av
 import numpy as np
 import pytest
 
-from stream_rpn.drops import DropReason
+from stream_rpn.drops import DropKind, DropReason, count_of
 from stream_rpn.frame import StreamInfo
 from stream_rpn.sinks import SinkOptions, jpeg, make_header
 from stream_rpn.sinks.web import admission, feeds
 from stream_rpn.sinks.web.history import READINGS, History
 from stream_rpn.sinks.web.sink import WebSink
-from stream_rpn.sinks.web.view import View, lost_of
+from stream_rpn.sinks.web.view import View
 from tests.served import BOX, COLOR, HEIGHT, STATUS, WIDTH, Camera, address, get, proposals, until
 
 
@@ -184,7 +184,8 @@ class TestStates:
         assert names == [("a", True)]
 
     def test_what_nobody_wanted_is_not_lost(self):
-        assert lost_of({DropReason.STALE: 2, "damaged packet": 3, "not wanted": 5}) == 5
+        drops = {DropReason.STALE: 2, "damaged packet": 3, "not wanted": 5}
+        assert count_of(drops, DropKind.DAMAGE, DropKind.POLICY) == 5
 
     def test_metrics_have_every_reason_from_the_start(self):
         with Camera() as camera:

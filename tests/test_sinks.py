@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import stream_rpn
-from stream_rpn.commands.outputs import resolve_outputs
+from stream_rpn.commands.outputs import OutputInUse, resolve_outputs
 from stream_rpn.commands.stream import stream_parser
 from stream_rpn.drawing import DrawSpec
 from stream_rpn.drops import Drop
@@ -280,6 +280,17 @@ class TestOtherData:
         assert [boxes.shape for boxes in data["boxes"]] == [(1, 4), (0, 4)]
         assert data["boxes"][0].dtype == data["objectness_logits"][0].dtype == np.float32
         assert 1 / (1 + np.exp(-data["objectness_logits"][0])) == pytest.approx([0.9])
+
+    def test_summaries_name_an_output_as_the_user_did(self, tmp_path):
+        for name in (f"yolo:{tmp_path}/labels/", f"{tmp_path}/x.npz"):
+            (output,) = resolve_outputs([name], ["clips/a.mp4"])
+            used = OutputInUse(output, pytest.fail)
+            used.begin(make_header(INFO), INFO, dict)
+            used.write(make_proposals(0))
+            used.end(INFO.source, {})
+            assert used.shown == name
+            used.close()
+            assert used.shown == name
 
     def test_label_studio_gets_a_task_a_picture(self, tmp_path):
         records = [make_proposals(0, name="100% a.jpg"), make_proposals(1, [])]

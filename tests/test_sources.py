@@ -23,7 +23,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from stream_rpn.decode import KEPT_FORMATS
 from stream_rpn.drops import Drop
 from stream_rpn.frame import Color, Frame, StreamRPNError
 from stream_rpn.preprocess import planes
@@ -31,6 +30,7 @@ from stream_rpn.sources import expand, open_source, promise
 from stream_rpn.sources.images import images_source
 from stream_rpn.sources.select import parse_time, select
 from stream_rpn.sources.synthetic import SyntheticVideo
+from stream_rpn.yuv import PIXEL_FORMATS
 
 
 @pytest.fixture(scope="module")
@@ -429,7 +429,7 @@ def test_kinds_of_images(tmp_path: Path, mode: str, suffix: str):
     with open_source(str(path)) as source:
         (frame,) = source
     assert (frame.width, frame.height) == (41, 31)
-    assert frame.image.format.name in KEPT_FORMATS
+    assert frame.image.format.name in PIXEL_FORMATS
     matrix = {"bt601": 5, "bt709": 1}[frame.color.matrix]
     value_range = 2 if frame.color.full_range else 1
     got = frame.image.reformat(

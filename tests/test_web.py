@@ -24,10 +24,10 @@ from stream_rpn import cli
 from stream_rpn.commands.serving import token_of
 from stream_rpn.frame import StreamInfo, StreamRPNError
 from stream_rpn.sinks import SinkOptions, jpeg, make_header
-from stream_rpn.sinks.canvas import COLORSPACES
 from stream_rpn.sinks.web import admission, feeds
 from stream_rpn.sinks.web import server as web_server
 from stream_rpn.sinks.web.sink import WebSink
+from stream_rpn.yuv import COLORSPACES
 from tests.served import (
     BOX,
     COLOR,
@@ -496,6 +496,20 @@ class TestViewers:
             assert get(camera.url + "healthz")[0] == 200
 
 
+def started(folder, source, *options):
+    """Returns a process that serves a source and writes x.jsonl into a folder."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "stream_rpn", *FAST, source),
+            *("--serve", "0", "-o", "x.jsonl", *options),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 class TestCommand:
     def test_a_port_in_use(self, capfd, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -554,16 +568,7 @@ class TestCommand:
         assert "pip install 'stream-rpn[serve]'" in capfd.readouterr().err
 
     def test_watched_from_start_to_ctrl_c(self, tmp_path):
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "stream_rpn", *FAST, "synthetic:128x96@10,100000"),
-                *("--serve", "0", "-o", "x.jsonl", "--json-summary", "s.json"),
-            ],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            cwd=tmp_path,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = started(tmp_path, "synthetic:128x96@10,100000", "--json-summary", "s.json")
         try:
             url = None
             for line in process.stderr:
@@ -589,16 +594,8 @@ class TestCommand:
     @pytest.mark.slow  # a process that plays a film twice
     def test_kept_after_a_film_that_was_played_again(self, tmp_path):
         """The run is whole before anybody ends the page, and ending it is no interruption."""
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "stream_rpn", *FAST, "synthetic:64x64@30,5", "--loop"),
-                *("--max-frames", "12", "--serve", "0", "--serve-keep", "-o", "x.jsonl"),
-            ],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            cwd=tmp_path,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        options = ("--loop", "--max-frames", "12", "--serve-keep")
+        process = started(tmp_path, "synthetic:64x64@30,5", *options)
         try:
             said = []
             for line in process.stderr:

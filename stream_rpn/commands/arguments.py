@@ -12,8 +12,7 @@ from typing import Any
 from stream_rpn.engines import ENGINES
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.limits import MAX_PIXELS
-
-DEFAULT_TOP = 300
+from stream_rpn.models import DEFAULT_MODEL, DEFAULT_TOP, MODELS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -39,8 +38,6 @@ def add_model_arguments(
         batch_type: what its value must be: a number from 1 up or auto, unless given.
         batch_help: what is said of it.
     """
-    from stream_rpn.models import DEFAULT_MODEL
-
     model = parser.add_argument_group("model")
     help_text = "a model of `stream-rpn models` or a checkpoint file"
     if several:
@@ -170,8 +167,6 @@ def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _enough(arguments: argparse.Namespace) -> int:
     """Returns how many proposals `--top auto` stands for, with the weights that were measured."""
-    from stream_rpn.models import MODELS
-
     entry = MODELS.get(arguments.model) if isinstance(arguments.model, str) else None
     if entry is None or not entry.enough or arguments.weights is not None:
         known = ", ".join(name for name, one in MODELS.items() if one.enough)

@@ -148,7 +148,7 @@ def _choices() -> dict[str, Any]:
         "engine": "torch" if reason else "openvino",
         "why_not_openvino": reason,
         "device": str(device),
-        "dtype": str(compute.choose_dtype("auto", device)).removeprefix("torch."),
+        "dtype": compute.DTYPE_NAMES[compute.choose_dtype("auto", device)],
         "bfloat16": compute.native_bfloat16(device),
         "batch": choose_batch("auto", device.type),
         "decoder": "NVDEC where it can, else the CPU" if device.type == "cuda" else "the CPU",

@@ -96,6 +96,16 @@ class OutputInUse:
         """Whether it holds results, all of them or those until it was given up."""
         return self._num_written > 0 and (not self.given_up or bool(self.kept))
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether its results lie at another place than the one that was asked for."""
+        return self.kept not in ("", path_of(self.name))
+
+    @property
+    def shown(self) -> str:
+        """What summaries call it: as the user did, or by where its results lie instead."""
+        return self.kept if self.is_elsewhere else masked(self.name)
+
     def claim(self) -> Sink:
         """Keeps other runs from writing it; it is opened by its first results.
 
@@ -168,7 +178,7 @@ class OutputInUse:
                 self.kept = self._sink.kept
                 self._tell(self._sink)
             self._sink = None
-            if self.kept and self.kept != path_of(self.name):
+            if self.is_elsewhere:
                 complain(
                     f"{self.name!r} stays as it was, as the run was stopped; what came until then "
                     f"is in {self.kept!r}"

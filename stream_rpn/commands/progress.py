@@ -12,10 +12,9 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from stream_rpn.printable import printable, printable_lines
+from stream_rpn.printable import counted, printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -72,10 +71,11 @@ class Progress:
             of_all = f"{self._num_ended} of {self._num_sources} sources ended, "
             for row in rows:
                 ended = of_all if self._num_sources > 1 else ""
-                of = f" of {row.total:,}" if row.total else ""
+                frames = counted(row.frames, "frame")
+                if row.total:
+                    frames = f"{row.frames:,} of {counted(row.total, 'frame')}"
                 say(
-                    f"{row.name}: {ended}{row.frames:,}{of} frames, {row.fps:.1f} frames/s, "
-                    f"{row.where}, {row.state}"
+                    f"{row.name}: {ended}{frames}, {row.fps:.1f} frames/s, {row.where}, {row.state}"
                 )
 
     def _draw(self, rows: list[Row], last: str = "") -> None:
@@ -133,12 +133,7 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -193,7 +188,7 @@ def layout(rows: Sequence[Row], width: int, height: int) -> list[str]:
     longest = max(map(cell_len, names), default=0)
     columns = {
         "count": [
-            f"{row.frames:,}/{row.total:,}" if row.total else f"{row.frames:,} frames"
+            f"{row.frames:,}/{row.total:,}" if row.total else counted(row.frames, "frame")
             for row in rows
         ],
         "left": [_clock(row.seconds_left) for row in rows],

@@ -15,6 +15,7 @@ from stream_rpn.commands.outputs import resolve_outputs
 from stream_rpn.commands.parser import examples
 from stream_rpn.commands.progress import complain, say
 from stream_rpn.frame import Frame, Proposals, StreamInfo, StreamRPNError
+from stream_rpn.printable import counted
 from stream_rpn.results import Results, read
 from stream_rpn.sinks import make_header
 from stream_rpn.sinks.record import saved_proposals
@@ -68,11 +69,13 @@ def run(arguments: argparse.Namespace) -> int:
     for sentence in rendered.notes:
         complain(f"{arguments.output!r}: {sentence}")
     if not arguments.quiet:
-        say(f"boxes on {rendered.with_boxes:,} of {rendered.frames:,} frames → {arguments.output}")
+        frames = counted(rendered.frames, "frame")
+        say(f"boxes on {rendered.with_boxes:,} of {frames} → {arguments.output}")
     if rendered.damaged_packets or rendered.corrupt_frames:
         complain(
-            f"{masked(video)}: the video is damaged ({rendered.damaged_packets} packets lost, "
-            f"{rendered.corrupt_frames} pictures with errors); every frame that decodes was drawn"
+            f"{masked(video)}: the video is damaged ({counted(rendered.damaged_packets, 'packet')} "
+            f"lost, {counted(rendered.corrupt_frames, 'picture')} with errors); every frame that "
+            "decodes was drawn"
         )
         return 3
     return 0
@@ -150,7 +153,7 @@ def render(
             if record is not None:
                 raise StreamRPNError(
                     f"{str(saved.path)!r} has results of frame {record.frame}, but {video!r} has "
-                    f"only {frames_written} frames: they are not of this video"
+                    f"only {counted(frames_written, 'frame')}: they are not of this video"
                 )
             sink.end({"frames": frames_written, "complete": True})
         lost = (source.damaged_packets, source.corrupt_frames)

@@ -296,7 +296,8 @@ class _Run:
             why = "interrupted" if error is None and self.stop.is_set() else "failed"
             self._end_without_results(stream.name, mine, why)
             return
-        if mine and stream not in begun:
+        # One that failed before its first result leaves no file behind.
+        if mine and stream not in begun and error is None:
             self._begin(stream, mine)
         self._finish_source(stream, mine)
 
@@ -389,8 +390,4 @@ class _Run:
 
 def _names(outputs: Iterable[OutputInUse]) -> list[str]:
     """Returns the names of the outputs that have results and keep them."""
-    return [
-        masked(output.kept or output.name)
-        for output in outputs
-        if output.begun and not output.given_up
-    ]
+    return [output.shown for output in outputs if output.begun and not output.given_up]

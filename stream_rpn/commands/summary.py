@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from stream_rpn.drops import DropKind, DropReason
+from stream_rpn.drops import DropKind, DropReason, count_of
+from stream_rpn.printable import counted
 
 if TYPE_CHECKING:
     from stream_rpn.statistics import StreamStatistics
@@ -122,27 +123,20 @@ def describe_all(summary: dict[str, Any], num_sources: int) -> str:
     """
     sources = summary["sources"]
     stopped = sum("stopped" in source for source in sources)
-    lost = sum(
-        count
-        for reason, count in summary["drops"].items()
-        if DropReason(reason).kind is not DropKind.WISH
-    )
-    notes = [
-        f"{count:,} {what}"
-        for count, what in (
-            (num_sources - len(sources), "without results"),
-            (stopped, "stopped"),
-            (lost, "frames lost"),
-        )
-        if count
-    ]
+    lost = count_of(summary["drops"], DropKind.DAMAGE, DropKind.POLICY)
+    told = {
+        f"{num_sources - len(sources):,} without results": num_sources - len(sources),
+        f"{stopped:,} stopped": stopped,
+        f"{counted(lost, 'frame')} lost": lost,
+    }
+    notes = "".join(f", {note}" for note, count in told.items() if count)
     outputs = summary["outputs"]
     more = len(outputs) - _FEW_OUTPUTS
     names = ", ".join(outputs if more <= 1 else outputs[:_FEW_OUTPUTS])
     where = f"\n  → {names}{f' and {more} more' if more > 1 else ''}" if outputs else ""
     return (
-        f"{num_sources} sources: {summary['frames']:,} frames, {summary['fps']:.1f} frames/s "
-        f"({summary['elapsed_seconds']:.2f} s){''.join(f', {note}' for note in notes)}; "
+        f"{num_sources} sources: {counted(summary['frames'], 'frame')}, "
+        f"{summary['fps']:.1f} frames/s ({summary['elapsed_seconds']:.2f} s){notes}; "
         f"{summary['model']} in {summary['dtype']} on {summary['device']}{where}"
     )
 
@@ -153,9 +147,7 @@ def describe(summary: dict[str, Any]) -> str:
         f"{name} {stage['p50_ms']:.2f}" for name, stage in summary["stages"].items()
     )
     drops = summary["drops"]
-    num_lost = sum(
-        count for reason, count in drops.items() if DropReason(reason).kind is not DropKind.WISH
-    )
+    num_lost = count_of(drops, DropKind.DAMAGE, DropKind.POLICY)
     lost = f", {num_lost} lost" if num_lost else ""
     lost += "".join(f", {reason}" for reason, count in drops.items() if not count)
     if any(summary.get("age_ms", {}).values()):
@@ -163,7 +155,7 @@ def describe(summary: dict[str, Any]) -> str:
         reasons = ", ".join(f"{count} {reason}" for reason, count in drops.items())
         age = summary["age_ms"]
         lost = (
-            f"\n  live: {summary['frames_in']} frames in, {sum(drops.values())} dropped"
+            f"\n  live: {counted(summary['frames_in'], 'frame')} in, {sum(drops.values())} dropped"
             f"{f' ({reasons})' if reasons else ''}, {summary['reconnects']} reconnects; age "
             f"{age['p50']:.0f} ms, p95 {age['p95']:.0f}, p99 {age['p99']:.0f}"
         )
@@ -179,14 +171,15 @@ def describe(summary: dict[str, Any]) -> str:
     launched = f" (kernel by kernel, without a CUDA graph: {why_not})" if why_not else ""
     if why_blind := summary.get("without_gate"):
         launched += f" (not gated: {why_blind})"
-    frames, held = f"{summary['frames']:,}", ""
+    frames, held = counted(summary["frames"], "frame"), ""
     if "gate" in summary:
         held = f", {summary['held']:,} held"
     if stopped := summary.get("stopped"):
-        of = f" of {summary['expected_frames']:,}" if summary["expected_frames"] else ""
-        frames = f"{'failed' if stopped == 'failed' else 'stopped'} after {frames}{of}"
+        if summary["expected_frames"]:
+            frames = f"{summary['frames']:,} of {counted(summary['expected_frames'], 'frame')}"
+        frames = f"{'failed' if stopped == 'failed' else 'stopped'} after {frames}"
     return (
-        f"{summary['source']}: {frames} frames{held}, {summary['fps']:.1f} frames/s "
+        f"{summary['source']}: {frames}{held}, {summary['fps']:.1f} frames/s "
         f"({summary['elapsed_seconds']:.2f} s){lost}; {summary['model']} in {summary['dtype']} on "
         f"{summary['device']}{launched}, decoder {summary['decoder']}\n"
         f"  ms per frame: {stages}; slowest: {summary['slowest_stage']}"

@@ -23,6 +23,7 @@ from stream_rpn.explanation.ledger import (
 from stream_rpn.explanation.look import Look
 from stream_rpn.kernels import boxes as box_ops
 from stream_rpn.kernels.proposals import Candidates, ProposalSpec
+from stream_rpn.model import FIELDS
 
 # An object counts as found by a box of this IoU (Everingham et al. 2010), and so in `eval`'s R50.
 FOUND = 0.5
@@ -197,12 +198,9 @@ def _obstacles(look: Look, book: Ledger, number: int) -> list[Obstacle]:
     return found
 
 
-_FIELDS = {"pre_nms": "pre_nms_top_n", "top": "post_nms_top_n", "nms": "nms_thresh"}
-
-
 def apply(spec: ProposalSpec, remedy: dict[str, float]) -> ProposalSpec:
     """Returns the limits with those of a remedy."""
-    changes: dict[str, Any] = {_FIELDS.get(name, name): value for name, value in remedy.items()}
+    changes: dict[str, Any] = {FIELDS.get(name, name): value for name, value in remedy.items()}
     return replace(spec, **changes)
 
 

@@ -89,18 +89,10 @@ def look(rpn: RPN, frame: Frame, times: StageTimes) -> Look:
     Raises:
         StreamRPNError: the frame does not fit the network's input.
     """
-    with times_of(times) as first:
-        seen = _look(rpn, frame, first)
-    if sum(stage.total_ms for stage in first.stages.values()) < PATIENCE_MS:
-        with times_of(times) as second:
-            seen = _look(rpn, frame, second)
+    seen = _look(rpn, frame, StageTimes().including(times))
+    if sum(stage.total_ms for stage in seen.times.stages.values()) < PATIENCE_MS:
+        seen = _look(rpn, frame, StageTimes().including(times))
     return seen
-
-
-@contextmanager
-def times_of(before: StageTimes) -> Iterator[StageTimes]:
-    """Gives a record of its own that goes on from another."""
-    yield StageTimes().including(before)
 
 
 @torch.inference_mode()

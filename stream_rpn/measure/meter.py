@@ -8,7 +8,6 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -71,12 +70,7 @@ class Meter:
         """Returns the seconds since the `with` was entered."""
         return time.perf_counter() - self._clock
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         usage = self.usage
         if self._gpu is not None:
             self._gpu.finish(usage)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from stream_rpn.rpn import RPN
 
 DEFAULT_MODEL = "nanodet_m"
+DEFAULT_TOP = 300
+"""Proposals per frame of a model by name or file, where nobody says."""
 
 CHECKPOINTS = (".safetensors", ".pt", ".pth", ".pkl")
 """Endings of files with weights."""

@@ -1,4 +1,4 @@
-"""`tiny`, the default model, and `small`: MobileNetV2, a narrow feature pyramid, the classic head.
+"""`tiny` and `small`: MobileNetV2, a narrow feature pyramid, the classic head.
 
 The pyramid is additive and has 3×3 convolutions from stride 8 up only: at stride 4 the head's own
 3×3 follows the sum, where a second one would cost as much as a third of the backbone. Anchors have
@@ -74,12 +74,12 @@ class MobileNetV2FPN(nn.Module):
 
 
 def tiny() -> RPN:
-    """Returns the untrained default model."""
+    """Returns the untrained model with strides 4 to 64."""
     return _build(width=64, strides=(4, 8, 16, 32, 64), shorter_side=320)
 
 
 def small() -> RPN:
-    """Returns the untrained model for recall."""
+    """Returns the untrained model with more pixels, channels and levels."""
     return _build(width=96, strides=(4, 8, 16, 32, 64, 128), shorter_side=512)
 
 

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 from stream_rpn.frame import Proposals
 from stream_rpn.sinks import jpeg
-from stream_rpn.sinks.canvas import COLORSPACES, Canvas
+from stream_rpn.sinks.canvas import Canvas
 from stream_rpn.sinks.indexed import Entry, IndexedFolderSink
 from stream_rpn.sinks.record import picture_name
+from stream_rpn.yuv import COLORSPACES
 
 
 class AnnotatedSink(IndexedFolderSink):
@@ -23,18 +24,13 @@ class AnnotatedSink(IndexedFolderSink):
     members: ClassVar[tuple[str, ...]] = (".jpg", ".jpeg", ".JPG", ".JPEG")
 
     def _entries(self, proposals: Proposals, folder: str) -> list[Entry]:
-        if proposals.image is None:
-            raise ValueError(
-                f"{self.name!r} needs the images of the proposals, which were not kept"
-            )
-        color = proposals.color or self._info.color
-        canvas = Canvas.of(proposals.image, color, rotation=proposals.rotation)
+        canvas = Canvas.of_result(proposals, self._info.color)
         count = self._draw(canvas, proposals)
         encoded = jpeg.encode(
             canvas.frame(),
             size=(proposals.width, proposals.height),
-            colorspace=COLORSPACES[color.matrix],
-            full_range=color.full_range,
+            colorspace=COLORSPACES[canvas.color.matrix],
+            full_range=canvas.color.full_range,
         )
         name = picture_name(proposals.frame, proposals.name)
         if not name.endswith(self.members):

@@ -13,13 +13,8 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from stream_rpn.frame import Color
-
-# Luma weights of red and blue (ITU-R BT.601-7, BT.709-6 and BT.2020-2).
-_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
-
-# AVColorSpace numbers of the matrices, as swscale and the encoders take them.
-COLORSPACES = {"bt709": 1, "bt601": 5, "bt2020": 9}
+from stream_rpn.frame import Color, Proposals
+from stream_rpn.yuv import COLORSPACES, LUMA_WEIGHTS
 
 # Of writing, in pixels: where it can still be read.
 _SMALLEST_TEXT = 13
@@ -34,6 +29,7 @@ class Canvas:
     Attributes:
         width: pixels, even.
         height: pixels, even.
+        color: how its planes encode colour.
         y: [height, width] uint8 luma.
         u: [height / 2, width / 2] uint8 blue difference.
         v: [height / 2, width / 2] uint8 red difference.
@@ -41,7 +37,7 @@ class Canvas:
 
     def __init__(self, width: int, height: int, color: Color) -> None:
         self.width, self.height = width + width % 2, height + height % 2
-        self._color = color
+        self.color = color
         self._scale = 1.0
         self._offset = np.zeros(4)
         # Laid out as PyAV takes yuv420p: the rows of y, then those of u and v two by two.
@@ -77,6 +73,25 @@ class Canvas:
         return canvas._letterboxed(*size)
 
     @classmethod
+    def of_result(
+        cls, proposals: Proposals, color: Color, size: tuple[int, int] | None = None
+    ) -> Canvas:
+        """Returns a canvas that shows the frame of a result upright.
+
+        Args:
+            proposals: of the frame.
+            color: how its planes encode colour where they do not say.
+            size: see `of`.
+
+        Raises:
+            ValueError: its picture was not kept.
+        """
+        if proposals.image is None:
+            raise ValueError(f"the picture of frame {proposals.frame} was not kept")
+        color = proposals.color or color
+        return cls.of(proposals.image, color, rotation=proposals.rotation, size=size)
+
+    @classmethod
     def _upright(cls, image: av.VideoFrame, color: Color, rotation: int) -> Canvas:
         if image.format.name not in ("yuv420p", "yuvj420p"):
             number = COLORSPACES[color.matrix]
@@ -104,14 +119,14 @@ class Canvas:
         return canvas
 
     def _letterboxed(self, width: int, height: int) -> Canvas:
-        canvas = Canvas(width, height, self._color)
-        canvas.y[:] = 0 if self._color.full_range else 16
+        canvas = Canvas(width, height, self.color)
+        canvas.y[:] = 0 if self.color.full_range else 16
         canvas.u[:] = canvas.v[:] = 128
         scale = min(canvas.width / self.width, canvas.height / self.height)
         inner_width = max(2, int(self.width * scale) // 2 * 2)
         inner_height = max(2, int(self.height * scale) // 2 * 2)
         scaled = Canvas._upright(
-            self.frame().reformat(inner_width, inner_height, format="yuv420p"), self._color, 0
+            self.frame().reformat(inner_width, inner_height, format="yuv420p"), self.color, 0
         )
         left = (canvas.width - inner_width) // 4 * 2
         top = (canvas.height - inner_height) // 4 * 2
@@ -143,7 +158,7 @@ class Canvas:
             stamp: written in the upper left corner.
         """
         thickness = thickness or 2 * max(1, round(min(self.width, self.height) / 540))
-        black = 0 if self._color.full_range else 16
+        black = 0 if self.color.full_range else 16
         sides = (self.width, self.height, self.width, self.height)
         even = np.rint((boxes * self._scale + self._offset) / 2) * 2
         corners = np.clip(even, 0, sides).astype(int)
@@ -162,10 +177,10 @@ class Canvas:
     def _shades(self, colors: np.ndarray) -> list[tuple[int, int, int]]:
         """Returns colours [N, 3] from 0 to 255 as (y, u, v)."""
         red, green, blue = colors.T / 255
-        red_weight, blue_weight = _WEIGHTS[self._color.matrix]
+        red_weight, blue_weight = LUMA_WEIGHTS[self.color.matrix]
         luma = red_weight * red + (1 - red_weight - blue_weight) * green + blue_weight * blue
         u, v = (blue - luma) / (2 - 2 * blue_weight), (red - luma) / (2 - 2 * red_weight)
-        luma_scale, chroma_scale, base = (255, 255, 0) if self._color.full_range else (219, 224, 16)
+        luma_scale, chroma_scale, base = (255, 255, 0) if self.color.full_range else (219, 224, 16)
         planes = (base + luma_scale * luma, 128 + chroma_scale * u, 128 + chroma_scale * v)
         rows = np.clip(np.rint(np.stack(planes, axis=1)), 0, 255).astype(int).tolist()
         return [(y, u, v) for y, u, v in rows]
@@ -182,7 +197,7 @@ class Canvas:
         taken: list[tuple[int, int, int, int]] = []
         tabs = [([0, 0, 0, 0], self._shades(np.zeros((1, 3)))[0], stamp)] if stamp else []
         for box, shade, text in [*tabs, *zip(corners, shades, texts, strict=False)]:
-            dark, light = (0, 255) if self._color.full_range else (16, 235)
+            dark, light = (0, 255) if self.color.full_range else (16, 235)
             tab = _tab(text, size, shade[0], dark if shade[0] > _MIDDLE else light)
             height, width = tab.shape
             place = next((p for p in self._places(box, width, height) if _is_free(p, taken)), None)
@@ -207,14 +222,14 @@ class Canvas:
     def rgb(self) -> np.ndarray:
         """Returns the picture as a [height, width, 3] uint8 array of full-range RGB."""
         return self.frame().to_ndarray(
-            format="rgb24", src_colorspace=COLORSPACES[self._color.matrix]
+            format="rgb24", src_colorspace=COLORSPACES[self.color.matrix]
         )
 
     def frame(self) -> av.VideoFrame:
         """Returns the picture as a yuv420p frame with the colour tags of its source."""
         frame = av.VideoFrame.from_ndarray(self._planes, format="yuv420p")
-        frame.colorspace = COLORSPACES[self._color.matrix]
-        frame.color_range = 2 if self._color.full_range else 1
+        frame.colorspace = COLORSPACES[self.color.matrix]
+        frame.color_range = 2 if self.color.full_range else 1
         return frame
 
 

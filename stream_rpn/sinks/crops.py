@@ -50,14 +50,7 @@ class CropsSink(IndexedFolderSink):
 
     def _crops(self, proposals: Proposals, count: int) -> list[bytes | None]:
         """Returns the best boxes of a frame as JPEG files."""
-        if proposals.image is None:
-            raise ValueError(
-                f"{self.name!r} needs the images of the proposals, which were not kept"
-            )
-        canvas = Canvas.of(
-            proposals.image, proposals.color or self._info.color, rotation=proposals.rotation
-        )
-        picture = canvas.rgb()
+        picture = Canvas.of_result(proposals, self._info.color).rgb()
         crops: list[bytes | None] = []
         for box in proposals.boxes[:count]:
             x1, y1, x2, y2 = _pixels(box, proposals.width, proposals.height)

@@ -18,11 +18,12 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from stream_rpn.frame import Color, Proposals, StreamInfo, StreamRPNError
-from stream_rpn.sinks.canvas import COLORSPACES, Canvas
+from stream_rpn.sinks.canvas import Canvas
 from stream_rpn.sinks.place import Place, WholeFile, growing_file
 from stream_rpn.sinks.sink import Sink, SinkOptions
 from stream_rpn.sinks.sound import Sound
 from stream_rpn.sources.address import local_file, masked
+from stream_rpn.yuv import COLORSPACES
 
 TIME_BASE = Fraction(1, 90_000)
 """Holds the usual frame rates exactly and others to 0.01 ms."""
@@ -72,17 +73,13 @@ class VideoSink(Sink):
         self._totals = end
 
     def _write(self, proposals: Proposals) -> None:
-        if proposals.image is None:
-            raise ValueError(
-                f"{self.name!r} needs the images of the proposals, which were not kept"
-            )
-        color = proposals.color or self._info.color
         if self._container is None:
             self._size = (proposals.width, proposals.height)
-        canvas = Canvas.of(proposals.image, color, rotation=proposals.rotation, size=self._size)
+        canvas = Canvas.of_result(proposals, self._info.color, self._size)
         self._draw(canvas, proposals)
         if self._container is None:
-            self._start(canvas, proposals.image, color, proposals.pts_seconds)
+            assert proposals.image is not None
+            self._start(canvas, proposals.image, proposals.pts_seconds)
         frame = canvas.frame()
         frame.pts, frame.time_base = self._pts(proposals), TIME_BASE
         self._encode(frame)
@@ -90,9 +87,7 @@ class VideoSink(Sink):
             self._seconds = proposals.pts_seconds
             self._copy_sound(self._sound, self._seconds)
 
-    def _start(
-        self, canvas: Canvas, image: av.VideoFrame, color: Color, seconds: float | None
-    ) -> None:
+    def _start(self, canvas: Canvas, image: av.VideoFrame, seconds: float | None) -> None:
         if max(canvas.width, canvas.height) > _LONGEST_SIDE:
             raise StreamRPNError(
                 f"cannot write {masked(self.name)!r}: the picture is "
@@ -104,7 +99,7 @@ class VideoSink(Sink):
         self._period = round(1 / (rate * TIME_BASE))
         self._last_pts = -self._period
         self._first_pts: int | None = None
-        self._container = self._opened(canvas, image, color, rate)
+        self._container = self._opened(canvas, image, rate)
         path = local_file(self._info.source) if self.sounds and self.options.sound else None
         sound = None if path is None or seconds is None else Sound.of(path, self.notes)
         if sound is not None and seconds is not None:
@@ -117,14 +112,12 @@ class VideoSink(Sink):
                 self.notes.append(f"its sound is left out: {self.container_format} refuses it")
                 with contextlib.suppress(av.error.FFmpegError):
                     self._container.close()
-                self._container = self._opened(canvas, image, color, rate)
+                self._container = self._opened(canvas, image, rate)
                 return
             sound.begin(seconds)
             self._sound = sound
 
-    def _opened(
-        self, canvas: Canvas, image: av.VideoFrame, color: Color, rate: Fraction
-    ) -> OutputContainer:
+    def _opened(self, canvas: Canvas, image: av.VideoFrame, rate: Fraction) -> OutputContainer:
         """Returns the container with its stream of pictures, which is encoded from now on."""
         container = av.open(
             self._path(), "w", format=self.container_format, options=self.container_options
@@ -142,7 +135,7 @@ class VideoSink(Sink):
         # The shape of a pixel is known as coded; a frame that was turned has it turned.
         aspect = Fraction(self._info.sample_aspect_ratio).limit_denominator(1000)
         context.sample_aspect_ratio = 1 / aspect if self._info.rotation in (90, 270) else aspect
-        self._tag_colors(context, image, color)
+        self._tag_colors(context, image, canvas.color)
         return container
 
     def _tag_colors(self, context: VideoCodecContext, image: av.VideoFrame, color: Color) -> None:

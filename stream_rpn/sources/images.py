@@ -85,6 +85,8 @@ class ImagesSource(Source):
         first, self._first = self._first, None
         if first is not None:
             yield first
+            # It would be kept in memory as long as there are others.
+            del first
         yield from self._frames
 
     def _decode_all(

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
+import av.error
+
 from stream_rpn.drops import DropReason
 from stream_rpn.queues import POLL_SECONDS
 
@@ -159,7 +161,4 @@ class PacketQueue:
 
 def _is_loss(error: Exception) -> bool:
     """Tells whether reading failed for a reason outside of this program."""
-    # The network and the GPU proof, which share this module's clock, do without PyAV.
-    import av.error
-
     return isinstance(error, (av.error.FFmpegError, OSError))

@@ -18,9 +18,10 @@ import numpy as np
 from av.stream import Disposition
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from stream_rpn.decode import SWSCALE_MATRICES, color_of, orientation
+from stream_rpn.decode import color_of, orientation
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.limits import MAX_PIXELS, check_pixels
+from stream_rpn.yuv import COLORSPACES
 
 # Of Pillow's formats those that are pictures of pixels, without those that run other programs.
 # TGA has no signature and comes last.
@@ -83,7 +84,7 @@ def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     color = color_of(image, image.format)
     rgb = image.reformat(
         format="rgb24",
-        src_colorspace=SWSCALE_MATRICES[color.matrix],
+        src_colorspace=COLORSPACES[color.matrix],
         src_color_range=2 if color.full_range else 1,
     ).to_ndarray()
     rotation, mirrored = orientation(image)

@@ -92,13 +92,13 @@ def select(
                 keep = time >= next_tick - slack
                 if keep:
                     next_tick = start + (math.floor((time - start + slack) * fps) + 1) / fps
-        if not keep:
-            skipped += frame.drops
-            continue
-        if skipped:
-            frame.drops = skipped + frame.drops
-            skipped = ()
-        yield frame
+        drops = skipped + frame.drops
+        skipped = () if keep else drops
+        if keep:
+            frame.drops = drops
+            yield frame
+        # A surface of NVDEC's small pool must not live on here.
+        del frame
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from stream_rpn.drops import Drop
 from stream_rpn.frame import Frame, StreamInfo
+from stream_rpn.queues import Closing
 
 if TYPE_CHECKING:
     from stream_rpn.clock import Clock
     from stream_rpn.tally import Tally
 
 
-class Source(ABC):
+class Source(Closing):
     """An open source of frames. Iterate once, from one thread; close it, or use it in a `with`.
 
     Attributes:
@@ -33,10 +33,6 @@ class Source(ABC):
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
         """Yields the frames in presentation order."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Releases files and decoders; may be called twice."""
 
     @property
     def frames_decoded(self) -> int:
@@ -62,14 +58,3 @@ class Source(ABC):
     def cut_short(self) -> bool:
         """Whether it ended because no more was wanted, while more might have come."""
         return False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

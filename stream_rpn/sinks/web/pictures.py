@@ -11,8 +11,9 @@ from dataclasses import replace
 from stream_rpn.drawing import USUAL_DRAWING, DrawSpec
 from stream_rpn.frame import Color, Proposals
 from stream_rpn.sinks import jpeg
-from stream_rpn.sinks.canvas import COLORSPACES, Canvas
+from stream_rpn.sinks.canvas import Canvas
 from stream_rpn.sinks.jsonl import frame_line
+from stream_rpn.yuv import COLORSPACES
 
 MAX_WIDTH = 1280
 """Wider pictures are shrunk unless more is asked for: encoding is paid by the pixel."""
@@ -76,9 +77,9 @@ class Pictures:
         return await self._of(("still", width, boxes), self._still)
 
     def _still(self, proposals: Proposals, color: Color, width: int, boxes: int) -> bytes:
-        canvas = _canvas(proposals, color)
+        canvas = Canvas.of_result(proposals, color)
         replace(self._drawing, top=boxes).draw(canvas, proposals, self._source)
-        return _encoded(canvas, color, width)
+        return _encoded(canvas, width)
 
     async def _of(
         self, form: Form, encode: Callable[[Proposals, Color, int, int], bytes]
@@ -101,21 +102,16 @@ class Pictures:
 def _packet(proposals: Proposals, color: Color, width: int, boxes: int) -> bytes:
     shown = proposals if boxes < 0 else proposals[:boxes]
     line = frame_line(shown, source=proposals.source)
-    return struct.pack(">I", len(line)) + line + _encoded(_canvas(proposals, color), color, width)
+    picture = _encoded(Canvas.of_result(proposals, color), width)
+    return struct.pack(">I", len(line)) + line + picture
 
 
-def _canvas(proposals: Proposals, color: Color) -> Canvas:
-    if proposals.image is None:
-        raise ValueError("the page needs the images of the proposals, which were not kept")
-    return Canvas.of(proposals.image, color, rotation=proposals.rotation)
-
-
-def _encoded(canvas: Canvas, color: Color, width: int) -> bytes:
+def _encoded(canvas: Canvas, width: int) -> bytes:
     scale = min(1.0, width / canvas.width)
     return jpeg.encode(
         canvas.frame(),
         size=(max(2, round(canvas.width * scale)), max(2, round(canvas.height * scale))),
-        colorspace=COLORSPACES[color.matrix],
-        full_range=color.full_range,
+        colorspace=COLORSPACES[canvas.color.matrix],
+        full_range=canvas.color.full_range,
         quality=_QUALITY,
     )

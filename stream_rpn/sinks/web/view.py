@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Any
 
-from stream_rpn.drops import DropKind, DropReason
+from stream_rpn.drops import DropKind, count_of
 from stream_rpn.frame import Color, Proposals, StreamInfo
 from stream_rpn.sinks.web.history import History
 from stream_rpn.sinks.web.pictures import Pictures
@@ -114,8 +114,7 @@ class View:
         """Takes a reading of the history; once a second, from the first result to the end."""
         if self.number and not self.ended:
             oldest, self._oldest_seconds = self._oldest_seconds, None
-            lost = lost_of(self.summary().get("drops", {}))
-            self._history.add(time.monotonic(), self.number, oldest, lost)
+            self._history.add(time.monotonic(), self.number, oldest, _lost_of(self.summary()))
 
     def status(self) -> dict[str, Any]:
         """Returns what the page shows of the source beside its picture."""
@@ -131,22 +130,14 @@ class View:
             "results": self.number,
             "picture": self.pictures.exist,
             "rate": round(self._history.rate, 1),
-            "lost": lost_of(summary.get("drops", {})),
+            "lost": _lost_of(summary),
             "history": self._history.record(),
             "summary": summary or None,
         }
 
 
-def lost_of(drops: dict[str, int]) -> int:
-    """Returns how many of the dropped frames were lost: all but those that nobody wanted."""
-    return sum(n for reason, n in drops.items() if _kind(reason) is not DropKind.WISH)
-
-
-def _kind(reason: str) -> DropKind:
-    return DropReason(reason).kind if reason in _REASONS else DropKind.DAMAGE
-
-
-_REASONS = frozenset(map(str, DropReason))
+def _lost_of(summary: dict[str, Any]) -> int:
+    return count_of(summary.get("drops", {}), DropKind.DAMAGE, DropKind.POLICY)
 
 
 def named(views: Iterable[View], name: str) -> View | None:
