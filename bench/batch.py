@@ -12,6 +12,7 @@ take a share of the machine, CPU time says more than the clock.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import shutil
@@ -100,12 +101,10 @@ class _Watch(threading.Thread):
         self.samples: list[Sample] = []
 
     def run(self) -> None:
-        while self._process.is_running() and self._process.status() != "zombie":
-            try:
+        with contextlib.suppress(self._psutil.NoSuchProcess):
+            while self._process.status() != self._psutil.STATUS_ZOMBIE:
                 self._look()
-            except self._psutil.NoSuchProcess:
-                return
-            time.sleep(SAMPLE_SECONDS)
+                time.sleep(SAMPLE_SECONDS)
 
     def _look(self) -> None:
         resident = 0.0
@@ -300,6 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = {"machine": facts, "clip": clip, "videos": number, "rounds": rounds}
     rows: list[Row] = []
     if chosen.only:
+        if not chosen.json.is_file():
+            parser.error(f"{chosen.json} is not there to be added to")
         kept = json.loads(chosen.json.read_text())
         known = {name: kept[name] for name in known}
         rows = [row for row in kept["rows"] if row["what"] != MEMORY]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -364,9 +365,39 @@ def test_a_piece_that_is_given_up_leaves_nothing_half_written(tmp_path):
 
     worker = _Worker(Work(str(tmp_path)), Resources())
     worker._guard = SimpleNamespace(ask=asked)
-    row = worker._done({"piece": piece.to_json(), "failure": "", "record": ""})
+    row = worker._answered({"piece": piece.to_json(), "failure": "", "record": ""})
     assert json.loads(row["failure"])["kind"] == "crash"
     assert os.listdir(part.parent) == [Path(results.file_of(other)).name]
+
+
+def test_what_would_stop_every_video_ends_the_job_with_its_sentence(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    import pyarrow as pa
+
+    from stream_rpn.batch import job
+
+    work, full = Work(str(tmp_path)), Answer(kind="job", why="cannot write o: the disk is full")
+    worker, planner = job._Worker(work, job.Resources()), job._Planner(work, job.Resources())
+    worker._guard = SimpleNamespace(ask=lambda *request: full)
+    planner._guard = SimpleNamespace(ask=lambda *request: Answer([Piece("a.mp4", "v")]))
+    said = []
+
+    def run():
+        def rows(*arguments):
+            for table in planner(pa.table({"source": ["a.mp4"]})):
+                yield from worker(table).to_pylist()
+
+        monkeypatch.setattr(job, "_rows", rows)
+        with pytest.raises(StreamRPNError) as error:
+            job._round(["a.mp4"], work, job.Resources(), job.Outcome(), said.append)
+        return str(error.value)
+
+    assert run() == full.why
+    (tmp_path / "proposals").rename(tmp_path / "moved")
+    (tmp_path / "proposals").touch()
+    assert re.fullmatch(r"cannot (read|write) .*: Not a directory", run())
+    assert said == []
 
 
 def test_what_workers_left_half_written_is_cleared(tmp_path):

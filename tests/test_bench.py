@@ -201,6 +201,13 @@ class TestScaling:
 
 
 class TestBatch:
+    def test_growth_by_ray_is_measured_by_it(self, monkeypatch):
+        asked = []
+        monkeypatch.setattr(batch, "main", lambda arguments: asked.append(arguments) or 0)
+        monkeypatch.setattr("sys.argv", ["scaling", "--engine", "ray", "--quick"])
+        assert scaling.main() == 0
+        assert asked == [["--json", "bench/results/batch.json", "--quick"]]
+
     def test_a_video_takes_what_passes_between_whole_results(self):
         """Five videos by two, of 8 s each, of which the second half works while others do, too."""
         parts = {

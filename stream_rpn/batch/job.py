@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 TRIES = 2
 _PLAN = "_plan.jsonl"
 _MOST_BLOCKS = 10_000
+# What no other piece would escape either. It travels as a failure does: of an exception, Ray brings
+# to the driver no more than the text.
+_JOB = "job"
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,11 @@ class _Planner:
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for source in batch["source"].to_pylist():
-            for row in self._rows(source):
+            try:
+                rows = self._rows(source)
+            except StreamRPNError as error:
+                rows = [_failure(Piece(source), _JOB, str(error), 1)]
+            for row in rows:
                 yield _table([row])
 
     def _rows(self, source: str) -> list[dict[str, str]]:
@@ -130,12 +138,18 @@ class _Worker:
         self._guard = Guard(work, resources.limit, memory)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _table([self._done(row) for row in batch.to_pylist()])
+        return _table([self._answered(row) for row in batch.to_pylist()])
 
-    def _done(self, row: dict[str, str]) -> dict[str, str]:
+    def _answered(self, row: dict[str, str]) -> dict[str, str]:
         if row["failure"]:
             return row
         piece = Piece.from_json(row["piece"])
+        try:
+            return self._done(row, piece)
+        except StreamRPNError as error:
+            return _failure(piece, _JOB, str(error), 1)
+
+    def _done(self, row: dict[str, str], piece: Piece) -> dict[str, str]:
         record = results.record_of(self._store, piece)
         if record is not None:
             return {**row, "record": json.dumps({**record, "reused": True})}
@@ -145,9 +159,7 @@ class _Worker:
             answer = self._guard.ask("propose", piece)
             if not answer.kind:
                 return {**row, "record": json.dumps(answer.value)}
-            if answer.kind == "job":
-                raise StreamRPNError(answer.why)
-            if answer.kind in ("unlike", "changed"):
+            if answer.kind in (_JOB, "unlike", "changed"):
                 break
         why = answer.why
         if answer.kind in ("crash", "memory", "time"):
@@ -242,23 +254,28 @@ def _round(
 ) -> list[str]:
     """Does the videos once; returns those that have to be taken whole."""
     unlike: dict[str, None] = {}
-    for row in _rows(sources, work, resources):
-        piece = Piece.from_json(row["piece"])
-        if row["failure"]:
-            failure = json.loads(row["failure"])
-            if failure["kind"] == "unlike":
-                unlike[piece.source] = None
-                continue
-            outcome.failures.append(failure)
-        else:
-            record = json.loads(row["record"])
-            outcome.reused += record.pop("reused", False)
-            outcome.records.setdefault(piece.source, {})[piece.number] = record
-        tell(outcome, piece)
+    with closing(_rows(sources, work, resources)) as rows:
+        for row in rows:
+            piece = Piece.from_json(row["piece"])
+            if row["failure"]:
+                failure = json.loads(row["failure"])
+                if failure["kind"] == _JOB:
+                    raise StreamRPNError(failure["why"])
+                if failure["kind"] == "unlike":
+                    unlike[piece.source] = None
+                    continue
+                outcome.failures.append(failure)
+            else:
+                record = json.loads(row["record"])
+                outcome.reused += record.pop("reused", False)
+                outcome.records.setdefault(piece.source, {})[piece.number] = record
+            tell(outcome, piece)
     return list(unlike)
 
 
-def _rows(sources: Sequence[str], work: Work, resources: Resources) -> Iterator[dict[str, str]]:
+def _rows(
+    sources: Sequence[str], work: Work, resources: Resources
+) -> Generator[dict[str, str], None, None]:
     import pyarrow as pa
     import ray
     from ray.data import ActorPoolStrategy
@@ -306,19 +323,7 @@ def _rows(sources: Sequence[str], work: Work, resources: Resources) -> Iterator[
     )
     try:
         yield from done.iter_rows()
-    except ray.exceptions.RayTaskError as error:
-        raise _told(error) from error
+    except ray.exceptions.RayTaskError:
+        raise  # of a fault in the program, whose place it tells
     except ray.exceptions.RayError as error:
         raise StreamRPNError(f"Ray gave up: {' '.join(str(error).split())[:500]}") from error
-
-
-def _told(error: BaseException) -> BaseException:
-    """Returns the error of ours that Ray wrapped, or the one that it is."""
-    seen: BaseException | None = error
-    while seen is not None:
-        cause = getattr(seen, "cause", None)
-        for one in (seen, cause):
-            if isinstance(one, StreamRPNError) and type(one) is StreamRPNError:
-                return one
-        seen = cause if isinstance(cause, BaseException) and cause is not seen else seen.__cause__
-    return error

@@ -170,6 +170,8 @@ def run(arguments: argparse.Namespace) -> int:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 claim = Claim(folder / ".batch", store.name)
+            except FileExistsError as error:
+                raise StreamRPNError(f"{store.name} is a file; --to names a folder") from error
             except OSError as error:
                 raise StreamRPNError(f"cannot write {store.name}: {error.strerror}") from error
             stack.callback(claim.release)
