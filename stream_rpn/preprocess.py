@@ -27,7 +27,7 @@ from torch.utils.dlpack import from_dlpack
 
 from stream_rpn import yuv
 from stream_rpn.frame import Frame, StreamRPNError
-from stream_rpn.input_spec import InputSpec, padded_size, resized_size
+from stream_rpn.input_spec import InputSpec, check_range, padded_size, resized_size
 from stream_rpn.kernels.preprocess_reference import PlaneLayout, color_planes, preprocess_planes
 from stream_rpn.yuv import PixelFormat, pixel_format
 
@@ -300,9 +300,6 @@ def _rgb(image: Tensor | np.ndarray, index: int) -> Tensor:
         return tensor.float() / 255
     if not tensor.is_floating_point():
         raise TypeError(f"image {index} must be uint8 or floating, got {tensor.dtype}")
-    # A few pixels tell: an enlarged picture overshoots 1 a little, one in 0…255 goes far beyond.
-    if (highest := float(tensor[:, ::8, ::8].amax())) > 2:
-        raise ValueError(
-            f"image {index} is floating and must be in [0, 1], got {highest:g}; divide it by 255"
-        )
+    lowest, highest = tensor[:, ::8, ::8].aminmax()
+    check_range(float(lowest), float(highest), index)
     return tensor.float()
