@@ -16,6 +16,25 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def check_range(lowest: float, highest: float, index: int) -> None:
+    """Checks that a floating picture is in [0, 1]; a few of its pixels tell.
+
+    An enlarged one overshoots a little, one in 0…255 or one that was normalised goes far beyond.
+
+    Raises:
+        ValueError: it is not, or has NaN in it.
+    """
+    if lowest >= -1 and highest <= 2:
+        return
+    if math.isnan(lowest):
+        got, remedy = lowest, "NaN is no colour"
+    elif lowest < -1:
+        got, remedy = lowest, "give it as it was before it was normalised"
+    else:
+        got, remedy = highest, "divide it by 255"
+    raise ValueError(f"image {index} is floating and must be in [0, 1], got {got:g}; {remedy}")
+
+
 @dataclass(frozen=True)
 class InputSpec:
     """The input that a network expects.

@@ -10,6 +10,7 @@ import numpy as np
 
 from stream_rpn.drawing import DrawSpec, DrawStyle
 from stream_rpn.frame import Proposals, StreamRPNError
+from stream_rpn.input_spec import check_range
 
 if TYPE_CHECKING:
     import av
@@ -83,24 +84,10 @@ def rgb_of_any(picture: Picture, index: int) -> np.ndarray:
         return pixels
     if pixels.dtype.kind != "f":
         raise TypeError(f"image {index} must be uint8 or floating, got {given.dtype}")
-    check_range(float(pixels[::8, ::8].max()), index)
+    few = pixels[::8, ::8]
+    check_range(float(few.min()), float(few.max()), index)
     levels: np.ndarray = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
     return levels
-
-
-def check_range(highest: float, index: int) -> None:
-    """Checks a floating picture by the highest number of a few of its pixels.
-
-    An enlarged picture overshoots 1 a little, one in 0…255 goes far beyond.
-
-    Raises:
-        ValueError: it is not in [0, 1], or no number.
-    """
-    if not highest <= 2:
-        remedy = "; divide it by 255" if highest > 2 else ""
-        raise ValueError(
-            f"image {index} is floating and must be in [0, 1], got {highest:g}{remedy}"
-        )
 
 
 def is_tensor(value: object) -> bool:

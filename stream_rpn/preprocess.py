@@ -27,9 +27,8 @@ from torch.utils.dlpack import from_dlpack
 
 from stream_rpn import yuv
 from stream_rpn.frame import Frame, StreamRPNError
-from stream_rpn.input_spec import InputSpec, padded_size, resized_size
+from stream_rpn.input_spec import InputSpec, check_range, padded_size, resized_size
 from stream_rpn.kernels.preprocess_reference import PlaneLayout, color_planes, preprocess_planes
-from stream_rpn.pictures import check_range
 from stream_rpn.yuv import PixelFormat, pixel_format
 
 
@@ -301,5 +300,6 @@ def _rgb(image: Tensor | np.ndarray, index: int) -> Tensor:
         return tensor.float() / 255
     if not tensor.is_floating_point():
         raise TypeError(f"image {index} must be uint8 or floating, got {tensor.dtype}")
-    check_range(float(tensor[:, ::8, ::8].amax()), index)
+    lowest, highest = tensor[:, ::8, ::8].aminmax()
+    check_range(float(lowest), float(highest), index)
     return tensor.float()

@@ -1,6 +1,7 @@
 """The Python interface: streams, images, pooling with RoIAlign, reading results back."""
 
 import copy
+import math
 import subprocess
 import sys
 import threading
@@ -376,6 +377,12 @@ class TestPictures:
                 ValueError,
                 r"image 0 .* must be in \[0, 1\], got 25\d; div",
             ),
+            (
+                (PIXELS.astype(np.float32) / 255 - 0.5) / 0.2,
+                ValueError,
+                r"must be in \[0, 1\], got -2\.\d+; give it as it was before",
+            ),
+            (torch.full((3, 60, 80), math.nan), ValueError, "got nan; NaN is no colour"),
             (PIXELS[..., 0], ValueError, r"must be \[H, W, 3\], got \[60, 80\]"),
             (torch.zeros(60, 80, 3), ValueError, r"must be \[3, H, W\], got \[60, 80, 3\]"),
             (PIXELS.astype(np.int64), TypeError, "must be uint8 or floating"),

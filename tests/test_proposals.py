@@ -136,6 +136,7 @@ def test_without_a_size_there_is_no_picture_to_show():
         (PIXELS[:50], ValueError, "the picture has 128x50 pixels, but .* a frame of 128x96"),
         (PIXELS[..., 0], ValueError, r"must be \[H, W, 3\], got \[96, 128\]"),
         (PIXELS.astype(float), ValueError, r"must be in \[0, 1\], got 25\d"),
+        (PIXELS / 25.5 - 5, ValueError, r"must be in \[0, 1\], got -\d.*; give it as it was"),
         (PIXELS.astype(int), TypeError, "must be uint8 or floating"),
         (7, TypeError, "got int"),
         (Path("nothing.jpg"), Exception, r"nothing\.jpg cannot be read"),
