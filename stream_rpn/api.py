@@ -106,7 +106,8 @@ def load(
     if anchor_sizes is not None or anchor_ratios is not None:
         if rpn.anchor_spec is None:
             raise StreamRPNError(
-                "this model's anchors were given box by box; change them with set_anchors"
+                f"the anchors of {rpn.name} were given box by box and have no sizes and ratios to "
+                "change; take another model, or RPN.set_anchors in Python"
             )
         try:
             rpn.set_anchors(rpn.anchor_spec.override(anchor_sizes, anchor_ratios))

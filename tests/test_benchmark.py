@@ -115,6 +115,9 @@ class TestStages:
         network = part("network", 25, 2, backbone=30, head=10)
         found = report(part("decode", 50, 1), network, part("sink", 900, 0.1), network)
         assert "network, mostly its backbone (75 % of it) is the bottleneck" in found.bottleneck()
+        whole = part("network", 25, 2, preprocess=1, network=39)
+        found = report(part("decode", 50, 1), whole, part("sink", 900, 0.1), whole)
+        assert "The network is the bottleneck" in found.bottleneck()
 
     def test_few_cores_are_named_where_they_set_the_pace(self, monkeypatch):
         monkeypatch.setattr(stages, "available_cores", lambda: 2)

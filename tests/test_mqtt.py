@@ -275,6 +275,7 @@ def test_a_certificate_is_checked(tmp_path, monkeypatch):
         "mqtt://[broker/topic",
         "mqtt://broker/a/%23",
         "mqtt://broker/a#b",
+        "mqtt://broker/a/#",
         "mqtt://broker/+/a",
         "mqtt://broker/$SYS/a",
         f"mqtt://broker/{'a' * 70000}",

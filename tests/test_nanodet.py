@@ -349,7 +349,7 @@ def test_images_of_any_size(shape):
 
 
 def test_anchors_are_part_of_what_was_learned():
-    with pytest.raises(StreamRPNError, match="given box by box"):
+    with pytest.raises(StreamRPNError, match="anchors of nanodet_m were given box by box"):
         load("nanodet_m", anchor_sizes=[32, 64, 128, 256])
 
 

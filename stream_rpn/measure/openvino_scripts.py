@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -160,7 +161,10 @@ class Script:
         raise NotImplementedError
 
     def _compile(self, padded: tuple[int, int]) -> ov.CompiledModel:
-        graph = ov.convert_model(self._network, example_input=torch.rand(1, 3, *padded))
+        with warnings.catch_warnings():
+            # It traces in a way that torch calls old, which nobody who measures can change.
+            warnings.simplefilter("ignore")
+            graph = ov.convert_model(self._network, example_input=torch.rand(1, 3, *padded))
         graph.reshape([1, 3, *padded])
         if self.bytes_in:
             steps = PrePostProcessor(graph)

@@ -122,8 +122,9 @@ class BatchReport:
         if slowest is self.network and stages:
             total = sum(stage["mean_ms"] for stage in stages.values())
             top = max(stages, key=lambda stage: stages[stage]["mean_ms"])
-            name = f"network, mostly its {top}"
-            share = f" ({100 * stages[top]['mean_ms'] / total:.0f} % of it)"
+            if top != "network":  # which is one graph by OpenVINO
+                name = f"network, mostly its {top}"
+                share = f" ({100 * stages[top]['mean_ms'] / total:.0f} % of it)"
         at = f"at batch {self.batch}"
         if self.cores_fps < 0.95 * slowest.fps:
             parts = (self.decode, self.network, self.sink)

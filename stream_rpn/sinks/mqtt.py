@@ -97,7 +97,7 @@ class Address:
             raise _wrong(name, "the host is missing")
         if not topic:
             raise _wrong(name, "the topic is missing")
-        if parts.fragment or re.search(r"[+#\0]", topic) or topic.startswith("$"):
+        if "#" in name or re.search(r"[+#\0]", topic) or topic.startswith("$"):
             raise _wrong(name, "a topic has no +, # and NUL, and begins with no $")
         if len(topic.encode(errors="replace")) > 60_000:  # what MQTT allows, less our own endings
             raise _wrong(name, "the topic is too long")
