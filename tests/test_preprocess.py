@@ -324,7 +324,7 @@ class TestImages:
             (torch.zeros(3, 0, 8), ValueError, r"\[3, H, W\]"),
             (torch.zeros(3, 8, 8, dtype=torch.int64), TypeError, "uint8 or floating"),
             (torch.full((3, 8, 8), 255.0), ValueError, "got 255; divide it by 255"),
-            (np.full((8, 8, 3), np.nan, np.float32), ValueError, "got nan$"),
+            (np.full((8, 8, 3), np.nan, np.float32), ValueError, "got nan; NaN is no colour"),
         ],
         ids=["grey-tensor", "channels-first-array", "empty", "int64", "levels", "not-a-number"],
     )
