@@ -1,6 +1,7 @@
 """Live sources: nothing waits for the slowest, nothing grows old, and every loss is counted."""
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -1073,3 +1074,18 @@ def test_a_film_that_is_played_again_goes_on_as_one():
     assert times == sorted(set(times))
     assert not any(frame.drops for frame in frames)
     assert (source.reconnects, source.lost_at, source.info.num_frames) == (0, None, None)
+
+
+def test_a_file_that_breaks_off_for_an_error_has_not_come_to_its_end(monkeypatch):
+    def breaking(self, packets):
+        yield from itertools.islice(packets, 8)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(LiveSource, "_paced", breaking)
+    came = []
+    with (
+        LiveSource("synthetic:64x48@50,60", LivePolicy(max_age=20, realtime=True)) as source,
+        pytest.raises(StreamRPNError, match=r"not be read to its end \(Input/output error\)"),
+    ):
+        came.extend(frame.index for frame in source)
+    assert came

@@ -159,6 +159,10 @@ class LiveSource(Source):
                 connection.close()
                 if self._stopped():
                     return
+                if not self._comes_back and self._packets is not None and self._packets.error:
+                    raise StreamRPNError(
+                        f"{self._name} could not be read to its end ({self._why()})"
+                    )
                 if self._begins_again and self._last is not before:
                     continue
                 if not self._comes_back:
