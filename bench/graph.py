@@ -1,7 +1,7 @@
 """Converts the default model anew, for the package: python -m bench.graph.
 
 Its graph ships, so that the first run on a CPU needs neither seconds of conversion nor torch. A
-test compares it with the model.
+test compares it with the model. After it, `python -m bench.quantise` makes the one in int8.
 """
 
 from stream_rpn.models import DEFAULT_MODEL

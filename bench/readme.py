@@ -14,11 +14,13 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench import archive, batch, gate_table, gpu_table, pictures, recall_table, tiles
 from bench.gpu_table import number, shape_in_words
+from stream_rpn.models import IN_INT8
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -235,21 +237,27 @@ def _growth() -> str:
 
 def _recall() -> str:
     reports = {model: _load(f"{model}.json") for model in RECALL_MODELS}
+    reports |= {f"{model} --dtype int8": _load(f"{model}_int8.json") for model in IN_INT8}
     return recall_table.of_all({model: report for model, report in reports.items() if report})
 
 
 def _card(model: str) -> dict[str, Callable[[], str]]:
     """Returns the blocks of a model's card."""
 
-    def recall() -> str:
-        report = _load(f"{model}.json")
+    def recall(name: str = model) -> str:
+        report = _load(f"{name}.json")
         return "" if report is None else recall_table.card(report)
 
     def certainty() -> str:
         report = _load("certainty.json")
         return "" if report is None else recall_table.certainty(report, model)
 
-    return {"recall": recall} | ({"certainty": certainty} if model == "nanodet_m" else {})
+    blocks: dict[str, Callable[[], str]] = {"recall": recall}
+    if model in IN_INT8:
+        blocks["int8"] = partial(recall, f"{model}_int8")
+    if model == "nanodet_m":
+        blocks["certainty"] = certainty
+    return blocks
 
 
 def _live() -> str:

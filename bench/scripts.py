@@ -35,15 +35,17 @@ from stream_rpn.sources.synthetic import SyntheticVideo
 SIZE, TOP = 320, 300
 # Frames before the first round: compiling, and the file cache.
 WARM_UP = 8
-# Model, engine, shorter side (None is its own): theirs, the default, the more accurate one, and the
-# default of the first release, by both engines.
+# Model, engine, shorter side (None is its own), number format: theirs, the default, the more
+# accurate one, and the default of the first release, by both engines.
 OURS = (
-    ("nanodet_m", "openvino", SIZE),
-    ("nanodet_m", "openvino", None),
-    ("nanodet_m_1.5x", "openvino", None),
-    ("tiny", "openvino", None),
-    ("nanodet_m", "torch", SIZE),
-    ("tiny", "torch", None),
+    ("nanodet_m", "openvino", SIZE, "auto"),
+    ("nanodet_m", "openvino", SIZE, "int8"),
+    ("nanodet_m", "openvino", None, "auto"),
+    ("nanodet_m", "openvino", None, "int8"),
+    ("nanodet_m_1.5x", "openvino", None, "auto"),
+    ("tiny", "openvino", None, "auto"),
+    ("nanodet_m", "torch", SIZE, "auto"),
+    ("tiny", "torch", None, "auto"),
 )
 CAREFUL = f"PyAV + OpenVINO script, tuned, {SIZE}"
 
@@ -58,9 +60,13 @@ def sides(clip: str, out: str) -> list[Side]:
             continue
         peer = script(rpn, TOP)
         found.append(Side(f"{name}, {SIZE}", partial(scripted, peer, clip, out)))
-    for model, engine, size in OURS:
-        pipeline = api.open_pipeline(model, engine=engine, device="cpu", size=size, top=TOP)
+    for model, engine, size, dtype in OURS:
+        pipeline = api.open_pipeline(
+            model, engine=engine, device="cpu", dtype=dtype, size=size, top=TOP
+        )
         shown = f"stream-rpn {model} {pipeline.model.input_spec.min_size}, {engine}"
+        if dtype != "auto":
+            shown += f" {dtype}"
         found.append(Side(shown, partial(ours, pipeline, clip, out)))
     return found
 

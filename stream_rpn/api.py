@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
 from stream_rpn import models, multistream, sources
-from stream_rpn.engines import choose_batch, choose_engine
+from stream_rpn.engines import INT8, choose_batch, choose_engine
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.gate import HOLD_SECONDS, GateSpec
 from stream_rpn.limits import MAX_PIXELS
@@ -168,7 +168,7 @@ def open_pipeline(
 
         compute.choose_device(device)  # before weights are fetched, which are large
     if chosen == "openvino" and not isinstance(model, Model):
-        ready = _ready(str(model), **load_options)
+        ready = _ready(str(model), dtype, **load_options)
     else:
         ready = load(cast("RPN | str | Path", model), **load_options)
         if chosen == "torch" and isinstance(model, Model):
@@ -190,7 +190,7 @@ def open_pipeline(
     )
 
 
-def _ready(model: str, weights: str | Path | None = None, **options: Any) -> Model:
+def _ready(model: str, dtype: str, weights: str | Path | None = None, **options: Any) -> Model:
     """Returns a model by name or file, converted where it can be."""
     from stream_rpn.models import graphs
     from stream_rpn.network.converted import Converted, UnconvertibleError
@@ -200,7 +200,16 @@ def _ready(model: str, weights: str | Path | None = None, **options: Any) -> Mod
     if any(value is not None for value in anchors.values()):
         return load(model, weights, **options, **anchors)
     options["top"] = models.DEFAULT_TOP if options.get("top") is None else options["top"]
-    found = graphs.find(model, weights)
+    if dtype == INT8:
+        models.check_int8(model, weights)
+        found = graphs.find_int8(model)
+        if found is None:
+            raise StreamRPNError(
+                f"the int8 graph that ships for {model} is damaged, or not of the weights that do; "
+                "install stream-rpn anew (in a checkout: python -m bench.quantise)"
+            )
+    else:
+        found = graphs.find(model, weights)
     if found is None:
         rpn = load(model, weights)
         try:
@@ -262,7 +271,8 @@ def stream(
         model: see `load`; an RPN of your own stays as it is.
         engine: "auto" (OpenVINO on a CPU, where it can), "torch" or "openvino".
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        dtype: the network's number format: "auto", "float32", "bfloat16" or "float16".
+        dtype: the network's number format: "auto", "float32", "bfloat16", "float16" or
+            "int8", which OpenVINO computes in, the default model only.
         batch: frames per network call, or "auto".
         features: attach the feature maps, for RoIAlign.
         images: attach the decoded frame.

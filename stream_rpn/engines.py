@@ -10,6 +10,8 @@ from pathlib import Path
 from stream_rpn.frame import StreamRPNError
 
 ENGINES = ("auto", "torch", "openvino")
+# A dtype that is asked for, never chosen: a graph of its own, which ships for some models.
+INT8 = "int8"
 
 # What a driver of NVIDIA's or AMD's puts there. Where none is, torch need not be asked, and on a
 # CPU its import alone would take longer than everything else before the first proposal.
@@ -26,7 +28,7 @@ def choose_engine(
     Args:
         name: auto, torch or openvino.
         device: auto, cpu, cuda, cuda:N or mps.
-        dtype: auto, float32, bfloat16 or float16.
+        dtype: auto, float32, bfloat16, float16 or int8, which only OpenVINO computes in.
         features: whether feature maps are wanted.
 
     Raises:
@@ -35,12 +37,18 @@ def choose_engine(
     if name not in ENGINES:
         raise StreamRPNError(f"there is no engine '{name}'; choose {', '.join(ENGINES)}")
     if name == "torch":
+        if dtype == INT8:
+            raise StreamRPNError(
+                "the engine torch does not compute in int8; leave out --engine or --dtype int8"
+            )
         return "torch"
     reason = why_not_openvino(device=device, dtype=dtype, features=features)
     if reason is None:
         return "openvino"
     if name == "openvino":
         raise StreamRPNError(f"the engine openvino cannot be used: {reason}")
+    if dtype == INT8:
+        raise StreamRPNError(f"only the engine openvino computes in int8, and here {reason}")
     return "torch"
 
 
@@ -54,8 +62,8 @@ def why_not_openvino(
         return "it keeps no feature maps"
     if importlib.util.find_spec("openvino") is None:
         return "it is not installed (pip install openvino)"
-    if dtype not in ("auto", "float32", "bfloat16"):
-        return f"it computes in float32 or bfloat16, not in {dtype}"
+    if dtype not in ("auto", "float32", "bfloat16", INT8):
+        return f"it computes in float32, bfloat16 or int8, not in {dtype}"
     if dtype == "bfloat16" and not native_bfloat16():
         return "this processor has no bfloat16"
     if device == "auto" and has_gpu():

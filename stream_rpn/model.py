@@ -25,6 +25,8 @@ class Model:
         name: in result files.
         trained: whether its weights mean anything.
         weights: where they came from, None where nobody can tell.
+        quantised: of a graph in int8, the SHA-256 of the file of weights that it was made of; None
+            of what computes in the formats of floating numbers.
         input_spec: how frames become its input.
         proposal_spec: how its outputs become proposals.
         num_levels: of its feature maps.
@@ -33,6 +35,7 @@ class Model:
     name: str = "custom"
     trained: bool = True
     weights: Weights | None = None
+    quantised: str | None = None
     input_spec: InputSpec
     proposal_spec: ProposalSpec
     num_levels: int

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, cast
 from stream_rpn import sources
 from stream_rpn.cores import available_cores
 from stream_rpn.embedding import Embedding
-from stream_rpn.engines import choose_batch, choose_engine, native_bfloat16
+from stream_rpn.engines import INT8, choose_batch, choose_engine, native_bfloat16
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.gate import GateSpec
 from stream_rpn.log import log
 from stream_rpn.model import Model
+from stream_rpn.models import IN_INT8
 from stream_rpn.network.gated import GatedNetwork
 from stream_rpn.network.network import Network
 from stream_rpn.network.viewed import ViewedNetwork
@@ -46,7 +47,8 @@ class Pipeline:
             addresses.
         engine: "auto", "torch" or "openvino", see `choose_engine`.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        dtype: "auto", "float32", "bfloat16" or "float16", for the network; boxes are float32.
+        dtype: "auto", "float32", "bfloat16", "float16" or "int8", for the network; boxes are
+            float32. "int8" is for a model that `stream_rpn.models.graphs.find_int8` gives.
         batch: frames per network call of torch, or "auto".
         features: attach the feature maps to the results.
         images: keep the decoded frame in the results.
@@ -95,6 +97,13 @@ class Pipeline:
                 "feature maps are those of whole frames; tiles and crops have none to attach"
             )
         self.engine = choose_engine(engine, device=device, dtype=dtype, features=features)
+        if (model.quantised is not None) != (dtype == INT8):
+            raise StreamRPNError(
+                f"the model '{model.name}' as it was given computes in int8 and in nothing else"
+                if model.quantised
+                else f"the model '{model.name}' as it was given has no int8 form; only "
+                f"{', '.join(IN_INT8)} has one, by its name and with its own numbers"
+            )
         self.features = features
         self.images = images
         self.model = model

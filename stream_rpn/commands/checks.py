@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from stream_rpn import models
 from stream_rpn.commands import COMMANDS
 from stream_rpn.commands.arguments import load_options
-from stream_rpn.engines import choose_engine
+from stream_rpn.engines import INT8, choose_engine
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.sinks import check_name
 from stream_rpn.sources import expand
@@ -75,8 +75,12 @@ def check_model(arguments: argparse.Namespace) -> None:
     for name in names:
         models.check(name, getattr(arguments, "weights", None))
     load_options(arguments)
-    if getattr(arguments, "engine", "auto") == "openvino":
-        choose_engine("openvino", device=arguments.device, dtype=arguments.dtype)
+    engine, dtype = getattr(arguments, "engine", "auto"), getattr(arguments, "dtype", "auto")
+    if dtype == INT8:
+        for name in names:
+            models.check_int8(name, arguments.weights)
+    if engine == "openvino" or dtype == INT8:
+        choose_engine(engine, device=arguments.device, dtype=dtype)
 
 
 def check_readable(path: str | None, option: str) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from stream_rpn import signals
+from stream_rpn import models, signals
 from stream_rpn.commands.parser import examples
 from stream_rpn.commands.progress import say, under_way
 from stream_rpn.commands.tables import print_json, print_table
@@ -154,5 +154,7 @@ def report(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "--device auto", f"{auto['device']} ({first})"
     native = "native" if auto["bfloat16"] else "emulated"
     yield "--dtype auto", f"{auto['dtype']} (bfloat16 is {native} here)"
+    why, only = auto["why_not_int8"], ", ".join(models.IN_INT8)
+    yield "--dtype int8", f"not here: {why}" if why else f"for {only}, where it is asked for"
     yield "--batch auto", str(auto["batch"])
     yield "--decoder auto", auto["decoder"]

@@ -16,7 +16,7 @@ import torch
 
 from stream_rpn import __version__, compute, models
 from stream_rpn.cores import available_cores
-from stream_rpn.engines import choose_batch, why_not_openvino
+from stream_rpn.engines import INT8, choose_batch, why_not_openvino
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
@@ -147,6 +147,7 @@ def _choices() -> dict[str, Any]:
     return {
         "engine": "torch" if reason else "openvino",
         "why_not_openvino": reason,
+        "why_not_int8": why_not_openvino(dtype=INT8),
         "device": str(device),
         "dtype": compute.DTYPE_NAMES[compute.choose_dtype("auto", device)],
         "bfloat16": compute.native_bfloat16(device),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stream_rpn import api
-from stream_rpn.engines import choose_batch
+from stream_rpn.engines import INT8, choose_batch
 from stream_rpn.frame import StreamInfo, StreamRPNError
 from stream_rpn.measure import peers, stages
 from stream_rpn.measure.stages import BatchReport
@@ -118,7 +118,8 @@ class Bench:
         self.compared.append({"name": "stream-rpn", "fps": round(ours.fps, 3), "ratio": 1.0})
         by_torch = self.pipeline
         if by_torch.engine != "torch":
-            by_torch = self._pipeline(self.best.batch, engine="torch", dtype=self.pipeline.dtype)
+            dtype = "float32" if self.pipeline.dtype == INT8 else self.pipeline.dtype
+            by_torch = self._pipeline(self.best.batch, engine="torch", dtype=dtype)
         others = peers.peers(by_torch, given.model, given.weights, size=given.size)
         for peer in (*others, *peers.scripts(by_torch)):
             row = peers.measure_peer(peer, self.path, self.out, given.seconds)

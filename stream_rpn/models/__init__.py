@@ -21,6 +21,9 @@ DEFAULT_MODEL = "nanodet_m"
 DEFAULT_TOP = 300
 """Proposals per frame of a model by name or file, where nobody says."""
 
+# Those whose graph in int8 ships (`python -m bench.quantise`).
+IN_INT8 = (DEFAULT_MODEL,)
+
 CHECKPOINTS = (".safetensors", ".pt", ".pth", ".pkl")
 """Endings of files with weights."""
 
@@ -226,6 +229,24 @@ def check(model: str, weights: str | Path | None = None) -> None:
         find(model)
         if weights is not None and str(weights) != "random":
             check_file(weights)
+
+
+def check_int8(model: str, weights: str | Path | None = None) -> None:
+    """Checks that a model can be had in int8, which is made of its own weights only.
+
+    Args:
+        model: as `stream_rpn.load` takes it.
+        weights: as `stream_rpn.load` takes them.
+
+    Raises:
+        StreamRPNError: it cannot.
+    """
+    if model not in IN_INT8 or weights is not None:
+        what = f"'{model}'" if weights is None else f"'{model}' with the weights '{weights}'"
+        raise StreamRPNError(
+            f"there is no int8 form of the model {what}, only of {', '.join(IN_INT8)} with the "
+            "weights that ship; leave out --dtype int8"
+        )
 
 
 def is_checkpoint(model: str) -> bool:

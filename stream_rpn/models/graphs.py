@@ -17,6 +17,7 @@ from pathlib import Path
 import stream_rpn
 from stream_rpn import models
 from stream_rpn.cache import cache_folder
+from stream_rpn.models.provenance import Weights
 from stream_rpn.network.converted import Converted
 
 PACKAGE = Path(stream_rpn.__file__).parent
@@ -36,6 +37,24 @@ def find(model: str, weights: str | None = None) -> Converted | None:
             return converted
     path = _cached(model, weights)
     return None if path is None else Converted.read(path)
+
+
+def find_int8(model: str) -> Converted | None:
+    """Returns the graph in int8 that ships for a model; None where none is of its weights.
+
+    Args:
+        model: a name of the table.
+    """
+    found = Converted.read(int8_file(model))
+    weights = Weights.of(model)
+    if found is None or weights is None or found.quantised != weights.sha256:
+        return None
+    return found
+
+
+def int8_file(model: str) -> Path:
+    """Returns where the graph in int8 of a model of the table ships, or would."""
+    return PACKAGE / "models" / f"{model}.int8.xml"
 
 
 def keep(converted: Converted, model: str, weights: str | None = None) -> None:

@@ -51,6 +51,7 @@ class Converted(Model):
         trained: as in `Model`.
         input_spec: as in `Model`.
         proposal_spec: as in `Model`.
+        quantised: as in `Model`.
     """
 
     heads: ov.Model
@@ -59,6 +60,7 @@ class Converted(Model):
     trained: bool
     input_spec: InputSpec
     proposal_spec: ProposalSpec
+    quantised: str | None = None
 
     def __post_init__(self) -> None:
         self.num_levels = len(self.levels)
@@ -140,6 +142,7 @@ class Converted(Model):
             "trained": self.trained,
             "input": asdict(self.input_spec),
             "proposals": asdict(self.proposal_spec),
+            "quantised": self.quantised,
             "levels": [
                 {**asdict(level), "base_anchors": level.base_anchors.tolist()}
                 for level in self.levels

@@ -1,0 +1,140 @@
+"""The default model in int8: asked for, never chosen; nearly float32's boxes, or a sentence."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+import stream_rpn  # before openvino: see there
+
+pytest.importorskip("openvino")
+
+from stream_rpn import StreamRPNError, api, cli, engines
+from stream_rpn.kernels.boxes import iou
+from stream_rpn.models import DEFAULT_MODEL, IN_INT8, graphs
+from stream_rpn.models.provenance import Weights
+from stream_rpn.pipeline import Pipeline
+
+CLIP = "synthetic:640x360@10,3"
+BEST = 20
+
+
+@pytest.fixture(scope="module")
+def by_dtype():
+    """The proposals of a clip by the number format that computed them, with vectors."""
+    found = {}
+    for dtype in ("float32", "int8"):
+        pipeline = api.open_pipeline(engine="openvino", device="cpu", dtype=dtype, embed=True)
+        with pipeline.open(CLIP) as stream:
+            found[dtype] = (pipeline, list(stream))
+    return found
+
+
+def test_the_best_boxes_are_those_of_float32_but_for_a_few(by_dtype):
+    import torch
+
+    shares = []
+    for one, other in zip(by_dtype["float32"][1], by_dtype["int8"][1], strict=True):
+        best = torch.from_numpy(one.boxes[:BEST])
+        near = iou(best, torch.from_numpy(other.boxes)).amax(1) > 0.7
+        shares.append(float(near.float().mean()))
+        assert not np.array_equal(one.boxes, other.boxes)
+    assert np.mean(shares) >= 0.85
+    assert min(shares) >= 0.7
+
+
+def test_vectors_are_nearly_those_of_float32(by_dtype):
+    """Of boxes that both have."""
+    import torch
+
+    for one, other in zip(by_dtype["float32"][1], by_dtype["int8"][1], strict=True):
+        same, partner = iou(torch.from_numpy(one.boxes), torch.from_numpy(other.boxes)).max(1)
+        both = np.flatnonzero(same.numpy() > 0.9)
+        left = one.embeddings[both].astype(np.float32)
+        right = other.embeddings[partner.numpy()[both]].astype(np.float32)
+        assert len(both) >= BEST
+        assert np.median((left * right).sum(1)) > 0.9
+
+
+def test_what_computes_is_told(by_dtype):
+    pipeline, _ = by_dtype["int8"]
+    assert (pipeline.facts()["engine"], pipeline.facts()["dtype"]) == ("openvino", "int8")
+
+
+def test_the_header_of_results_names_it(tmp_path):
+    out = tmp_path / "a.jsonl"
+    command = [CLIP, "--device", "cpu", "--dtype", "int8", "--size", "96", "--max-frames", "1"]
+    assert cli.main([*command, "-o", str(out), "--quiet"]) == 0
+    header = json.loads(out.read_text().splitlines()[0])
+    assert (header["engine"], header["dtype"]) == ("openvino", "int8")
+    assert header["weights"]["file"] == "nanodet_m.safetensors"
+
+
+def test_the_graph_that_ships_is_made_of_the_weights_that_ship():
+    """Where it fails the weights have changed: python -m bench.quantise."""
+    weights = graphs.PACKAGE / "models" / f"{DEFAULT_MODEL}.safetensors"
+    found = graphs.find_int8(DEFAULT_MODEL)
+    assert found is not None
+    assert found.quantised == hashlib.sha256(weights.read_bytes()).hexdigest()
+    plain = graphs.find(DEFAULT_MODEL)
+    assert plain.quantised is None
+    for name in ("name", "input_spec", "proposal_spec"):
+        assert getattr(found, name) == getattr(plain, name)
+    types = [node.get_type_name() for node in found.heads.get_ops()]
+    assert types.count("FakeQuantize") > 50
+
+
+def test_every_graph_that_ships_is_offered_and_none_else():
+    files = {path.name for path in (graphs.PACKAGE / "models").glob("*.int8.xml")}
+    assert files == {graphs.int8_file(name).name for name in IN_INT8}
+    for name in IN_INT8:
+        path = graphs.int8_file(name)
+        assert path.stat().st_size + path.with_suffix(".bin").stat().st_size < 2_000_000
+
+
+def test_a_graph_of_other_weights_is_refused(monkeypatch):
+    monkeypatch.setattr(Weights, "of", lambda *_: Weights("nanodet_m.safetensors", "0" * 64))
+    assert graphs.find_int8(DEFAULT_MODEL) is None
+    with pytest.raises(StreamRPNError, match=r"not of the weights that do; install .* anew"):
+        api.open_pipeline(device="cpu", dtype="int8")
+
+
+def test_auto_never_chooses_it():
+    assert api.open_pipeline(device="cpu").dtype in ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--model tiny", "no int8 form of the model 'tiny', only of nanodet_m with the weights"),
+        ("--weights random", "'nanodet_m' with the weights 'random'"),
+        ("--engine torch", "the engine torch does not compute in int8; leave out --engine or"),
+        ("--device cuda", "only the engine openvino computes in int8, and here it computes on the"),
+        ("--engine openvino --device cuda:1", "on the CPU here, not on cuda:1"),
+    ],
+)
+@pytest.mark.parametrize("command", ["{clip} -o null", "bench {clip}", "batch {clip} --to out"])
+def test_what_has_no_int8_is_refused_in_a_sentence(
+    command, options, sentence, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    line = f"{command.format(clip=CLIP)} --dtype int8 {options}"
+    assert cli.main(line.split()) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_openvino_there_is_no_int8(monkeypatch):
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(StreamRPNError, match=r"computes in int8, and here it is not installed"):
+        engines.choose_engine(device="cpu", dtype="int8")
+
+
+def test_a_model_of_ones_own_has_no_int8_and_an_int8_model_nothing_else():
+    with pytest.raises(StreamRPNError, match="'nanodet_m' as it was given has no int8 form"):
+        api.open_pipeline(stream_rpn.load(), device="cpu", dtype="int8")
+    with pytest.raises(StreamRPNError, match="as it was given computes in int8 and in nothing"):
+        Pipeline(graphs.find_int8(DEFAULT_MODEL), device="cpu", dtype="float32")
