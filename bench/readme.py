@@ -98,7 +98,8 @@ def _speed() -> str:
         f"{_on(report)} (float32, no GPU) with the default model, {times:.1f} × the first "
         "release's, which found much less. With the network and the size that scripts use, "
         f"{same['fps_median']:.0f} frames/s: **{same['ratio']:.2f} ×** an OpenVINO script "
-        f"written with care{than_simple}.{_in_int8(rows)} First result after {start['seconds_median']:.1f} s, "
+        f"written with care{than_simple}.{_in_int8(rows)} "
+        f"First result after {start['seconds_median']:.1f} s, "
         f"{start['peak_memory_mb']:.0f} MB at the peak.{_speed_on_gpu()}\n{repeat}"
     )
 
