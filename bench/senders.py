@@ -45,13 +45,10 @@ def sender(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def free_ports(count: int) -> list[int]:
-    """Returns different ports of the loopback for datagrams that nobody uses."""
+def free_ports(count: int, kind: int = socket.SOCK_DGRAM) -> list[int]:
+    """Returns different ports of the loopback that nobody uses."""
     with contextlib.ExitStack() as stack:
-        probes = [
-            stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            for _ in range(count)
-        ]
+        probes = [stack.enter_context(socket.socket(socket.AF_INET, kind)) for _ in range(count)]
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in probes]
@@ -59,10 +56,7 @@ def free_ports(count: int) -> list[int]:
 
 def free_port(kind: int = socket.SOCK_DGRAM) -> int:
     """Returns a port of the loopback that nobody uses."""
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1, kind)[0]
 
 
 def encoded(spec: str, codec: str, *, still: bool = False) -> tuple[list[tuple[float, bytes]], Any]:
