@@ -299,6 +299,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="scenarios whose name holds one of these words")
     parser.add_argument("--json", default="bench/results/live_cpu.json")
     arguments = parser.parse_args()
+    # A shell has what it runs in the background ignore Ctrl-C, by which the scenarios end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     facts = report.machine()
     print(report.describe_machine(facts))
     # The first run of a process loads libraries, which belongs to no scenario.
