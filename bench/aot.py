@@ -64,7 +64,10 @@ def shipped(pattern: str = "*_triton.py") -> Iterator[Shipped]:
 def compile_for(config: Shipped, target: GPUTarget):
     names = list(config.signature)
     constants = {(names.index(name),): value for name, value in config.constants.items()}
-    source = ASTSource(config.kernel, signature=dict(config.signature), constexprs=constants)
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in config.aligned}
+    source = ASTSource(
+        config.kernel, signature=dict(config.signature), constexprs=constants, attrs=aligned
+    )
     options = {"num_warps": config.num_warps, "enable_fp_fusion": False}
     return triton.compile(source, target=target, options=options)
 

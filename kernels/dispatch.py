@@ -13,22 +13,33 @@ T = TypeVar("T")
 _broken: set[str] = set()
 
 
-def opaque_op(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """Registers a function that changes none of its arguments as torch.ops.stream_rpn.NAME.
+def opaque_op(name: str, *, writes: str = "") -> Callable[[Callable[..., Any]], Any]:
+    """Registers a function as torch.ops.stream_rpn.NAME.
 
     As `torch.library.custom_op` does, so that torch.compile passes it by; but the first call of one
-    of those imports the compiler, which takes as long as importing torch. The rule: an op that only
-    returns new tensors is registered here; one that writes to an argument is a custom_op, which
-    also tells autograd that the tensor has changed.
+    of those imports the compiler, which takes as long as importing torch, or longer.
+
+    Args:
+        name: of the op.
+        writes: the argument that it writes to; whoever calls it says so to autograd, by
+            `has_changed`.
     """
 
     def register(function: Callable[..., Any]) -> Any:
         qualified = f"stream_rpn::{name}"
-        torch.library.define(qualified, torch.library.infer_schema(function, mutates_args=()))
+        mutates = (writes,) if writes else ()
+        torch.library.define(qualified, torch.library.infer_schema(function, mutates_args=mutates))
         torch.library.impl(qualified, "default", function)
         return getattr(torch.ops.stream_rpn, name).default
 
     return register
+
+
+def has_changed(tensor: Tensor) -> None:
+    """Tells autograd that an op has written to a tensor: a backward pass that needs it raises."""
+    # Inference tensors keep no count, and a compiler reads it off the op's schema.
+    if not (torch.compiler.is_compiling() or tensor.is_inference()):
+        torch.autograd.graph.increment_version(tensor)
 
 
 def fused_or_reference(

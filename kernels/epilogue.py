@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from stream_rpn.kernels.dispatch import fused_or_reference
+from stream_rpn.kernels.dispatch import fused_or_reference, has_changed, opaque_op
 from stream_rpn.kernels.epilogue_reference import ACTIVATIONS, add_bias_reference
 
 __all__ = ["ACTIVATIONS", "DTYPES", "add_bias_"]
@@ -32,11 +32,11 @@ def add_bias_(x: Tensor, bias: Tensor, activation: str = "none", *, slope: float
     """
     _check(x, bias, activation, slope)
     _add_bias_op(x, bias, activation, float(slope))
+    has_changed(x)
     return x
 
 
-# It writes to `x`: no `opaque_op`, see there.
-@torch.library.custom_op("stream_rpn::add_bias_", mutates_args={"x"})
+@opaque_op("add_bias_", writes="x")
 def _add_bias_op(x: Tensor, bias: Tensor, activation: str, slope: float) -> None:
     def fused() -> None:
         from stream_rpn.kernels.epilogue_triton import add_bias_triton
@@ -49,7 +49,7 @@ def _add_bias_op(x: Tensor, bias: Tensor, activation: str, slope: float) -> None
     fused_or_reference("add_bias", x, fused, reference)
 
 
-@_add_bias_op.register_fake
+@torch.library.register_fake("stream_rpn::add_bias_")  # type: ignore[untyped-decorator]
 def _(x: Tensor, bias: Tensor, activation: str, slope: float) -> None:
     return None
 

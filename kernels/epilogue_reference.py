@@ -22,17 +22,19 @@ ONE_SIXTH = 1 / 6
 
 def add_bias_reference(x: Tensor, bias: Tensor, activation: str, slope: float) -> None:
     """Overwrites `x`; arguments as in `add_bias_`."""
-    y = x.float() + bias.float()[:, None, None]
+    x.copy_(activated(x.float() + bias.float()[:, None, None], activation, slope))
+
+
+def activated(y: Tensor, activation: str, slope: float) -> Tensor:
+    """Returns the activation of a float32 map."""
     if activation == "hardswish":
         gate = y + 3.0
         gate = torch.where(gate < 0.0, 0.0, gate)
-        y = y * torch.where(gate > 6.0, 6.0, gate) * ONE_SIXTH
-    else:
-        low, high, slope = numbers(activation, slope)
-        y = torch.where(y < 0.0, y * slope, y)
-        y = torch.where(y < low, low, y)
-        y = torch.where(y > high, high, y)
-    x.copy_(y)
+        return y * torch.where(gate > 6.0, 6.0, gate) * ONE_SIXTH
+    low, high, slope = numbers(activation, slope)
+    y = torch.where(y < 0.0, y * slope, y)
+    y = torch.where(y < low, low, y)
+    return torch.where(y > high, high, y)
 
 
 def numbers(activation: str, slope: float) -> tuple[float, float, float]:

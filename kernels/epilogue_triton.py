@@ -32,6 +32,21 @@ VECTOR_BYTES = 16
 ONE_SIXTH = tl.constexpr(epilogue_reference.ONE_SIXTH)
 
 
+@triton.jit
+def activated(value, low, high, slope, HARDSWISH: tl.constexpr):
+    """The activation of float32 values, as in `epilogue_reference`."""
+    # Comparisons instead of tl.minimum, which drops NaN.
+    if HARDSWISH:
+        gate = value + 3.0
+        gate = tl.where(gate < 0.0, 0.0, gate)
+        value = value * tl.where(gate > 6.0, 6.0, gate) * ONE_SIXTH
+    else:
+        value = tl.where(value < 0.0, value * slope, value)
+        value = tl.where(value < low, low, value)
+        value = tl.where(value > high, high, value)
+    return value
+
+
 @triton.jit(do_not_specialize=["total", "channel_groups"])
 def epilogue_kernel(
     x_ptr,  # [total], channels last
@@ -56,15 +71,7 @@ def epilogue_kernel(
 
     value = tl.load(pointers, inside, 0.0).to(tl.float32)
     value += tl.load(bias_ptr + channels, inside, 0.0).to(tl.float32)
-    # Comparisons instead of tl.minimum, which drops NaN.
-    if HARDSWISH:
-        gate = value + 3.0
-        gate = tl.where(gate < 0.0, 0.0, gate)
-        value = value * tl.where(gate > 6.0, 6.0, gate) * ONE_SIXTH
-    else:
-        value = tl.where(value < 0.0, value * slope, value)
-        value = tl.where(value < low, low, value)
-        value = tl.where(value > high, high, value)
+    value = activated(value, low, high, slope, HARDSWISH)
     tl.store(pointers, value.to(x_ptr.dtype.element_ty), inside)
 
 

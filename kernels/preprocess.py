@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stream_rpn.kernels.dispatch import fused_or_reference
+from stream_rpn.kernels.dispatch import fused_or_reference, has_changed, opaque_op
 from stream_rpn.kernels.preprocess_reference import (
     PlaneLayout,
     preprocess_reference,
@@ -47,11 +47,11 @@ def preprocess_batch(
     """
     _check(data, table, matrix, mean, std, out)
     _preprocess_op(data, table, matrix, mean, std, out, antialias)
+    has_changed(out)
     return out
 
 
-# It writes to `out`: no `opaque_op`, see there.
-@torch.library.custom_op("stream_rpn::preprocess", mutates_args={"out"})
+@opaque_op("preprocess", writes="out")
 def _preprocess_op(
     data: Tensor,
     table: Tensor,
@@ -76,7 +76,7 @@ def _preprocess_op(
     fused_or_reference("preprocess", out, fused, reference)
 
 
-@_preprocess_op.register_fake
+@torch.library.register_fake("stream_rpn::preprocess")  # type: ignore[untyped-decorator]
 def _(
     data: Tensor,
     table: Tensor,

@@ -4,7 +4,7 @@
 and the compiler refuses is found before a GPU finds it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -17,6 +17,7 @@ class Shipped(NamedTuple):
         signature: Triton types by argument name, "constexpr" for constants, tuples for tuples.
         constants: values of the constexpr arguments by name.
         num_warps: warps a program runs with.
+        aligned: pointers that are never other than multiples of 16, which a launch tells Triton.
     """
 
     name: str
@@ -24,3 +25,4 @@ class Shipped(NamedTuple):
     signature: Mapping[str, Any]
     constants: Mapping[str, Any]
     num_warps: int
+    aligned: Sequence[str] = ()

@@ -5,11 +5,13 @@ compiles what the network launches anyway and takes a fraction of a second beyon
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from stream_rpn.kernels.depthwise import depthwise
+from stream_rpn.kernels.depthwise_reference import depthwise_reference
 from stream_rpn.kernels.epilogue import ACTIVATIONS, add_bias_
 from stream_rpn.kernels.epilogue_reference import add_bias_reference
 from stream_rpn.kernels.nms import nms
@@ -121,6 +123,35 @@ def passes_differ(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[st
             add_bias_(found, bias.to(device), activation, slope=0.1)
             if not torch.allclose(found.cpu(), expected, rtol=0, atol=0, equal_nan=True):
                 yield "add_bias", "maps"
+                return
+
+
+def depthwise_differs(
+    sides: Iterable[int], dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, str]]:
+    """Yields ("depthwise", result) where a depthwise convolution differs by a bit.
+
+    Args:
+        sides: the kernels to try are so many taps high and wide.
+        dtype: of the maps.
+        device: the GPU.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for side in sides:
+        for channels, stride in ((24, 1), (58, 2)):
+            x = torch.randn(2, 17, 19, channels, generator=generator)
+            x[1, 8, 3:6, 3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+            x = x.to(dtype).permute(0, 3, 1, 2)
+            weight = torch.randn(side, side, channels, generator=generator).to(dtype)
+            bias = torch.randn(channels, generator=generator).to(dtype)
+            padding = side // 2
+            expected = depthwise_reference(x, weight, bias, "leaky_relu", 0.1, stride, padding)
+            x, weight, bias = (tensor.to(device) for tensor in (x, weight, bias))
+            found = depthwise(
+                x, weight, bias, "leaky_relu", slope=0.1, stride=stride, padding=padding
+            ).cpu()
+            if not torch.allclose(found, expected, rtol=0, atol=0, equal_nan=True):
+                yield "depthwise", "maps"
                 return
 
 

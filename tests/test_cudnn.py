@@ -16,7 +16,13 @@ from torchvision.models._utils import IntermediateLayerGetter
 
 from stream_rpn import load
 from stream_rpn.network import cudnn
-from stream_rpn.network.cudnn import EpilogueConv2d, FusedBlock, FusedConv2d, fused
+from stream_rpn.network.cudnn import (
+    DepthwiseConv2d,
+    EpilogueConv2d,
+    FusedBlock,
+    FusedConv2d,
+    fused,
+)
 from stream_rpn.rpn import fold_batch_norms
 from tests.agreement import assert_within, tolerances
 
@@ -85,30 +91,31 @@ def resnet18():
     return fold_batch_norms(nn.Sequential(*list(net.children())[:-2]))
 
 
-# How many layers of each are fused in 32 and in 16 bits, residual blocks among them, and how many
-# convolutions there are beside.
+# How many layers of each are fused in 32 and in 16 bits, residual blocks among them, how many are
+# depthwise, and how many convolutions there are in all.
 @pytest.mark.parametrize(
-    ("name", "single", "half", "blocks", "convolutions"),
+    ("name", "single", "half", "blocks", "depthwise", "convolutions"),
     [
         # All of the blocks, the layer before the head's last ones; and the pyramid's 1×1.
-        ("resnet50_fpn", 48 + 1, 48 + 1 + 4, 16, 60),
-        ("resnet50_fpn_v2", 48 + 2, 48 + 2 + 4, 16, 61),
+        ("resnet50_fpn", 48 + 1, 48 + 1 + 4, 16, 0, 60),
+        ("resnet50_fpn_v2", 48 + 2, 48 + 2 + 4, 16, 0, 61),
         # All but the first, and the layer before the last ones.
-        ("vgg16", 12 + 1, 12 + 1, 0, 16),
-        ("tiny", 1, 1 + 35, 0, 59),
-        ("mobilenet_v3_large_320_fpn", 6, 49, 0, 69),
-        ("nanodet_m", 0, 39, 0, 110),
+        ("vgg16", 12 + 1, 12 + 1, 0, 0, 16),
+        ("tiny", 1, 1 + 35, 0, 16, 59),
+        ("mobilenet_v3_large_320_fpn", 6, 49, 0, 15, 69),
+        ("nanodet_m", 0, 39, 0, 43, 110),
     ],
 )
-def test_which_layers_are_fused(name, single, half, blocks, convolutions, twins):
+def test_which_layers_are_fused(name, single, half, blocks, depthwise, convolutions, twins):
     rpn = load(name, "random")
     for dtype, expected in ((torch.float32, single), (torch.bfloat16, half)):
         layers = list(fused(rpn.to(dtype)).modules())
         assert sum(isinstance(layer, FusedConv2d) for layer in layers) == expected
         assert sum(isinstance(layer, FusedBlock) for layer in layers) == blocks
+        assert sum(isinstance(layer, DepthwiseConv2d) for layer in layers) == depthwise
         # All others have their bias, and what follows, in one pass.
         rest = sum(isinstance(layer, EpilogueConv2d) for layer in layers)
-        assert rest == convolutions - expected
+        assert rest == convolutions - depthwise - expected
         assert not any(type(layer) is nn.Conv2d for layer in layers)
         # In 32 bits no activation is left but those of squeeze and excitation, of one pixel.
         left = [layer for layer in layers if type(layer) in (nn.ReLU, nn.ReLU6, nn.LeakyReLU)]
@@ -246,7 +253,8 @@ def test_bias_and_activation_are_one_pass(activation, dtype, device):
     ).to(device, dtype, memory_format=torch.channels_last)
     fast, exact = fused(model), copy.deepcopy(model).cpu().float()
     passes = [type(layer) for layer in fast if type(layer) is not nn.Identity]
-    assert passes.count(EpilogueConv2d) == 3
+    assert passes.count(EpilogueConv2d) == 2
+    assert passes.count(DepthwiseConv2d) == 1
     assert passes.count(type(activation)) == (2 if isinstance(activation, nn.Tanh) else 0)
     for layout in (torch.channels_last, torch.contiguous_format):
         images = torch.randn(2, 3, 33, 20).to(device, dtype, memory_format=layout)

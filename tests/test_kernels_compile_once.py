@@ -41,6 +41,7 @@ class Compilations:
 def compiled(monkeypatch):
     """The kernels by name, as stand-ins."""
     from stream_rpn.kernels import (
+        depthwise_triton,
         epilogue_triton,
         nms_triton,
         preprocess_triton,
@@ -48,12 +49,14 @@ def compiled(monkeypatch):
     )
 
     found = {}
-    for module in (epilogue_triton, nms_triton, preprocess_triton, propose_triton):
+    modules = (depthwise_triton, epilogue_triton, nms_triton, preprocess_triton, propose_triton)
+    for module in modules:
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             found[name] = Compilations(getattr(module, name))
             monkeypatch.setattr(module, name, found[name])
     return SimpleNamespace(
         add_bias=epilogue_triton.add_bias_triton,
+        depthwise=depthwise_triton.depthwise_triton,
         nms=nms_triton.nms_triton,
         preprocess=preprocess_triton.preprocess_triton,
         select=propose_triton.select_candidates_triton,
@@ -110,3 +113,15 @@ def test_maps_of_any_size_and_activation_share_one_form_a_power_of_two(compiled)
                 bias = torch.zeros(channels, dtype=torch.bfloat16)
                 compiled.add_bias(x.permute(0, 3, 1, 2), bias, activation, 0.1)
     assert compiled.counts()["epilogue_kernel"] == 1
+
+
+def test_depthwise_convolutions_of_any_shape_share_one_form(compiled):
+    for channels in (8, 16, 96, 232):
+        for batch, height, width, stride in ((1, 16, 16, 1), (2, 9, 7, 2), (3, 1, 1, 1)):
+            x = torch.empty(batch, height, width, channels, dtype=torch.bfloat16)
+            weight = torch.zeros(3, 3, channels, dtype=torch.bfloat16)
+            for activation in ("none", "relu6", "leaky_relu"):
+                compiled.depthwise(
+                    x.permute(0, 3, 1, 2), weight, weight[0, 0], activation, 0.1, stride, 1
+                )
+    assert compiled.counts()["depthwise_kernel"] == 1

@@ -24,6 +24,7 @@ def test_references_do_not_differ_from_themselves(num_anchors, softmax):
         for dtype in (torch.float32, torch.bfloat16):
             assert not list(trial.preprocessing_differs(dtype, CPU, antialias=antialias))
             assert not list(trial.passes_differ(dtype, CPU))
+            assert not list(trial.depthwise_differs((3, 5), dtype, CPU))
 
 
 def test_one_bit_is_found(monkeypatch):
@@ -44,10 +45,13 @@ def test_one_bit_is_found(monkeypatch):
     monkeypatch.setattr(trial, "nms", another_level)
     monkeypatch.setattr(trial, "preprocess_batch", lambda *args, antialias: args[-1].fill_(0.5))
     monkeypatch.setattr(trial, "add_bias_", lambda x, *args, slope: x[0, 0, 0, 0].add_(2**-6))
+    exact = trial.depthwise
+    monkeypatch.setattr(trial, "depthwise", lambda *args, **how: exact(*args, **how) * (1 + 2**-23))
     found = [*trial.proposals_differ(heads, SPEC, CPU)]
     found += trial.preprocessing_differs(torch.float32, CPU, antialias=True)
     assert found == [("select_candidates", "boxes"), ("nms", "levels"), ("preprocess", "pixels")]
     assert list(trial.passes_differ(torch.float32, CPU)) == [("add_bias", "maps")]
+    assert list(trial.depthwise_differs([3], torch.float32, CPU)) == [("depthwise", "maps")]
 
 
 def test_the_inputs_are_hard():
@@ -80,6 +84,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(trial, "proposals_differ", differ)
     monkeypatch.setattr(trial, "preprocessing_differs", lambda *args, **options: iter(()))
     monkeypatch.setattr(trial, "passes_differ", lambda *args: iter(()))
+    monkeypatch.setattr(trial, "depthwise_differs", lambda *args: iter(()))
     return held
 
 
@@ -118,7 +123,7 @@ def test_without_a_cache_every_process_holds_it(gpu, monkeypatch):
 
 
 @pytest.mark.needs_cuda
-@pytest.mark.parametrize("name", ["tiny", "vgg16"])
+@pytest.mark.parametrize("name", ["tiny", "nanodet_m", "vgg16"])
 def test_the_kernels_pass_on_this_gpu(name, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(dispatch, "_broken", set())

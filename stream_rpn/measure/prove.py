@@ -94,7 +94,7 @@ class Proof:
         for name, part in (
             ("kernels against their references", self._kernels),
             ("preprocessing against its reference", self._preprocessing),
-            ("bias and activation against their reference", self._passes),
+            ("what is fused with convolutions against its references", self._passes),
             ("the same bits again, and alone", self._repeats),
             ("no wait for the device", self._no_waits),
             ("one graph against kernel by kernel", self._graphs),
@@ -162,7 +162,9 @@ class Proof:
         differences: list[tuple[str, str]] = []
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             differences += trial.passes_differ(dtype, self._device)
-        return _bits(differences, f"{len(ACTIVATIONS)} activations, three number formats")
+            differences += trial.depthwise_differs((3, 5), dtype, self._device)
+        tried = f"{len(ACTIVATIONS)} activations, depthwise convolutions, three number formats"
+        return _bits(differences, tried)
 
     def _repeats(self) -> tuple[bool, str]:
         heads, spec = self._heads(8), ProposalSpec()

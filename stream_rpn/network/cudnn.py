@@ -13,6 +13,10 @@ What they do not know (groups, other activations, few channels as in the first l
 ones) gets its bias and its activation in one pass over the map, by a kernel of ours, where torch
 takes one for each. A 1×1 convolution with another activation than ReLU keeps that as a pass, as its
 bias costs none.
+
+A depthwise convolution is a kernel of ours as a whole. cuDNN takes 75 ms to choose its own for each
+such layer, for each shape of its input and in each thread that calls it anew: of the 43 in the
+default model that made three seconds before the first result, and for every picture of a new shape.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from stream_rpn.kernels.depthwise import depthwise
 from stream_rpn.kernels.epilogue import DTYPES, add_bias_
 from stream_rpn.network.convolutions import is_plain, replaced, shared_copy
 
@@ -34,6 +39,9 @@ M = TypeVar("M", bound=nn.Module)
 
 # Tensor cores take channels by this many; for other numbers the fused kernels are the slower ones.
 CHANNELS = 8
+
+# The widest depthwise kernels in use; the taps of one are unrolled.
+MOST_TAPS = 7 * 7
 
 # The name of each activation that the pass knows, and its slope below zero.
 _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[str, float]]] = {
@@ -110,9 +118,7 @@ class EpilogueConv2d(nn.Module):
         self.weight, self.bias = conv.weight, conv.bias
         self._stride, self._padding = conv.stride, conv.padding
         self._dilation, self._groups = conv.dilation, conv.groups
-        self._activation, self._slope = (
-            _ACTIVATIONS[type(activation)](activation) if activation else ("none", 0.0)
-        )
+        self._activation, self._slope = _activation(activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the result of the convolution and the activation for x."""
@@ -123,6 +129,31 @@ class EpilogueConv2d(nn.Module):
         y = y.contiguous(memory_format=torch.channels_last)
         assert self.bias is not None
         return add_bias_(y, self.bias, self._activation, slope=self._slope)
+
+
+class DepthwiseConv2d(nn.Module):
+    """A convolution of each channel by itself, its bias and perhaps the activation after it."""
+
+    def __init__(self, conv: nn.Conv2d, activation: nn.Module | None) -> None:
+        super().__init__()
+        channels_last = conv.weight.detach().permute(2, 3, 0, 1).squeeze(-1).contiguous()
+        self.weight = nn.Parameter(channels_last, requires_grad=False)
+        self.bias = conv.bias
+        self._stride, self._padding = conv.stride[0], int(conv.padding[0])
+        self._activation, self._slope = _activation(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the result of the convolution and the activation for x."""
+        assert self.bias is not None
+        return depthwise(
+            x.contiguous(memory_format=torch.channels_last),
+            self.weight,
+            self.bias,
+            self._activation,
+            slope=self._slope,
+            stride=self._stride,
+            padding=self._padding,
+        )
 
 
 class FusedBlock(nn.Module):
@@ -182,7 +213,13 @@ def _fused(conv: nn.Conv2d, following: nn.Module | None) -> tuple[nn.Module | No
     if conv.bias is None or conv.bias.dtype not in DTYPES or find_spec("triton") is None:
         return None, False
     activation = following if type(following) in _ACTIVATIONS else None
-    return EpilogueConv2d(conv, activation), activation is not None
+    form = DepthwiseConv2d if is_depthwise(conv) else EpilogueConv2d
+    return form(conv, activation), activation is not None
+
+
+def _activation(layer: nn.Module | None) -> tuple[str, float]:
+    """Returns an activation's name and its slope below zero."""
+    return _ACTIVATIONS[type(layer)](layer) if layer is not None else ("none", 0.0)
 
 
 def _is_fusable(conv: nn.Conv2d) -> bool:
@@ -192,6 +229,19 @@ def _is_fusable(conv: nn.Conv2d) -> bool:
         and conv.groups == 1
         and conv.bias is not None
         and all(count % CHANNELS == 0 for count in channels)
+    )
+
+
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Tells whether a convolution is one that `DepthwiseConv2d` computes."""
+    height, width = conv.kernel_size
+    return (
+        is_plain(conv)
+        and conv.groups == conv.in_channels == conv.out_channels
+        and height == width
+        and height * width <= MOST_TAPS
+        and all(len(set(pair)) == 1 for pair in (conv.stride, conv.padding))
+        and conv.dilation == (1, 1)
     )
 
 

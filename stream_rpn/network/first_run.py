@@ -10,10 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import stream_rpn
 from stream_rpn.cache import cache_folder
 from stream_rpn.kernels import dispatch, trial
+from stream_rpn.network.cudnn import is_depthwise
 from stream_rpn.rpn import RPN
 
 _KERNELS = Path(trial.__file__).parent
@@ -48,12 +50,18 @@ def try_kernels(rpn: RPN, device: torch.device, dtype: torch.dtype) -> None:
         *trial.proposals_differ(heads, spec, device),
         *trial.preprocessing_differs(dtype, device, antialias=rpn.input_spec.antialias),
         *trial.passes_differ(dtype, device),
+        *trial.depthwise_differs(_depthwise_sides(rpn), dtype, device),
     ]
     for op, result in differences:
         dispatch.distrust(op, device, result)
     if passed is not None and not differences:
         with suppress(OSError):
             passed.touch()
+
+
+def _depthwise_sides(rpn: RPN) -> list[int]:
+    convolutions = [layer for layer in rpn.modules() if isinstance(layer, nn.Conv2d)]
+    return sorted({conv.kernel_size[0] for conv in convolutions if is_depthwise(conv)})
 
 
 def _digest(rpn: RPN, device: torch.device, dtype: torch.dtype) -> str:
@@ -68,6 +76,7 @@ def _digest(rpn: RPN, device: torch.device, dtype: torch.dtype) -> str:
         rpn.head.softmax,
         rpn.proposal_spec,
         rpn.input_spec.antialias,
+        _depthwise_sides(rpn),
         dtype,
     )
     digest = hashlib.sha256(repr(facts).encode())
