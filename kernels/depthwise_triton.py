@@ -1,12 +1,13 @@
 """depthwise as one Triton kernel; the formula is in `depthwise_reference`.
 
-Channels last, the map of an image is one long row. A program owns BLOCK elements of the output of
-one image, as groups of VECTOR neighbouring channels, as in `epilogue_triton`: a thread moves a
-group in one load and one store. It goes over the taps, and loads of each what its groups see; those
-of one row are unrolled, so that their loads are under way at a time.
+A program owns neighbouring pixels of one row of the output, in a block of channels. Channels last,
+a thread moves VECTOR of them in one load and one store, as in `epilogue_triton`. It goes over the
+taps and loads what each sees; those of a row are unrolled, so that their loads are under way at a
+time. Where a pixel is follows from the program's number, without divisions in every lane.
 
 Bytes: the map once in each direction, if the caches hold the few rows that neighbouring programs
-share; a tap's reads of a row are those of the tap beside it, one pixel further.
+share; a tap's reads of a row are those of the tap beside it, one pixel further. Instructions are
+what bounds it: about three an element and tap, and as many again around them.
 
 Races: there are none. Each element is stored by exactly one program, and nobody writes what is
 loaded.
@@ -25,8 +26,10 @@ from stream_rpn.kernels.epilogue_triton import VECTOR_BYTES, activated
 from stream_rpn.kernels.shipped import Shipped
 
 NUM_WARPS = 4
+# Channels of a program. With more, weights would go through shared memory to the threads.
+WIDTHS = (32, 64)
 
-SIZES = ["height", "width", "out_height", "out_width", "channel_groups", "stride", "padding"]
+SIZES = ["height", "width", "out_width", "channel_groups", "columns", "stride", "padding"]
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -37,9 +40,9 @@ def depthwise_kernel(
     out_ptr,  # [B, out_height, out_width, channel_groups · VECTOR]
     height,
     width,
-    out_height,
     out_width,
     channel_groups,
+    columns,
     stride,
     padding,
     low,
@@ -48,37 +51,39 @@ def depthwise_kernel(
     SIDE: tl.constexpr,
     HARDSWISH: tl.constexpr,
     VECTOR: tl.constexpr,
-    BLOCK: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
-    """Does BLOCK elements of the map of one image; programs [blocks, B]."""
-    image = tl.program_id(1).to(tl.int64)
-    group = tl.program_id(0) * (BLOCK // VECTOR) + tl.arange(0, BLOCK // VECTOR)
-    pixel = group // channel_groups
-    row, column = pixel // out_width, pixel % out_width
-    inside = (row < out_height)[:, None]
-    within = tl.arange(0, VECTOR)[None, :]
-    channels = (group % channel_groups)[:, None] * VECTOR + within
-    num_channels = channel_groups * VECTOR
-    x_ptr += image * height * width * num_channels
-    out_ptr += image * out_height * out_width * num_channels
+    """Does PIXELS neighbours of a row in CHANNELS channels.
 
-    value = tl.zeros((BLOCK // VECTOR, VECTOR), tl.float32)
+    Programs [blocks of channels · columns, out_height, B]: `columns` tiles are in a row.
+    """
+    num_channels = channel_groups * VECTOR
+    row, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    start = tl.program_id(0) % columns * PIXELS
+    pixels = start + tl.arange(0, PIXELS)
+    channels = tl.program_id(0) // columns * CHANNELS + tl.arange(0, CHANNELS)
+    known = (channels < num_channels)[None, :]
+    x_ptr += image * height * width * num_channels
+    out_ptr += (image * tl.num_programs(1) + row) * out_width * num_channels
+
+    value = tl.zeros((PIXELS, CHANNELS), tl.float32)
     for down in range(SIDE):
         y = row * stride - padding + down
-        y_inside = (y >= 0) & (y < height)
-        line_ptr = x_ptr + (y * width)[:, None] * num_channels + channels
-        taps_ptr = weight_ptr + down * SIDE * num_channels + channels
+        there = known & (y >= 0) & (y < height)
         for right in tl.static_range(SIDE):
-            x = column * stride - padding + right
+            x = pixels * stride + (right - padding)
             # Beside the map there are zeros.
-            there = (y_inside & (x >= 0) & (x < width))[:, None] & inside
-            seen = tl.load(line_ptr + x[:, None] * num_channels, there, 0.0)
-            weight = tl.load(taps_ptr + right * num_channels)
-            value += seen.to(tl.float32) * weight.to(tl.float32)
-    value += tl.load(bias_ptr + channels).to(tl.float32)
+            inside = there & ((x >= 0) & (x < width))[:, None]
+            place = (y * width + x)[:, None] * num_channels + channels[None, :]
+            seen = tl.load(x_ptr + place, inside, 0.0).to(tl.float32)
+            tap = (down * SIDE + right) * num_channels + channels[None, :]
+            value += seen * tl.load(weight_ptr + tap, known, 0.0).to(tl.float32)
+    value += tl.load(bias_ptr + channels[None, :], known, 0.0).to(tl.float32)
     value = activated(value, low, high, slope, HARDSWISH)
-    pointers = out_ptr + group[:, None] * VECTOR + within
-    tl.store(pointers, value.to(out_ptr.dtype.element_ty), inside)
+    place = pixels[:, None] * num_channels + channels[None, :]
+    kept = known & (pixels < out_width)[:, None]
+    tl.store(out_ptr + place, value.to(out_ptr.dtype.element_ty), kept)
 
 
 def depthwise_triton(
@@ -97,27 +102,29 @@ def depthwise_triton(
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if out.numel() == 0:
         return out
-    vector, block = math.gcd(channels, VECTOR_BYTES // x.itemsize), _block(x.itemsize)
-    blocks = triton.cdiv(channels * out_height * out_width, block)
+    vector = math.gcd(channels, VECTOR_BYTES // x.itemsize)
+    pixels, block = _tile(channels, x.itemsize)
+    columns = triton.cdiv(out_width, pixels)
     x, weight, bias = (_aligned(tensor) for tensor in (x, weight, bias))
     with torch.cuda.device_of(x):
-        depthwise_kernel[blocks, batch](
+        depthwise_kernel[columns * triton.cdiv(channels, block), out_height, batch](
             x,
             weight,
             bias,
             out,
             height,
             width,
-            out_height,
             out_width,
             channels // vector,
+            columns,
             stride,
             padding,
             *numbers(activation, slope),
             SIDE=len(weight),
             HARDSWISH=activation == "hardswish",
             VECTOR=vector,
-            BLOCK=block,
+            PIXELS=pixels,
+            CHANNELS=block,
             num_warps=NUM_WARPS,
             enable_fp_fusion=False,
         )
@@ -129,34 +136,42 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % VECTOR_BYTES == 0 else tensor.clone()
 
 
-def _block(itemsize: int) -> int:
-    """Returns how many elements a program does: each of its threads as many as a load takes."""
-    return NUM_WARPS * 32 * VECTOR_BYTES // itemsize
+def _tile(channels: int, itemsize: int) -> tuple[int, int]:
+    """Returns the pixels and the channels of a program, each of whose threads loads 16 bytes.
+
+    Of the widths the one that leaves the fewest lanes without a channel, and of these the widest.
+    """
+    block = min(WIDTHS, key=lambda width: (-(-channels // width) * width, -width))
+    return NUM_WARPS * 32 * VECTOR_BYTES // itemsize // block, block
 
 
 def shipped_configs() -> list[Shipped]:
-    """Returns what `depthwise_triton` launches for kernels of three and five a side."""
+    """Returns what `depthwise_triton` launches for NanoDet's channels and MobileNets'."""
     pointers = ("x_ptr", "weight_ptr", "bias_ptr", "out_ptr")
-    constants = ("SIDE", "HARDSWISH", "VECTOR", "BLOCK")
-    return [
-        Shipped(
-            f"depthwise/{dtype}x{vector}_{side}" + ("_hardswish" if hardswish else ""),
-            depthwise_kernel,
-            {
-                **dict.fromkeys(pointers, f"*{dtype}"),
-                **dict.fromkeys(SIZES, "i32"),
-                **dict.fromkeys(("low", "high", "slope"), "fp32"),
-                **dict.fromkeys(constants, "constexpr"),
-            },
-            {"SIDE": side, "HARDSWISH": hardswish, "VECTOR": vector, "BLOCK": _block(itemsize)},
-            NUM_WARPS,
-            aligned=pointers,
-        )
-        for dtype, itemsize in (("bf16", 2), ("fp16", 2), ("fp32", 4))
-        for vector in (2, 4, 8)
-        for side in (3, 5)
-        for hardswish in (False, True)
-        # As in `epilogue_triton`: fewer than eight channels a load are NanoDet's.
-        if vector * itemsize <= VECTOR_BYTES
-        and (vector * itemsize == VECTOR_BYTES or not hardswish)
-    ]
+    constants = ("SIDE", "HARDSWISH", "VECTOR", "PIXELS", "CHANNELS")
+    shipped = []
+    for dtype, itemsize in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
+        for channels, hardswish in (
+            *((channels, False) for channels in (58, 96, 116, 192)),
+            *((channels, True) for channels in (96, 192)),
+        ):
+            vector = math.gcd(channels, VECTOR_BYTES // itemsize)
+            pixels, block = _tile(channels, itemsize)
+            shipped += [
+                Shipped(
+                    f"depthwise/{dtype}x{vector}_{block}_{side}" + "_hardswish" * hardswish,
+                    depthwise_kernel,
+                    {
+                        **dict.fromkeys(pointers, f"*{dtype}"),
+                        **dict.fromkeys(SIZES, "i32"),
+                        **dict.fromkeys(("low", "high", "slope"), "fp32"),
+                        **dict.fromkeys(constants, "constexpr"),
+                    },
+                    dict(zip(constants, (side, hardswish, vector, pixels, block), strict=True)),
+                    NUM_WARPS,
+                    aligned=pointers,
+                )
+                for side in (3, 5)
+            ]
+    # In float32 116 channels take the same form as 192.
+    return list({each.name: each for each in shipped}.values())

@@ -28,7 +28,7 @@ def run(x, *arguments):
     return depthwise_triton(inner, *arguments)
 
 
-@pytest.mark.parametrize(("side", "stride", "padding"), [KINDS[i] for i in (0, 3, 4, 6)])
+@pytest.mark.parametrize(("side", "stride", "padding"), [KINDS[i] for i in (0, 3, 6)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_bits(dtype, side, stride, padding):
     for channels in CHANNELS:
@@ -48,6 +48,7 @@ def test_activations(activation):
 
 
 def test_many_programs():
-    x, bias = maps(58, torch.float32, (2, 9, 15), odd=False)
-    arguments = (weights(5, 58, torch.float32)[0], bias, "relu", 0.1, 1, 2)
+    # Two blocks of channels, three tiles a row.
+    x, bias = maps(70, torch.float16, (2, 2, 37), odd=False)
+    arguments = (weights(3, 70, torch.float16)[0], bias, "relu", 0.1, 1, 1)
     assert torch.equal(run(x, *arguments), depthwise_reference(x, *arguments))

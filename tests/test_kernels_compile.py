@@ -71,7 +71,7 @@ def test_arithmetic_is_exactly_rounded(name):
 def test_a_pass_rounds_to_the_nearest_and_once():
     # As above; and bfloat16, which Triton's interpreter cuts off, is rounded.
     for dtype, rounds in (("bf16", "cvt.rn.bf16"), ("fp16", "cvt.rn.f16"), ("fp32", "")):
-        for name in (f"epilogue/{dtype}x2", f"depthwise/{dtype}x2_3"):
+        for name in (f"epilogue/{dtype}x2", f"depthwise/{dtype}x2_64_3"):
             ptx = aot.compile_for(CONFIGS[name], aot.TARGETS["sm_90"]).asm["ptx"]
             assert rounds in ptx
             assert not re.search(r"\sfma|\.ftz|cvt\.rz", ptx)

@@ -116,7 +116,7 @@ def test_maps_of_any_size_and_activation_share_one_form_a_power_of_two(compiled)
 
 
 def test_depthwise_convolutions_of_any_shape_share_one_form(compiled):
-    for channels in (8, 16, 96, 232):
+    for channels in (32, 96, 160):
         for batch, height, width, stride in ((1, 16, 16, 1), (2, 9, 7, 2), (3, 1, 1, 1)):
             x = torch.empty(batch, height, width, channels, dtype=torch.bfloat16)
             weight = torch.zeros(3, 3, channels, dtype=torch.bfloat16)

@@ -13,11 +13,14 @@ pytest.importorskip("triton")
 
 from stream_rpn.kernels import nms_triton as nms_module
 from stream_rpn.kernels import trial
+from stream_rpn.kernels.depthwise_reference import depthwise_reference
+from stream_rpn.kernels.depthwise_triton import depthwise_triton
 from stream_rpn.kernels.nms_reference import nms_reference
 from stream_rpn.kernels.nms_triton import nms_triton
 from stream_rpn.kernels.proposals import ProposalSpec
 from stream_rpn.kernels.propose_reference import select_candidates_reference
 from stream_rpn.kernels.propose_triton import select_candidates_triton
+from tests.epilogue_cases import maps
 from tests.preprocess_oracle import Picture
 from tests.proposal_cases import (
     DTYPES,
@@ -28,6 +31,7 @@ from tests.proposal_cases import (
     head_outputs,
 )
 from tests.ptx import launcher
+from tests.test_depthwise import weights
 from tests.test_preprocess_interpreted import run as check_preprocessing
 
 pytestmark = [
@@ -225,3 +229,23 @@ def test_suppression_in_two_chunks():
 def test_the_pixels_of_a_1080p_frame(antialias):
     frame = Picture(1080, 1920, (749, 1333), interleaved=True, slack=64)
     check_preprocessing([frame], (768, 1344), torch.bfloat16, True, antialias)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "side", "stride"),
+    [
+        (torch.bfloat16, 24, 3, 2),
+        (torch.bfloat16, 58, 3, 1),
+        (torch.bfloat16, 116, 5, 2),
+        (torch.bfloat16, 96, 5, 1),
+        (torch.float16, 7, 3, 1),
+        (torch.float32, 70, 3, 1),
+    ],
+    ids=str,
+)
+def test_depthwise_convolutions(dtype, channels, side, stride):
+    x, bias = maps(channels, dtype, (2, 3, 37))
+    arguments = (weights(side, channels, dtype)[0], bias, "leaky_relu", 0.1, stride, side // 2)
+    found, expected = depthwise_triton(x, *arguments), depthwise_reference(x, *arguments)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found.nan_to_num(7), expected.nan_to_num(7))

@@ -14,6 +14,7 @@ import torch
 
 from bench import aot
 from stream_rpn.kernels import nms_triton as nms_module
+from stream_rpn.kernels.depthwise_triton import depthwise_triton
 from stream_rpn.kernels.preprocess_triton import preprocess_triton
 from stream_rpn.kernels.proposals import ProposalSpec
 from stream_rpn.kernels.propose_triton import select_candidates_triton
@@ -28,6 +29,7 @@ SIZES = ((64, 64), (32, 32))
 CANDIDATES, TOP = (640, 320), 640
 LOGITS = sum(3 * height * width for height, width in SIZES)
 PIXELS = (96, 336)
+MAP = (3, 48)
 
 Row = dict[str, float | str]
 
@@ -55,6 +57,7 @@ def _units() -> dict[str, Unit]:
         "nms_overlap_kernel": Unit("IoUs", sum(k * (k - 1) // 2 for k in CANDIDATES)),
         "nms_merge_kernel": Unit("slots", TOP),
         "preprocess": Unit("pixels", PIXELS[0] * PIXELS[1]),
+        "depthwise": Unit("pixels in 58 channels", MAP[0] * MAP[1]),
     }
 
 
@@ -80,6 +83,12 @@ def _preprocess(picture: Picture, antialias: bool) -> None:
     preprocess_triton(data, table, matrix, MEAN, STD, out, antialias=antialias)
 
 
+def _depthwise(side: int) -> None:
+    x = torch.randn(1, *MAP, 58).bfloat16().permute(0, 3, 1, 2)
+    weight, bias = torch.randn(side, side, 58).bfloat16(), torch.randn(58).bfloat16()
+    depthwise_triton(x, weight, bias, "leaky_relu", 0.1, 1, side // 2)
+
+
 WORKS: dict[str, Callable[[], None]] = {
     "propose/fp32 nchw": lambda: _propose(torch.float32, False),
     "propose/bf16 nhwc": lambda: _propose(torch.bfloat16, True),
@@ -92,6 +101,8 @@ WORKS: dict[str, Callable[[], None]] = {
     "preprocess/nv12 antialias": lambda: _preprocess(
         Picture(135, 480, PIXELS, interleaved=True), True
     ),
+    "depthwise/3": lambda: _depthwise(3),
+    "depthwise/5": lambda: _depthwise(5),
 }
 
 
