@@ -1,6 +1,8 @@
 """add_bias_: the reference against torch's layers, the kernel on a GPU against the reference."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -52,6 +54,26 @@ def test_autograd_learns_nothing():
     x = torch.zeros(1, 4, 2, 2).to(memory_format=torch.channels_last)
     bias = torch.ones(4, requires_grad=True)
     assert not add_bias_(x, bias).requires_grad
+
+
+def test_a_backward_pass_that_needs_what_was_overwritten_raises():
+    x = torch.ones(1, 4, 2, 2).to(memory_format=torch.channels_last)
+    weight = torch.ones(1, requires_grad=True)
+    product = x * weight
+    add_bias_(x, torch.ones(4))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+def test_the_first_call_imports_no_compiler():
+    # As that of a `custom_op` does, which takes seconds.
+    code = (
+        "import sys, torch; from stream_rpn.kernels.epilogue import add_bias_; "
+        "x = torch.zeros(1, 4, 2, 2).to(memory_format=torch.channels_last); "
+        "add_bias_(x, torch.zeros(4)); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize(
