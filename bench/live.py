@@ -1,12 +1,12 @@
 """How live sources fare for minutes: real senders on the loopback, the whole command.
 
-    python -m bench.live [--seconds S] [--only NAME …] [--json PATH]
+    python -m bench.live [--seconds S] [--only NAME …] [--model NAME] [--json PATH]
 
-Each scenario runs `stream-rpn` with the default model in this process until a Ctrl-C ends it, and
-reports per source: frames in, results, drops by reason and whether they add up, ages (arrival of a
-frame's last packet → result written) as percentiles and for the first and last third of the time;
-and for the process: peak memory, how much it grew from the second quarter to the last, and threads
-left behind. Senders are processes of their own that take next to no computing time.
+Each scenario runs `stream-rpn` in this process until a Ctrl-C ends it, and reports per source:
+frames in, results, drops by reason and whether they add up, ages (arrival of a frame's last packet
+→ result written) as percentiles and for the first and last third of the time; and for the process:
+peak memory, how much it grew from the second quarter to the last, and threads left behind. Senders
+are processes of their own that take next to no computing time.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ import torch
 
 from bench import report
 from bench.senders import free_port, free_ports, sender
-from stream_rpn import sinks
 from stream_rpn.cli import main as stream_rpn
 from stream_rpn.frame import Proposals
 from stream_rpn.models import DEFAULT_MODEL
 from stream_rpn.network import eager
+from stream_rpn.sinks.jsonl import JSONLinesSink
 from stream_rpn.statistics import StreamStatistics
 
 SECONDS = 360.0
@@ -59,7 +59,7 @@ class Scenario:
         uris: the sources.
         senders: their arguments for `bench.senders`.
         options: of the command.
-        slow: whether the model is made five times too slow for 30 frames a second.
+        slow: whether the model is made five times too slow for 30 frames a second, by torch.
         restart: kill the first sender in the middle and start it again after three seconds.
         full: the disk is full in the middle.
     """
@@ -94,7 +94,14 @@ def scenarios() -> list[Scenario]:
     return [
         *(Scenario(f"{n} of 1080p 30", 0.1, *cameras(*["1920x1080@30"] * n)) for n in many),
         Scenario("steady 720p 30", 0.25, *cameras("1280x720@30")),
-        Scenario("model 5x too slow", 0.2, *cameras("1280x720@30"), slow=True),
+        Scenario(
+            "model 5x too slow",
+            0.2,
+            *cameras("1280x720@30"),
+            # What `_slow_model` slows.
+            ["--engine", "torch", "--device", "cpu"],
+            slow=True,
+        ),
         Scenario("four 360p 15", 0.1, *cameras(*["640x360@15"] * 4)),
         Scenario("eight 180p 5", 0.1, *cameras(*["320x180@5"] * 8)),
         *(
@@ -125,7 +132,7 @@ def scenarios() -> list[Scenario]:
     ]
 
 
-def run(scenario: Scenario, seconds: float) -> Iterator[dict[str, Any]]:
+def run(scenario: Scenario, seconds: float, model: str) -> Iterator[dict[str, Any]]:
     """Runs a scenario and yields a row per source."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         running = [stack.enter_context(sender(*arguments)) for arguments in scenario.senders]
@@ -142,7 +149,7 @@ def run(scenario: Scenario, seconds: float) -> Iterator[dict[str, Any]]:
         before = set(threading.enumerate())
         summary_file = Path(folder, "summary.json")
         arguments = [*scenario.uris, "-o", f"{folder}/{{stem}}.jsonl", "--quiet"]
-        arguments += ["--json-summary", str(summary_file), *scenario.options]
+        arguments += ["--json-summary", str(summary_file), "--model", model, *scenario.options]
         with _memory() as samples:
             ending = threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
             ending.start()
@@ -208,7 +215,7 @@ def _slow_model(seconds: float) -> Iterator[None]:
 @contextlib.contextmanager
 def _full_disk(after: float) -> Iterator[None]:
     """Has the output of the first source meet a full disk."""
-    write = sinks.JSONLinesSink._write
+    write = JSONLinesSink._write
     started = time.monotonic()
     names: list[str] = []
 
@@ -218,7 +225,7 @@ def _full_disk(after: float) -> Iterator[None]:
             raise OSError(28, "No space left on device")
         write(self, proposals)
 
-    with _patched(sinks.JSONLinesSink, "_write", full):
+    with _patched(JSONLinesSink, "_write", full):
         yield
 
 
@@ -297,6 +304,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all scenarios together")
     parser.add_argument("--only", nargs="*", help="scenarios whose name holds one of these words")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="what computes in all scenarios")
     parser.add_argument("--json", default="bench/results/live_cpu.json")
     arguments = parser.parse_args()
     # A shell has what it runs in the background ignore Ctrl-C, by which the scenarios end.
@@ -304,19 +312,21 @@ def main() -> None:
     facts = report.machine()
     print(report.describe_machine(facts))
     # The first run of a process loads libraries, which belongs to no scenario.
-    stream_rpn(["synthetic:1280x720@30,20", "-o", "null", "--quiet"])
+    first = ["synthetic:1280x720@30,20", "-o", "null", "--quiet", "--model", arguments.model]
+    if stream_rpn(first):
+        sys.exit(1)
     rows = []
     for scenario in scenarios():
         if arguments.only and not any(word in scenario.name for word in arguments.only):
             continue
-        rows += run(scenario, arguments.seconds * scenario.share)
+        rows += run(scenario, arguments.seconds * scenario.share, arguments.model)
         print(f"{scenario.name}: done", file=sys.stderr)
         report.write_json(
             arguments.json,
             "live",
             rows,
             machine=facts,
-            model=DEFAULT_MODEL,
+            model=arguments.model,
             max_age_ms=500,
             slow_model_ms=round(SLOW_MODEL_SECONDS * 1e3, 1),
         )

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from stream_rpn.drops import Drop, DropReason
 from stream_rpn.frame import Frame
@@ -79,10 +79,10 @@ class Multiplexer(Queue):
             for frame in iterator:
                 frame.source_index = index
                 # Here, where a frame that has none ends its own source alone.
-                self._shape(frame)
-                if not self._offer(lane, frame):
+                waiting = Waiting(frame, self._shape(frame))
+                if not self._offer(lane, waiting):
                     break
-                del frame
+                del frame, waiting
         except Exception as error:
             lane.error = error
         finally:
@@ -96,8 +96,9 @@ class Multiplexer(Queue):
                 lane.finished = True
                 self._changed.notify_all()
 
-    def _offer(self, lane: Lane, frame: Frame) -> bool:
+    def _offer(self, lane: Lane, waiting: Waiting) -> bool:
         """Lines a frame up; False where nobody wants it any more."""
+        frame = waiting.frame
         with self._changed:
             if frame.arrived is None:
                 self._changed.wait_for(
@@ -108,7 +109,7 @@ class Multiplexer(Queue):
             lane.frames += 1
             if lane.carried:
                 frame.drops, lane.carried = merge_drops(lane.carried + frame.drops), ()
-            lane.waiting.append(frame)
+            lane.waiting.append(waiting)
             if frame.arrived is not None:
                 self._make_room()
             self._changed.notify_all()
@@ -121,7 +122,7 @@ class Multiplexer(Queue):
         through it. So there is room for it where the network was idle not long ago. Where it was
         not, all that waits only makes results older: a batch is enough.
         """
-        live = [lane for lane in self.lanes if lane.waiting and lane.waiting[0].arrived is not None]
+        live = [lane for lane in self.lanes if lane.waiting and lane.waiting[0].live]
         overload = time.monotonic() - self._idle_at > self._max_age / 2
         room = self._batch if overload else max(self._batch, MOST_WAITING)
         if sum(len(lane.waiting) for lane in live) >= room + len(self.lanes):
@@ -152,24 +153,30 @@ class Multiplexer(Queue):
         raise StopIteration
 
     def _choose(self) -> Frame | None:
+        """Takes the next frame: of the first lane in turn whose frame fits the batch, if any does.
+
+        What is stale goes when it is looked at, and no lane is behind the one that is found: with
+        many sources each of which has a frame, few lanes are looked at.
+        """
         now = time.monotonic()
-        count = len(self.lanes)
-        ready: dict[int, tuple[int, int]] = {}
-        for index in ((self._turn + offset) % count for offset in range(count)):
-            waiting = self.lanes[index].waiting
-            while waiting and _older(waiting[0], now - self._max_age):
-                self.lanes[index].drop(DropReason.STALE)
-            if waiting:
-                ready[index] = self._shape(waiting[0])
-        if not ready:
+        found: int | None = None
+        for index in (*range(self._turn, len(self.lanes)), *range(self._turn)):
+            lane = self.lanes[index]
+            while lane.waiting and lane.waiting[0].older(now - self._max_age):
+                lane.drop(DropReason.STALE)
+            if not lane.waiting:
+                continue
+            if not self._given or lane.waiting[0].shape == self._batch_shape:
+                found = index
+                break
+            if found is None:
+                found = index
+        if found is None:
             self._idle_at = now
             return None
-        fitting = [i for i, shape in ready.items() if self._given and shape == self._batch_shape]
-        index = (fitting or list(ready))[0]
-        shape = ready[index]
-        self._turn = (index + 1) % count
-        lane = self.lanes[index]
-        frame = lane.waiting.popleft()
+        self._turn = (found + 1) % len(self.lanes)
+        lane = self.lanes[found]
+        frame, shape = lane.waiting.popleft()
         lane.taken += 1
         if lane.taken == lane.limit:
             self._end(lane)
@@ -212,6 +219,28 @@ class Multiplexer(Queue):
             self._threads.pop().join(max(0.0, deadline - time.monotonic()))
 
 
+class Waiting(NamedTuple):
+    """A frame that waits for its turn.
+
+    Attributes:
+        frame: with its losses, as far as they are known.
+        shape: of the network's input for it.
+    """
+
+    frame: Frame
+    shape: tuple[int, int]
+
+    @property
+    def live(self) -> bool:
+        """Whether it may be dropped."""
+        return self.frame.arrived is not None
+
+    def older(self, moment: float) -> bool:
+        """Tells whether it is live and arrived before `moment`."""
+        arrived = self.frame.arrived
+        return arrived is not None and arrived < moment
+
+
 @dataclass
 class Lane:
     """The frames of one source in a `Multiplexer`.
@@ -229,7 +258,7 @@ class Lane:
     """
 
     limit: int | None = None
-    waiting: deque[Frame] = field(default_factory=deque)
+    waiting: deque[Waiting] = field(default_factory=deque)
     carried: tuple[Drop, ...] = ()
     losses: dict[str, int] = field(default_factory=dict)
     frames: int = 0
@@ -245,11 +274,12 @@ class Lane:
 
     def drop(self, reason: DropReason) -> None:
         """Drops the oldest frame and tells the next one."""
-        frame = self.waiting.popleft()
+        frame = self.waiting.popleft().frame
         self.losses[reason] = self.losses.get(reason, 0) + 1
         drops = (*frame.drops, Drop(reason, 1, frame.pts))
         if self.waiting:
-            self.waiting[0].drops = merge_drops(drops + self.waiting[0].drops)
+            following = self.waiting[0].frame
+            following.drops = merge_drops(drops + following.drops)
         else:
             self.carried = merge_drops(drops)
 
@@ -262,7 +292,3 @@ def merge_drops(drops: Iterable[Drop]) -> tuple[Drop, ...]:
         first = result.get(key)
         result[key] = drop if first is None else replace(first, count=first.count + drop.count)
     return tuple(result.values())
-
-
-def _older(frame: Frame, moment: float) -> bool:
-    return frame.arrived is not None and frame.arrived < moment

@@ -198,8 +198,14 @@ def pack(
         matrices[index] = frame_matrix(frame).numpy()
         sizes = _plane_bytes(format, height, width)
         for plane, size in zip(_stored_planes(frame), sizes, strict=True):
-            view = plane.view(torch.uint8)
-            data[offset : offset + view.numel()].view(view.shape).copy_(view, non_blocking=True)
+            samples = plane.view(torch.uint8)
+            place = data[offset : offset + samples.numel()].view(samples.shape)
+            if data.is_cuda:
+                place.copy_(samples, non_blocking=True)
+            else:
+                # torch would share every plane out among its threads and wait for the last of them,
+                # which takes long where others keep the cores busy, such as decoders.
+                np.copyto(place.numpy(), samples.numpy())
             offset += size
     return offset
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from bench import (
     gpu_proof,
     gpu_record,
     kernels,
+    live,
     pipeline,
     readme,
     recall_table,
@@ -35,7 +37,9 @@ from bench.workloads import (
     mmdetection_style,
     ours,
 )
+from stream_rpn.cli import main
 from stream_rpn.measure.meter import Usage
+from stream_rpn.network import eager
 from stream_rpn.rpn import propose_image
 from tests.agreement import assert_same_selection, expectations, scored, selections
 from tests.synthetic_coco import shapes
@@ -78,6 +82,38 @@ def test_tables_are_aligned(capsys):
         "a       1.23      –",
         "longer     –  12346",
     ]
+
+
+class TestLive:
+    """What scenarios patch is what the command comes upon."""
+
+    def test_the_model_that_is_slowed_is_the_one_that_computes(self, monkeypatch):
+        computed = []
+        process = eager.EagerNetwork._process
+
+        def counted(self, frames, times):
+            computed.append(len(frames))
+            return process(self, frames, times)
+
+        monkeypatch.setattr(eager.EagerNetwork, "_process", counted)
+        (slow,) = (scenario for scenario in live.scenarios() if scenario.slow)
+        started = time.monotonic()
+        with live._slow_model(2):
+            arguments = ["synthetic:64x48@25,2", "-o", "null", "--quiet", *slow.options]
+            assert main([*arguments, "--model", "tiny"]) == 0
+        assert sum(computed) == 2
+        assert time.monotonic() - started >= 2
+        assert eager.EagerNetwork._process is counted
+
+    def test_a_full_disk_meets_one_source_and_ages_are_noted(self, tmp_path, capsys):
+        uris = ["synthetic:64x48@25,3", "synthetic:96x64@25,3"]
+        arguments = [*uris, "--realtime", "--max-age", "60", "--engine", "torch"]
+        ages = {}
+        with live._full_disk(after=0), live._noting_ages(ages):
+            assert main([*arguments, "--model", "tiny", "-o", f"{tmp_path}/{{stem}}.jsonl"]) == 3
+        assert capsys.readouterr().err.count("the disk is full") == 1
+        assert ages
+        assert all(0 < age < 60e3 for of_source in ages.values() for _, age in of_source)
 
 
 def test_named_shapes_are_the_fields():

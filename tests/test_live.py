@@ -105,7 +105,7 @@ class TestMultiplexer:
         waiting = [len(lane.waiting) for lane in frames.lanes]
         assert sum(waiting) == 3 + 4 - 1
         assert set(waiting) <= {1, 2, 3}
-        assert {lane.waiting[-1].index for lane in frames.lanes} == {8}
+        assert {lane.waiting[-1].frame.index for lane in frames.lanes} == {8}
         frames.close()
 
     def test_old_frames_are_dropped_when_their_turn_comes(self):
@@ -193,6 +193,36 @@ class TestMultiplexer:
         assert len(list(frames)) == 9
         assert "too elongated" in str(frames.lanes[0].error)
         assert frames.lanes[1].error is None
+        frames.close()
+
+    def test_the_shape_of_a_frame_is_found_once_where_it_was_decoded(self):
+        found = []
+
+        def shape(frame):
+            found.append(threading.current_thread().name)
+            return frame.height, frame.width
+
+        cameras = [[frame(i, live=False) for i in range(3)] for _ in range(5)]
+        frames = multiplexer(*cameras, batch=4, shape=shape)
+        assert len([f for f in frames if f is not None]) == 15
+        assert found == ["decode"] * 15
+        frames.close()
+
+    def test_a_stale_frame_is_never_given_though_its_lane_is_looked_at_late(self):
+        late = threading.Event()
+
+        def small():
+            late.wait(120)
+            yield from (frame(i, live=False) for i in range(4))
+
+        wide = [frame(i, size=(96, 48)) for i in range(2)]
+        frames = multiplexer(small(), wide, size=9, batch=2, max_age=0.05)
+        assert eventually(lambda: frames.lanes[1].finished)
+        late.set()
+        assert eventually(lambda: frames.lanes[0].finished)
+        time.sleep(0.1)
+        assert [f.width for f in frames if f is not None] == [64] * 4
+        assert frames.lanes[1].losses == {"stale": 2}
         frames.close()
 
     def test_what_waits_is_still_given_after_a_stop(self):

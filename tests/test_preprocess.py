@@ -252,6 +252,14 @@ class TestFrames:
         with pytest.raises(ValueError, match="data must hold"):
             preprocess.pack(frames, SPEC, data, table, matrix)
 
+    def test_planes_are_packed_without_other_threads_which_decoders_keep_busy(self, monkeypatch):
+        frames = [as_frame(noise(480, 640))]
+        table, matrix = torch.empty(1, 12, dtype=torch.int64), torch.empty(1, 3, 4)
+        data = torch.empty(preprocess.packed_bytes(frames[0]), dtype=torch.uint8)
+        # torch shares its copies out among its threads.
+        monkeypatch.setattr(torch.Tensor, "copy_", lambda *_, **__: pytest.fail("a torch copy"))
+        preprocess.pack(frames, SPEC, data, table, matrix)
+
     @pytest.mark.parametrize("limits", [(800, 1333), (320, 640)], ids=["800-1333", "320-640"])
     @pytest.mark.parametrize("name", ["intel-car-detection.mp4", "tud-campus.mp4", "vpf-test.mp4"])
     def test_real_clips_agree_with_the_straightforward_path(self, shared_data, name, limits):
