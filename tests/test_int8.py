@@ -110,7 +110,7 @@ def test_auto_never_chooses_it():
         ("--model tiny", "no int8 form of the model 'tiny', only of nanodet_m with the weights"),
         ("--weights random", "'nanodet_m' with the weights 'random'"),
         ("--engine torch", "the engine torch does not compute in int8; leave out --engine or"),
-        ("--device cuda", "only the engine openvino computes in int8, and here it computes on the"),
+        ("--device cuda", "only the engine openvino computes in int8, and it computes on the"),
         ("--engine openvino --device cuda:1", "on the CPU here, not on cuda:1"),
     ],
 )
@@ -129,7 +129,7 @@ def test_what_has_no_int8_is_refused_in_a_sentence(
 
 def test_without_openvino_there_is_no_int8(monkeypatch):
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(StreamRPNError, match=r"computes in int8, and here it is not installed"):
+    with pytest.raises(StreamRPNError, match=r"computes in int8, and it is not installed"):
         engines.choose_engine(device="cpu", dtype="int8")
 
 
