@@ -75,7 +75,7 @@ def main():
         subset_size=len(calibration),
         # The sides of boxes: positions of bins by their probabilities.
         ignored_scope=nncf.IgnoredScope(types=["MatMul"]),
-        # Weights of 7 bits: processors without VNNI add two products in 16 bits, which saturate.
+        # Weights over channels in 7 bits: without VNNI two products are added in 16 bits.
         # Biases as they are: what suits the means of these pictures loses on unlike ones.
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             overflow_fix=nncf.OverflowFix.ENABLE, disable_bias_correction=True

@@ -85,6 +85,17 @@ def test_the_graph_that_ships_is_made_of_the_weights_that_ship():
     assert types.count("FakeQuantize") > 50
 
 
+def test_two_products_fit_16_bits():
+    """Processors without VNNI add them there; depthwise convolutions do not."""
+    for node in graphs.find_int8(DEFAULT_MODEL).heads.get_ops():
+        if node.get_type_name() == "Convolution":
+            weights = node.input_value(1).get_node()
+            while weights.get_input_size():
+                weights = weights.input_value(0).get_node()
+            assert weights.data.dtype == np.int8
+            assert 2 * 255 * np.abs(weights.data.astype(int)).max() < 2**15
+
+
 def test_every_graph_that_ships_is_offered_and_none_else():
     files = {path.name for path in (graphs.PACKAGE / "models").glob("*.int8.xml")}
     assert files == {graphs.int8_file(name).name for name in IN_INT8}
