@@ -87,13 +87,16 @@ def test_the_graph_that_ships_is_made_of_the_weights_that_ship():
 
 def test_two_products_fit_16_bits():
     """Processors without VNNI add them there; depthwise convolutions do not."""
+    largest = []
     for node in graphs.find_int8(DEFAULT_MODEL).heads.get_ops():
         if node.get_type_name() == "Convolution":
             weights = node.input_value(1).get_node()
             while weights.get_input_size():
                 weights = weights.input_value(0).get_node()
-            assert weights.data.dtype == np.int8
-            assert 2 * 255 * np.abs(weights.data.astype(int)).max() < 2**15
+            if weights.data.dtype == np.int8:
+                largest.append(np.abs(weights.data.astype(int)).max())
+    assert len(largest) > 50
+    assert 2 * 255 * max(largest) < 2**15
 
 
 def test_every_graph_that_ships_is_offered_and_none_else():
