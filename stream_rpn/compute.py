@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from stream_rpn.engines import INT8
 from stream_rpn.frame import StreamRPNError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -61,6 +62,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """
     if name == "auto":
         return torch.bfloat16 if native_bfloat16(device) else torch.float32
+    if name == INT8:
+        raise StreamRPNError(
+            f"torch, which computes this, has no dtype '{name}'; choose auto or "
+            f"{', '.join(DTYPES)}; `stream_rpn.stream` of pictures has it, on a CPU"
+        )
     if name not in DTYPES:
         raise StreamRPNError(f"there is no dtype '{name}'; choose auto or {', '.join(DTYPES)}")
     return DTYPES[name]

@@ -48,7 +48,7 @@ def choose_engine(
     if name == "openvino":
         raise StreamRPNError(f"the engine openvino cannot be used: {reason}")
     if dtype == INT8:
-        raise StreamRPNError(f"only the engine openvino computes in int8, and here {reason}")
+        raise StreamRPNError(f"only the engine openvino computes in int8, and {reason}")
     return "torch"
 
 

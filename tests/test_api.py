@@ -208,8 +208,10 @@ class TestOptionsOfPropose:
         half = copy.deepcopy(small).bfloat16()
         assert dtype(model=half) == torch.bfloat16
         assert dtype(model=half, dtype="float32") == torch.float32
-        with pytest.raises(StreamRPNError, match="there is no dtype 'int8'"):
+        with pytest.raises(StreamRPNError, match="torch, which computes this, has no dtype 'int8'"):
             dtype(model=small, dtype="int8")
+        with pytest.raises(StreamRPNError, match="there is no dtype 'int4'"):
+            dtype(model=small, dtype="int4")
 
     def test_pictures_are_kept_on_request(self, small, tmp_path):
         pixels = self.IMAGES[0].permute(1, 2, 0).numpy()

@@ -85,6 +85,20 @@ def test_the_graph_that_ships_is_made_of_the_weights_that_ship():
     assert types.count("FakeQuantize") > 50
 
 
+def test_two_products_fit_16_bits():
+    """Processors without VNNI add them there; depthwise convolutions do not."""
+    largest = []
+    for node in graphs.find_int8(DEFAULT_MODEL).heads.get_ops():
+        if node.get_type_name() == "Convolution":
+            weights = node.input_value(1).get_node()
+            while weights.get_input_size():
+                weights = weights.input_value(0).get_node()
+            if weights.data.dtype == np.int8:
+                largest.append(np.abs(weights.data.astype(int)).max())
+    assert len(largest) > 50
+    assert 2 * 255 * max(largest) < 2**15
+
+
 def test_every_graph_that_ships_is_offered_and_none_else():
     files = {path.name for path in (graphs.PACKAGE / "models").glob("*.int8.xml")}
     assert files == {graphs.int8_file(name).name for name in IN_INT8}
@@ -110,7 +124,7 @@ def test_auto_never_chooses_it():
         ("--model tiny", "no int8 form of the model 'tiny', only of nanodet_m with the weights"),
         ("--weights random", "'nanodet_m' with the weights 'random'"),
         ("--engine torch", "the engine torch does not compute in int8; leave out --engine or"),
-        ("--device cuda", "only the engine openvino computes in int8, and here it computes on the"),
+        ("--device cuda", "only the engine openvino computes in int8, and it computes on the"),
         ("--engine openvino --device cuda:1", "on the CPU here, not on cuda:1"),
     ],
 )
@@ -129,7 +143,7 @@ def test_what_has_no_int8_is_refused_in_a_sentence(
 
 def test_without_openvino_there_is_no_int8(monkeypatch):
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(StreamRPNError, match=r"computes in int8, and here it is not installed"):
+    with pytest.raises(StreamRPNError, match=r"computes in int8, and it is not installed"):
         engines.choose_engine(device="cpu", dtype="int8")
 
 
