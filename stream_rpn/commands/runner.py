@@ -172,13 +172,10 @@ class _Run:
         """Opens what clients come to; if that fails, nothing else is begun."""
         for output in self.outputs:
             if output.opens_at_once:
-                # Not at the top: most runs serve nothing, and start without asyncio and Pillow.
-                from stream_rpn.sinks.web.sink import WebSink
-
                 sink = output.open()
                 # A token that is made up is known from here only; another has no place in a log.
                 made_up = sink.options.token == "auto"
-                if isinstance(sink, WebSink) and (made_up or not self.quiet):
+                if sink.url and (made_up or not self.quiet):
                     page, token, _ = sink.url.partition("?token=")
                     shown = made_up or not token or sys.stderr.isatty()
                     say(f"watch at {sink.url if shown else f'{page}{token}…'}")
