@@ -1027,6 +1027,21 @@ class TestScenarios:
         assert failure.startswith(f"{thin}: a frame of 4096x4 pixels is too elongated")
         assert [path.name for path in Path().glob("*.jsonl")] == ["synthetic.jsonl"]
 
+    def test_one_of_which_a_thin_part_is_looked_at_ends_alone(self):
+        Path("two.toml").write_text(
+            "realtime = true\n[[source]]\nname = 'thin'\naddress = 'synthetic:8192x64@10,9'\n"
+            "region-crop = true\nregion = '0,0.5,1,0.5,1,0.51,0,0.51'\n"
+            "[[source]]\naddress = 'synthetic:64x48@10,9'\n"
+        )
+        code, summary = run("--config", "two.toml", "-o", "{stem}.jsonl")
+        assert code == 3
+        (failure,) = summary["failures"]
+        assert "8192x64 pixels a part is looked at" in failure
+        assert [path.name for path in Path().glob("*.jsonl")] == ["synthetic.jsonl"]
+        other = read("synthetic.jsonl")
+        assert len(list(other)) > 0
+        assert other.complete
+
     def test_what_the_network_cannot_do_leaves_what_it_has_done(self, monkeypatch, capsys):
         every = multistream.LiveStreams.__iter__
 
