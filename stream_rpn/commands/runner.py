@@ -359,7 +359,9 @@ class _Run:
 
     def _summary(self, stream: StreamStatistics, mine: list[OutputInUse]) -> dict[str, Any]:
         expected = expected_results(stream.info, stream.selection)
-        return summaries.source_summary(stream, self.pipeline.facts(), _names(mine), expected)
+        given = {source.name for source in self.sources if source.named}
+        name = stream.info.stem if stream.info.stem in given else None
+        return summaries.source_summary(stream, self.pipeline.facts(), _names(mine), expected, name)
 
     def _whole(self) -> dict[str, Any]:
         return summaries.run_summary(
