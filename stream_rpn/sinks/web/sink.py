@@ -44,7 +44,7 @@ class WebSink(Sink):
         except ImportError as error:
             raise StreamRPNError(
                 "--serve needs aiohttp and prometheus-client; `pip install 'stream-rpn[serve]'` "
-                "brings them"
+                "provides them"
             ) from error
         address = self.name.removeprefix(PREFIX)
         token = self.options.token
