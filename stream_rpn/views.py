@@ -248,7 +248,7 @@ def cut(frame: Frame, view: View) -> tuple[Frame, View]:
     image = frame.image
     if image.sw_format is not None:
         raise StreamRPNError(
-            "frames that NVDEC decodes stay on the GPU and cannot be cut; use --decoder cpu"
+            "frames that NVDEC decodes stay on the GPU and cannot be cut; use the decoder cpu"
         )
     layout = pixel_format(frame)
     x1, y1, x2, y2 = view.turned(frame.width, frame.height, -frame.rotation)

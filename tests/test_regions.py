@@ -200,7 +200,7 @@ class TestViews:
         view = ViewSpec.parse(tile=2)
         assert Selection(view=view).decoder == "cpu"
         assert Selection(view=ViewSpec.parse(LEFT)).decoder == "auto"
-        with pytest.raises(StreamRPNError, match="use --decoder cpu"):
+        with pytest.raises(StreamRPNError, match="use the decoder cpu"):
             Selection(view=view, decoder="nvdec")
 
     @settings(max_examples=80, deadline=None)
