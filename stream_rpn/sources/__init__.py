@@ -252,6 +252,8 @@ def members_of(uri: str) -> list[Path] | None:
             raise StreamRPNError(f"{name} cannot be read: {error.strerror}") from error
         what = f"{name} is a directory"
         empty = f"{what} without videos or images"
+        if any(p.is_dir() for p in paths):
+            empty += f"; '{path}/**/*' takes those in its folders"
     elif os.path.exists(path):
         return None
     elif glob.has_magic(uri):
