@@ -166,7 +166,8 @@ def open_pipeline(
     if chosen == "torch":
         from stream_rpn import compute
 
-        compute.choose_device(device)  # before weights are fetched, which are large
+        # Before weights are fetched, which are large; what is chosen is not chosen anew.
+        engine, device = chosen, str(compute.choose_device(device))
     if chosen == "openvino" and not isinstance(model, Model):
         ready = _ready(str(model), dtype, **load_options)
     else:

@@ -39,7 +39,7 @@ def choose_engine(
     if name == "torch":
         if dtype == INT8:
             raise StreamRPNError(
-                "the engine torch does not compute in int8; leave out --engine or --dtype int8"
+                "the engine torch does not compute in int8; leave out the engine or the dtype int8"
             )
         return "torch"
     reason = why_not_openvino(device=device, dtype=dtype, features=features)
@@ -67,7 +67,7 @@ def why_not_openvino(
     if dtype == "bfloat16" and not native_bfloat16():
         return "this processor has no bfloat16"
     if device == "auto" and has_gpu():
-        return "there is a GPU (--device cpu leaves it alone)"
+        return "there is a GPU (the device cpu leaves it alone)"
     return None
 
 
@@ -99,5 +99,5 @@ def choose_batch(name: str, device: str) -> int:
     if name == "auto":
         return 8 if device == "cuda" else 1
     if not name.isdecimal() or int(name) < 1:
-        raise StreamRPNError(f"--batch must be auto or a whole number from 1 up, got '{name}'")
+        raise StreamRPNError(f"the batch must be auto or a whole number from 1 up, got '{name}'")
     return int(name)

@@ -108,7 +108,7 @@ class Gate:
         blocks = None
         if frame.image.sw_format is not None:
             # To fetch their pixels would cost more than the network.
-            self.blind = "NVDEC's frames stay on the GPU; --decoder cpu gates them"
+            self.blind = "NVDEC's frames stay on the GPU; the decoder cpu gates them"
         elif seconds is None:
             self.blind = "frames have no times"
         else:

@@ -21,7 +21,7 @@ from typing import Any
 
 from stream_rpn import sources
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
-from stream_rpn.input_spec import input_shape
+from stream_rpn.input_spec import InputSpec, input_shape
 from stream_rpn.log import log
 from stream_rpn.multiplex import Lane, Multiplexer
 from stream_rpn.pipeline import Pipeline
@@ -34,6 +34,7 @@ from stream_rpn.sources.source import Source
 from stream_rpn.statistics import StreamStatistics
 from stream_rpn.timing import StageTimes
 from stream_rpn.tracking import TrackSpec
+from stream_rpn.views import check_input
 
 # Seconds after which a caller that waits for results may look at something else.
 _TICK_SECONDS = 0.25
@@ -55,6 +56,7 @@ class LiveStream(StreamStatistics):
         selection: Selection,
         policy: LivePolicy,
         track: TrackSpec | None,
+        spec: InputSpec,
         network_times: StageTimes,
         stopped: Callable[[], bool],
         notice: Callable[[str], None],
@@ -66,6 +68,7 @@ class LiveStream(StreamStatistics):
         self.opened = False
         self._uri = uri
         self._policy = policy
+        self._input_spec = spec
         self._network_times = network_times
         self._all_stopped = stopped
         self._notice = notice
@@ -82,7 +85,12 @@ class LiveStream(StreamStatistics):
         except Interrupted:
             return
         try:
+            size = None
             for frame in self.selection.frames(self._decoded(source)):
+                if size != (frame.width, frame.height):
+                    # Here, where one that is too thin ends its own source alone.
+                    check_input(frame, self._input_spec)
+                    size = (frame.width, frame.height)
                 if not self.opened:
                     self.info = source.info
                     self._started = time.perf_counter()
@@ -230,10 +238,11 @@ class LiveStreams(Closing):
     ) -> None:
         stopped = (stop or threading.Event()).is_set
         self.times = StageTimes()
+        spec = pipeline.model.input_spec
         selections = [selection] * len(uris) if isinstance(selection, Selection) else selection
         policies = [policy] * len(uris) if isinstance(policy, LivePolicy) else policy
         self.streams = [
-            LiveStream(i, uri, selection, policy, pipeline.track, self.times, stopped, notice)
+            LiveStream(i, uri, selection, policy, pipeline.track, spec, self.times, stopped, notice)
             for i, (uri, selection, policy) in enumerate(
                 zip(uris, selections, policies, strict=True)
             )
@@ -242,7 +251,7 @@ class LiveStreams(Closing):
             [(stream.lane, stream.frames()) for stream in self.streams],
             size=pipeline.queue_size,
             batch=pipeline.batch,
-            shape=partial(input_shape, spec=pipeline.model.input_spec),
+            shape=partial(input_shape, spec=spec),
             max_age=policies[0].max_age,
             batch_wait=policies[0].batch_wait,
             stopped=stopped,

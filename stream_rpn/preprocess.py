@@ -242,7 +242,7 @@ def _stored_planes(frame: Frame) -> list[Tensor]:
         if height % 2 or width % 2:
             raise StreamRPNError(
                 f"frame {frame.index} is a CUDA surface of the odd size {width}x{height}; decode "
-                f"this source on the CPU (--decoder cpu)"
+                "this source on the CPU (the decoder cpu)"
             )
         # Through the capsule: the producer refuses the stream argument that torch passes, so that
         # ordering with the decoder's stream is the caller's task.

@@ -155,6 +155,15 @@ def undone(*paths: Path) -> Iterator[None]:
 
 
 @contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Gives a path beside a file to write to; what is written takes the file's place when whole."""
+    beside = path.with_name(f".{path.name}.part")
+    with undone(beside):
+        yield beside
+        os.replace(beside, path)
+
+
+@contextmanager
 def temporary_folder(prefix: str = "", within: Path | None = None) -> Iterator[Path]:
     """Makes a folder that is there no longer than meanwhile.
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from stream_rpn.frame import Frame, StreamRPNError
+from stream_rpn.input_spec import InputSpec, input_shape
 from stream_rpn.regions import Region
-
-if TYPE_CHECKING:
-    from stream_rpn.input_spec import InputSpec
 
 # Of a tile's side, that it shares with its neighbour: what is smaller is whole in one of them.
 OVERLAP = 0.2
@@ -215,6 +213,24 @@ def _meets(view: View, inside: np.ndarray | None) -> bool:
     return inside is None or bool(inside[view.y1 : view.y2, view.x1 : view.x2].any())
 
 
+def check_input(frame: Frame, spec: InputSpec) -> None:
+    """Checks that the network has an input for all that it is shown of a frame.
+
+    Raises:
+        StreamRPNError: a part of it is too thin.
+    """
+    if frame.view is None or not frame.view.cuts:
+        return
+    for view in frame.view.views(frame.width, frame.height, spec):
+        part = cut(frame, view)[0]
+        try:
+            input_shape(part, spec)
+        except StreamRPNError as error:
+            raise StreamRPNError(
+                f"of its frames of {frame.width}x{frame.height} pixels a part is looked at: {error}"
+            ) from None
+
+
 def cut(frame: Frame, view: View) -> tuple[Frame, View]:
     """Returns a part of a frame as a frame, and what it shows: `view`, grown to even pixels.
 
@@ -232,7 +248,7 @@ def cut(frame: Frame, view: View) -> tuple[Frame, View]:
     image = frame.image
     if image.sw_format is not None:
         raise StreamRPNError(
-            "frames that NVDEC decodes stay on the GPU and cannot be cut; use --decoder cpu"
+            "frames that NVDEC decodes stay on the GPU and cannot be cut; use the decoder cpu"
         )
     layout = pixel_format(frame)
     x1, y1, x2, y2 = view.turned(frame.width, frame.height, -frame.rotation)

@@ -164,6 +164,6 @@ def _resized(image: av.VideoFrame, rows: int, columns: int) -> av.VideoFrame:
     except FFmpegError as error:
         raise StreamRPNError(
             f"a frame of {image.width}x{image.height} cannot be resized to {columns}x{rows} "
-            f"({error.strerror}); use another --size"
+            f"({error.strerror}); use another size"
         ) from error
     return small

@@ -80,8 +80,10 @@ class Camera:
         silent: the sources that give nothing now.
     """
 
-    def __init__(self, place="127.0.0.1:0", *, token="", count=3, sources=("camera",), first=0):
-        self.sink = WebSink(f"serve:{place}", SinkOptions(token=token)).open()
+    def __init__(
+        self, place="127.0.0.1:0", *, token="", count=3, sources=("camera",), first=0, **options
+    ):
+        self.sink = WebSink(f"serve:{place}", SinkOptions(token=token, **options)).open()
         self.url = self.sink.url
         self.slowest = 0.0
         self.number = first

@@ -24,6 +24,7 @@ from stream_rpn.commands.arguments import (
 )
 from stream_rpn.commands.checks import check_stream
 from stream_rpn.commands.stream import stream_parser, tracker
+from stream_rpn.commands.summary import describe
 from stream_rpn.commands.wanted import wanted
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.sources import address
@@ -259,7 +260,10 @@ def test_each_source_has_its_own_options_and_name(tmp_path, monkeypatch):
         "[[source]]\nname = 'yard'\naddress = 'synthetic:96x64@20,12'\nmax-frames = 2\n"
         "gate = 'auto'\nregion = '0,0,0.5,0,0.5,1,0,1'\n"
     )
-    assert cli.main(["--config", "cameras.toml"]) == 0
+    assert cli.main(["--config", "cameras.toml", "--json-summary", "all.json"]) == 0
+    told = json.loads(Path("all.json").read_text())["sources"]
+    assert [one["name"] for one in told] == ["door", "yard"]
+    assert describe(told[0]).startswith("door (synthetic:128x96@20,12): 4 frames")
     headers, counts = [], []
     for name in ("door", "yard"):
         header, *frames, _ = map(json.loads, Path(f"{name}.jsonl").read_text().splitlines())

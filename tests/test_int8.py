@@ -123,7 +123,7 @@ def test_auto_never_chooses_it():
     [
         ("--model tiny", "no int8 form of the model 'tiny', only of nanodet_m with the weights"),
         ("--weights random", "'nanodet_m' with the weights 'random'"),
-        ("--engine torch", "the engine torch does not compute in int8; leave out --engine or"),
+        ("--engine torch", "the engine torch does not compute in int8; leave out the engine or"),
         ("--device cuda", "only the engine openvino computes in int8, and it computes on the"),
         ("--engine openvino --device cuda:1", "on the CPU here, not on cuda:1"),
     ],

@@ -26,7 +26,7 @@ from stream_rpn.input_spec import InputSpec, input_shape
 from stream_rpn.multiplex import Lane, Multiplexer
 from stream_rpn.network import eager
 from stream_rpn.network.eager import batches
-from stream_rpn.sources import expand, is_live, masked, stem
+from stream_rpn.sources import address, expand, is_live, masked, stem
 from stream_rpn.sources.address import device_input
 from stream_rpn.sources.live import LivePolicy, LiveSource
 from stream_rpn.sources.packet_queue import Interrupted, PacketQueue
@@ -381,6 +381,15 @@ class TestPacketQueue:
         queue.close()
 
 
+def test_a_synthetic_video_that_is_left_early_ends_its_encoder():
+    # One that the garbage collector comes to while Python ends has nobody left to write to.
+    source = LiveSource("synthetic:64x48@25,1000", LivePolicy(realtime=True))
+    next(iter(source))
+    encoded = source._connection._file
+    source.close()
+    assert encoded.closed
+
+
 class TestNames:
     @pytest.mark.parametrize(
         ("uri", "shown"),
@@ -409,10 +418,35 @@ class TestNames:
             ("rtmp://a.youtube.com/live2/abcd-efgh", "rtmp://a.youtube.com/live2/***"),
             ("rtmp://127.0.0.1:1935/live", "rtmp://127.0.0.1:1935/live"),
             ("srt://h:9?passphrase=a&mode=caller", "srt://h:9?passphrase=***&mode=caller"),
+            ("http:////u:p@h/", "http:////u:***@h/"),
+            ("http:/u:p/w@h/v?token=a", "http:/u:***@h/v?token=***"),
+            ("rtsp:u:p@h", "rtsp:u:***@h"),
+            ("http:\\\\u:p@h\\v", "http:\\\\u:***@h\\v"),
+            (" RTSP ://u:p@h", " RTSP ://u:***@h"),
+            ("rtsp;//u:p@h", "rtsp;//u:***@h"),
+            ("https//u:p@h/*.mp4", "https//u:***@h/*.mp4"),
+            ("yolo:rtsp:u:p@h/", "yolo:rtsp:u:***@h/"),
+            ("@http:/u:p@h", "@http:/u:***@h"),
+            ("file:///a:b@c.mp4", "file:///a:b@c.mp4"),
+            ("C:\\a:b@c.mp4", "C:\\a:b@c.mp4"),
+            ("/data/http:1@2.mp4", "/data/http:1@2.mp4"),
         ],
     )
     def test_secrets_are_masked(self, uri, shown):
         assert masked(uri) == shown
+
+    @pytest.mark.parametrize(
+        "name", ["rtsp:u:secret@h", "http:\\\\u:secret@h\\*", "@http:/u:secret@h"]
+    )
+    def test_an_address_with_slips_keeps_its_password(self, name):
+        with pytest.raises(StreamRPNError) as caught:
+            expand([name])
+        assert "u:***@h" in str(caught.value)
+        assert "secret" not in str(caught.value) + address.stem(name)
+
+    def test_an_address_that_is_none_is_told_in_a_sentence(self):
+        with pytest.raises(StreamRPNError, match="is no address: Invalid IPv6"):
+            expand(["http://u:p@[::1/x"])
 
     def test_secrets_name_no_files(self):
         assert stem("rtsp://cam/user=a_password=secret_channel=1.sdp") == "user=a_password="
@@ -1022,6 +1056,21 @@ class TestScenarios:
         (failure,) = summary["failures"]
         assert failure.startswith(f"{thin}: a frame of 4096x4 pixels is too elongated")
         assert [path.name for path in Path().glob("*.jsonl")] == ["synthetic.jsonl"]
+
+    def test_one_of_which_a_thin_part_is_looked_at_ends_alone(self):
+        Path("two.toml").write_text(
+            "realtime = true\n[[source]]\nname = 'thin'\naddress = 'synthetic:8192x64@10,9'\n"
+            "region-crop = true\nregion = '0,0.5,1,0.5,1,0.51,0,0.51'\n"
+            "[[source]]\naddress = 'synthetic:64x48@10,9'\n"
+        )
+        code, summary = run("--config", "two.toml", "-o", "{stem}.jsonl")
+        assert code == 3
+        (failure,) = summary["failures"]
+        assert "8192x64 pixels a part is looked at" in failure
+        assert [path.name for path in Path().glob("*.jsonl")] == ["synthetic.jsonl"]
+        other = read("synthetic.jsonl")
+        assert len(list(other)) > 0
+        assert other.complete
 
     def test_what_the_network_cannot_do_leaves_what_it_has_done(self, monkeypatch, capsys):
         every = multistream.LiveStreams.__iter__

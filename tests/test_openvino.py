@@ -430,7 +430,7 @@ cli.main(["synthetic:64x64@10,1", "--size", "64", "-o", "null"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert "Traceback" not in done.stderr
-    assert "--engine torch" in done.stderr or "1 frame," in done.stderr
+    assert "the engine torch" in done.stderr or "1 frame," in done.stderr
 
 
 def run(code: str, tmp_path: Path) -> str:

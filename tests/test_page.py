@@ -5,6 +5,7 @@ import urllib.parse
 
 import pytest
 
+from stream_rpn.drawing import DrawSpec
 from stream_rpn.frame import StreamInfo
 from stream_rpn.sinks import SinkOptions, make_header
 from stream_rpn.sinks.web.sink import WebSink
@@ -70,6 +71,15 @@ def slide(tab, name, value):
 
 def drawn(tab, number):
     wait_for(tab, f"part('picture').dataset.boxes == {number}")
+
+
+def test_the_page_begins_with_what_was_asked_to_be_drawn(look):
+    with Camera(draw=DrawSpec(top=7, score=0.5)) as camera:
+        tab = look(camera.url)
+        drawn(tab, 2)  # of scores 0.9, 0.6 and 0.3
+        assert [tab.inner_text(f"#{name}-value") for name in ("top", "score")] == ["7", "0.50"]
+        slide(tab, "score", 0)
+        drawn(tab, 3)
 
 
 class TestOneSource:

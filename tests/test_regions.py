@@ -24,7 +24,7 @@ from stream_rpn.queues import Queues, prefetch
 from stream_rpn.regions import Region
 from stream_rpn.sources.select import Selection
 from stream_rpn.timing import StageTimes
-from stream_rpn.views import View, ViewSpec, cut
+from stream_rpn.views import View, ViewSpec, check_input, cut
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT = "0,0,0.5,0,0.5,1,0,1"
@@ -189,11 +189,18 @@ class TestViews:
         with pytest.raises(StreamRPNError, match="to crop there must be a region"):
             ViewSpec.parse(crop=True)
 
+    def test_a_crop_that_is_too_thin_for_the_network_is_told(self):
+        spec = InputSpec(min_size=96, max_size=160)
+        thin = frame(640, 96, view=ViewSpec.parse("0,0.5,1,0.5,1,0.51,0,0.51", crop=True))
+        with pytest.raises(StreamRPNError, match=r"640x96 pixels a part .* of 640x2 pixels is too"):
+            check_input(thin, spec)
+        check_input(replace(thin, view=ViewSpec.parse(LEFT, crop=True)), spec)
+
     def test_frames_that_stay_on_a_gpu_are_not_cut(self):
         view = ViewSpec.parse(tile=2)
         assert Selection(view=view).decoder == "cpu"
         assert Selection(view=ViewSpec.parse(LEFT)).decoder == "auto"
-        with pytest.raises(StreamRPNError, match="use --decoder cpu"):
+        with pytest.raises(StreamRPNError, match="use the decoder cpu"):
             Selection(view=view, decoder="nvdec")
 
     @settings(max_examples=80, deadline=None)

@@ -109,12 +109,14 @@ def test_other_names_pass_unchanged():
 
 def test_what_cannot_be_expanded_is_said_in_a_sentence(tmp_path: Path, video: Path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "folders" / "one").mkdir(parents=True)
     write_image(tmp_path / "mixed" / "a.png")
     (tmp_path / "mixed" / "b.mp4").write_bytes(video.read_bytes())
     for uri, sentence in {
         "empty": "is a directory without videos or images",
         "missing.mp4": "no such file or directory",
         "*.mp4": "matches no videos or images",
+        "folders": r"without videos or images; '.*folders/\*\*/\*' takes those in its folders",
         "mixed": "is a directory of both videos and images",
         "mixed/*": "is a pattern of both videos and images",
         "x" * 300: "no such file or directory",

@@ -73,6 +73,23 @@ def test_an_mp4_whose_index_stands_at_its_end(feed, last):
     assert count() == FRAMES
 
 
+@pytest.mark.parametrize("index", ["first", "last"])
+def test_what_standard_input_is_read_from_is_closed_with_the_source(feed, index, request):
+    feed([request.getfixturevalue(index)])
+    source = open_source("-", decoder="cpu")
+    assert not source._file.closed
+    source.close()
+    assert source._file.closed
+
+
+def test_a_video_on_standard_input_leaves_it_open(last, tmp_path, monkeypatch):
+    (tmp_path / "a.mp4").write_bytes(last)
+    with (tmp_path / "a.mp4").open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert count() == FRAMES
+        assert os.lseek(stdin.fileno(), 0, os.SEEK_SET) == 0
+
+
 def test_bytes_that_trickle(feed, last):
     feed([*(last[i : i + 1] for i in range(200)), last[200:]])
     assert count() == FRAMES

@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         import shtab
     except ImportError as error:
         raise StreamRPNError(
-            "completion needs shtab; `pip install 'stream-rpn[completion]'` brings it"
+            "completion needs shtab; `pip install 'stream-rpn[completion]'` provides it"
         ) from error
     names = {"commands": " ".join(COMMANDS), "models": " ".join(MODELS)}
     preambles = {"bash": _BASH.format(**names), "zsh": _ZSH.format(**names)}

@@ -172,13 +172,10 @@ class _Run:
         """Opens what clients come to; if that fails, nothing else is begun."""
         for output in self.outputs:
             if output.opens_at_once:
-                # Not at the top: most runs serve nothing, and start without asyncio and Pillow.
-                from stream_rpn.sinks.web.sink import WebSink
-
                 sink = output.open()
                 # A token that is made up is known from here only; another has no place in a log.
                 made_up = sink.options.token == "auto"
-                if isinstance(sink, WebSink) and (made_up or not self.quiet):
+                if sink.url and (made_up or not self.quiet):
                     page, token, _ = sink.url.partition("?token=")
                     shown = made_up or not token or sys.stderr.isatty()
                     say(f"watch at {sink.url if shown else f'{page}{token}…'}")
@@ -362,7 +359,9 @@ class _Run:
 
     def _summary(self, stream: StreamStatistics, mine: list[OutputInUse]) -> dict[str, Any]:
         expected = expected_results(stream.info, stream.selection)
-        return summaries.source_summary(stream, self.pipeline.facts(), _names(mine), expected)
+        given = {source.name for source in self.sources if source.named}
+        name = stream.info.stem if stream.info.stem in given else None
+        return summaries.source_summary(stream, self.pipeline.facts(), _names(mine), expected, name)
 
     def _whole(self) -> dict[str, Any]:
         return summaries.run_summary(

@@ -19,6 +19,7 @@ def source_summary(
     network: Mapping[str, Any],
     outputs: Sequence[str],
     expected: int | None,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Returns what is to be said of one source, so far or at its end.
 
@@ -27,10 +28,12 @@ def source_summary(
         network: `Pipeline.facts`.
         outputs: names of the outputs that have its results.
         expected: about how many results it was to give, None where nothing tells.
+        name: that was given to the source, None where it has that of its address.
     """
     times, gate = stream.stage_times, stream.selection.gate
     return {
         "source": stream.info.source,
+        **({} if name is None else {"name": name}),
         **stream.account(),
         "held": stream.num_held,
         **({"stopped": stream.stopped, "expected_frames": expected} if stream.stopped else {}),
@@ -178,8 +181,11 @@ def describe(summary: dict[str, Any]) -> str:
         if summary["expected_frames"]:
             frames = f"{summary['frames']:,} of {counted(summary['expected_frames'], 'frame')}"
         frames = f"{'failed' if stopped == 'failed' else 'stopped'} after {frames}"
+    source = summary["source"]
+    if name := summary.get("name"):
+        source = f"{name} ({source})"
     return (
-        f"{summary['source']}: {frames}{held}, {summary['fps']:.1f} frames/s "
+        f"{source}: {frames}{held}, {summary['fps']:.1f} frames/s "
         f"({summary['elapsed_seconds']:.2f} s){lost}; {summary['model']} in {summary['dtype']} on "
         f"{summary['device']}{launched}, decoder {summary['decoder']}\n"
         f"  ms per frame: {stages}; slowest: {summary['slowest_stage']}"

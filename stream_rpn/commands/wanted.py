@@ -27,12 +27,14 @@ class Wanted:
         name: in names of files and of pictures, in place of what the address would give.
         selection: which frames to use.
         policy: what to do where it does not wait.
+        named: whether the name was given, and is not that of the address.
     """
 
     uri: str
     name: str
     selection: Selection
     policy: LivePolicy
+    named: bool = False
 
 
 def wanted(arguments: argparse.Namespace) -> list[Wanted]:
@@ -46,7 +48,7 @@ def wanted(arguments: argparse.Namespace) -> list[Wanted]:
         with asked.telling_where():
             selection, policy = _selection(asked.arguments), _policy(asked.arguments)
             found += [
-                Wanted(uri, asked.name or stem(uri), selection, policy)
+                Wanted(uri, asked.name or stem(uri), selection, policy, bool(asked.name))
                 for uri in expand([asked.address])
             ]
     # Passwords are no difference: results are told apart by names without them.

@@ -34,7 +34,7 @@ def matplotlib() -> Any:
     except ImportError as error:
         raise StreamRPNError(
             "an explanation's figures need matplotlib; `pip install 'stream-rpn[explain]'` "
-            "brings it"
+            "provides it"
         ) from error
     return matplotlib
 

@@ -39,7 +39,7 @@ def environment() -> Any:
         import jinja2
     except ImportError as error:
         raise StreamRPNError(
-            "a page needs jinja2; `pip install 'stream-rpn[explain]'` brings it"
+            "a page needs jinja2; `pip install 'stream-rpn[explain]'` provides it"
         ) from error
     folder = files("stream_rpn.explanation")
     names = ("page.html", "page.css", "page.js")

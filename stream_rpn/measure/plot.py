@@ -24,7 +24,7 @@ def new_figure(width: float, height: float) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise StreamRPNError(
-            "a picture needs matplotlib; `pip install 'stream-rpn[bench]'` brings it"
+            "a picture needs matplotlib; `pip install 'stream-rpn[bench]'` provides it"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
 

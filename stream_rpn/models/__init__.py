@@ -245,7 +245,7 @@ def check_int8(model: str, weights: str | Path | None = None) -> None:
         what = f"'{model}'" if weights is None else f"'{model}' with the weights '{weights}'"
         raise StreamRPNError(
             f"there is no int8 form of the model {what}, only of {', '.join(IN_INT8)} with the "
-            "weights that ship; leave out --dtype int8"
+            "weights that ship; leave out the dtype int8"
         )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import pickle
 import re
 import sys
@@ -127,10 +126,8 @@ def save_weights(rpn: nn.Module, path: str | Path, *, model: str, half: bool = F
         name: tensor.to("cpu", dtype).contiguous() for name, tensor in rpn.state_dict().items()
     }
     # Not by `save_file`: nobody else may read its files, and they are there before they are whole.
-    beside = Path(path).with_name(Path(path).name + ".part")
-    with signals.undone(beside):
+    with signals.replaced(Path(path)) as beside:
         beside.write_bytes(save(state, metadata={"model": model}))
-        os.replace(beside, path)
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -188,7 +188,7 @@ class OpenVINONetwork(Network):
                 raise MemoryError from error
             raise StreamRPNError(
                 f"OpenVINO cannot compile {model.name} for this machine "
-                f"({' '.join(str(error).split())[-120:]}); --engine torch does without it"
+                f"({' '.join(str(error).split())[-120:]}); the engine torch does without it"
             ) from error
 
 

@@ -156,7 +156,7 @@ class MQTTSink(Sink):
         except ImportError as error:
             raise StreamRPNError(
                 f"output {masked(self.name)!r} needs paho-mqtt; `pip install 'stream-rpn[mqtt]'` "
-                "brings it"
+                "provides it"
             ) from error
         self._num_messages = 0
         self._lost: Counter[str] = Counter()

@@ -78,6 +78,7 @@ class Sink:
         needs_image: True where `Proposals.image` must be kept for this sink.
         takes_several_sources: True where one output can hold the results of several sources.
         writes_in_place: True where the output grows under its own name, so that it may be a pipe.
+        url: where a page shows its results, with its token; "" where none does.
         opens_at_once: True where clients come to it, so that it opens before there are results.
     """
 
@@ -85,6 +86,7 @@ class Sink:
     takes_several_sources: ClassVar[bool] = False
     writes_in_place: ClassVar[bool] = False
     opens_at_once: ClassVar[bool] = False
+    url: str = ""
 
     def __init__(self, name: str, options: SinkOptions) -> None:
         self.name = name

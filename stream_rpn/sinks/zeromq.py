@@ -51,7 +51,7 @@ class ZeroMQSink(Sink):
             import zmq
         except ImportError as error:
             raise StreamRPNError(
-                f"output {self.name!r} needs pyzmq; `pip install 'stream-rpn[zmq]'` brings it"
+                f"output {self.name!r} needs pyzmq; `pip install 'stream-rpn[zmq]'` provides it"
             ) from error
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUB)

@@ -94,16 +94,22 @@ def _listed(uri: str) -> list[str]:
     if uri.isdecimal() and not os.path.exists(uri):
         return [f"webcam:{int(uri)}"]
     if not uri.startswith("@"):
+        try:
+            urllib.parse.urlsplit(uri if is_url(uri) else "")
+        except ValueError as error:
+            raise StreamRPNError(f"{masked(uri)} is no address: {error}") from None
         return [uri]
     try:
         text = Path(uri[1:]).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
-        raise StreamRPNError(f"the list of sources {uri[1:]!r} cannot be read: {why}") from error
+        raise StreamRPNError(
+            f"the list of sources {masked(uri[1:])!r} cannot be read: {why}"
+        ) from error
     lines = [line.strip() for line in text.splitlines()]
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
-        raise StreamRPNError(f"the list of sources {uri[1:]!r} is empty")
+        raise StreamRPNError(f"the list of sources {masked(uri[1:])!r} is empty")
     return found
 
 
@@ -237,23 +243,25 @@ def members_of(uri: str) -> list[Path] | None:
         return None
     if not uri:
         raise StreamRPNError("a source is an empty name; name a video")
-    path = local_path(uri)
+    path, name = local_path(uri), masked(uri)
     # Unlike Path's, these answer False where a name is too long or its folder closed to us.
     if os.path.isdir(path):
         try:
             paths = [p for p in path.iterdir() if not p.name.startswith(".")]
         except OSError as error:
-            raise StreamRPNError(f"{uri} cannot be read: {error.strerror}") from error
-        what = f"{uri} is a directory"
+            raise StreamRPNError(f"{name} cannot be read: {error.strerror}") from error
+        what = f"{name} is a directory"
         empty = f"{what} without videos or images"
+        if any(p.is_dir() for p in paths):
+            empty += f"; '{path}/**/*' takes those in its folders"
     elif os.path.exists(path):
         return None
     elif glob.has_magic(uri):
         paths = [Path(p) for p in glob.glob(uri, recursive=True)]
-        what = f"{uri} is a pattern"
-        empty = f"{uri} matches no videos or images"
+        what = f"{name} is a pattern"
+        empty = f"{name} matches no videos or images"
     else:
-        raise StreamRPNError(f"{uri}: no such file or directory")
+        raise StreamRPNError(f"{name}: no such file or directory")
     wanted = (p for p in paths if p.suffix.lower() in VIDEOS | _IMAGES and p.is_file())
     files = sorted(wanted, key=_by_number)
     if not files:

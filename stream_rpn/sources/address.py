@@ -12,6 +12,15 @@ from pathlib import Path
 from stream_rpn.frame import StreamRPNError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# A URL, or what was meant as one: with other slashes and blanks, or without any where the protocol
+# is one that takes passwords; behind "@" as a list has, or "yolo:" and the like as outputs have.
+_ADDRESS = re.compile(
+    r"\s*(?:@|\w+:)?"
+    r"(?:\s*(?!file\s*:)([a-z][a-z0-9+.-]+)\s*[:;]\s*[/\\]"
+    r"|\s*(https?|rt[ms]p[est]?|rtp|udp|srt|rist|mqtts?|ftps?|sftp|mms[ht]?)"
+    r"\s*(?:[:;]|[/\\]{2}))[\s/\\]*",
+    re.IGNORECASE,
+)
 _WEBCAM = re.compile(r"webcam(?::(\d+))?")
 _VIDEO_DEVICE = re.compile(r"/dev/video\d+")
 
@@ -89,7 +98,7 @@ def is_page(uri: str) -> bool:
     """Tells whether a URL is of a page with a video, by its host."""
     if not is_url(uri) or scheme(uri) not in ("http", "https"):
         return False
-    host = _split_user(scheme(uri), uri.split("://", 1)[1])[1]
+    host = _split_user(uri.split("://", 1)[1])[1]
     return bool(_PAGES.fullmatch(host.lower()))
 
 
@@ -100,9 +109,11 @@ def of_page(uri: str) -> str:
 
 def masked(uri: str) -> str:
     """Returns `uri` as it may be shown and stored: with `***` in place of passwords and tokens."""
-    if not is_url(uri):
+    address = _ADDRESS.match(uri)
+    if address is None:
         return uri
-    shown = _masked_url(uri)
+    protocol = (address[1] or address[2]).lower()
+    shown = address[0] + _masked_address(protocol, uri[address.end() :])
     for secret in sorted(_secrets, key=len, reverse=True):
         shown = shown.replace(secret, "***")
     return shown
@@ -114,22 +125,21 @@ def keep_secret(value: str) -> None:
         _secrets.add(value)
 
 
-def _masked_url(uri: str) -> str:
-    protocol, rest = uri.split("://", 1)
-    user, host, rest = _split_user(scheme(uri), rest)
+def _masked_address(protocol: str, rest: str) -> str:
+    user, host, rest = _split_user(rest)
     rest, sharp, fragment = rest.partition("#")
     path, mark, query = rest.partition("?")
     path = _PATH_SECRET.sub(r"\1***", path)
-    if scheme(uri).startswith("rtmp") and path.count("/") > 1:
+    if protocol.startswith("rtmp") and path.count("/") > 1:
         # The name of what is published there is the key to publish it.
         path = path[: path.rindex("/") + 1] + "***"
     if query and "=" not in query and not query.isdecimal() and query.lower() not in _HARMLESS:
         query = "***"
-    shown = f"{protocol}://{_masked_user(user)}{host}{path}{mark}{_masked_pairs(query)}"
+    shown = f"{_masked_user(user)}{host}{path}{mark}{_masked_pairs(query)}"
     return f"{shown}{sharp}{_masked_pairs(fragment)}"
 
 
-def _split_user(protocol: str, rest: str) -> tuple[str, str, str]:
+def _split_user(rest: str) -> tuple[str, str, str]:
     """Returns `user:password@` or "", the host with its port, and what follows, "/…" or less."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     name, colon, port = authority.rpartition(":")
@@ -181,7 +191,7 @@ def stem(uri: str) -> str:
         return "stdin"
     if uri.startswith(("synthetic:", "screen:", "lavfi:")):
         return uri.partition(":")[0]
-    if is_url(uri):
+    if _ADDRESS.match(uri):
         url = urllib.parse.urlsplit(masked(uri).replace("***", ""))
         return Path(urllib.parse.unquote(url.path)).stem or url.hostname or "stream"
     if _WEBCAM.fullmatch(uri):

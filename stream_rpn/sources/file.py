@@ -74,7 +74,8 @@ class FileSource(Source):
 
     Args:
         uri: what the user named.
-        file: read from this instead, if given.
+        file: read from this instead, if given, and close it at the end.
+        keep_file: leave that open, as it is somebody else's.
         decoder: "cpu", "nvdec", or "auto": NVDEC where there is one that decodes this stream.
         video_stream: number of the video stream within the file, from 0; None for the best one.
         threads: decoding threads; 0 for half the cores, at most 8.
@@ -98,6 +99,7 @@ class FileSource(Source):
         uri: str,
         file: BinaryIO | None = None,
         *,
+        keep_file: bool = False,
         decoder: str = "auto",
         video_stream: int | None = None,
         threads: int = 0,
@@ -118,7 +120,12 @@ class FileSource(Source):
         if uri == "-":
             file = standard_input(open_timeout, stopped, notice)
         self._pipe = file if isinstance(file, Pipe) else None
-        container = open_container(uri, file, timeout=timeout, max_pixels=max_pixels)
+        self._file = None if keep_file else file
+        try:
+            container = open_container(uri, file, timeout=timeout, max_pixels=max_pixels)
+        except BaseException:
+            self._close_file()
+            raise
         self._container = container
         self._packets: PacketQueue | None = None
         try:
@@ -246,6 +253,11 @@ class FileSource(Source):
         # A thread that still waits for a packet closes it when it is done.
         if self._packets is None or self._packets.close():
             self._container.close()
+            self._close_file()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def choose_stream(

@@ -80,6 +80,7 @@ class Given:
         return FileSource(
             self.name,
             self.what,
+            keep_file=True,
             decoder="cpu",
             video_stream=video_stream,
             max_pixels=max_pixels,

@@ -138,7 +138,7 @@ class Selection:
         if self.decoder == "nvdec":
             raise StreamRPNError(
                 "frames that NVDEC decodes stay on the GPU and cannot be cut for tiles or crops; "
-                "use --decoder cpu"
+                "use the decoder cpu"
             )
         object.__setattr__(self, "decoder", "cpu")
 

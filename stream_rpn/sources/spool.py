@@ -44,7 +44,8 @@ def standard_input(
     if sys.stdin is None:
         raise StreamRPNError("standard input is closed; pipe a video into it")
     if sys.stdin.seekable():
-        return sys.stdin.buffer  # a file, which can be read in any order
+        # A file, which can be read in any order; whoever else reads it finds it open afterwards.
+        return open(sys.stdin.fileno(), "rb", closefd=False)
     what = "standard input is a pipe"
     pipe = opened_pipe(os.dup(sys.stdin.fileno()), what, timeout, stopped)
     try:

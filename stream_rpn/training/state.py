@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,11 +23,9 @@ def write_state(config: TrainConfig, state: dict[str, Any]) -> None:
         OSError: it cannot be written; the one before is still there.
     """
     path = config.checkpoint
-    beside = path.with_suffix(".part")
     try:
-        with signals.undone(beside):
+        with signals.replaced(path) as beside:
             torch.save({**state, "config": json.dumps(asdict(config))}, beside)
-            os.replace(beside, path)
     except (OSError, RuntimeError) as error:  # the second is torch's of a full disk
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise OSError(None, reason, str(path)) from error

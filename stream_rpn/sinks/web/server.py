@@ -25,6 +25,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from stream_rpn.drawing import USUAL_DRAWING, DrawSpec
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.sinks.web import feeds
 from stream_rpn.sinks.web.admission import Clients, Connections, Doorkeeper
@@ -71,7 +72,8 @@ class Server:
         place: (host, port) as `parse_address` returns it; port 0 for any that is free.
         token: what clients must know, "" for nothing.
         views: the sources; read while the owner adds and removes some.
-        boxes: how many are drawn in pictures for other pages, unless these ask for others.
+        drawing: how many boxes are drawn in pictures for other pages, unless these ask for others,
+            and at the start on the page, which begins with its least score, too.
 
     Attributes:
         url: where the page is, without the token.
@@ -82,15 +84,19 @@ class Server:
     """
 
     def __init__(
-        self, place: tuple[str, int], token: str, views: Sequence[View], boxes: int = 20
+        self,
+        place: tuple[str, int],
+        token: str,
+        views: Sequence[View],
+        drawing: DrawSpec = USUAL_DRAWING,
     ) -> None:
-        self._views, self._boxes = views, boxes
+        self._views, self._boxes = views, drawing.top
         self._socket, loopback = _listen(*place, token=token)
         host, port = self._socket.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
         local_names = {*_LOCAL_NAMES, place[0].lower(), host} if loopback else set()
         self._doorkeeper = Doorkeeper(token, local_names)
-        self._page = _page_files(token)
+        self._page = _page_files(token, drawing)
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
         self._clients = Clients()
@@ -247,10 +253,12 @@ def _listen(host: str, port: int, *, token: str) -> tuple[socket.socket, bool]:
     return socket.create_server(address, family=family), loopback
 
 
-def _page_files(token: str) -> dict[str, bytes]:
+def _page_files(token: str, drawing: DrawSpec) -> dict[str, bytes]:
     """Returns the files of the page by name; those that it names itself get the token."""
     folder = importlib.resources.files(__package__)
     files = {name: folder.joinpath(name).read_bytes() for name in _PAGE}
     query = f"?token={quote(token, safe='')}" if token else ""
-    files["page.html"] = files["page.html"].replace(b"?TOKEN", query.encode())
+    stands = {"?TOKEN": query, "BOXES": str(drawing.top), "SCORE": f"{max(drawing.score, 0):g}"}
+    for name, value in stands.items():
+        files["page.html"] = files["page.html"].replace(name.encode(), value.encode())
     return files

@@ -44,7 +44,7 @@ class WebSink(Sink):
         except ImportError as error:
             raise StreamRPNError(
                 "--serve needs aiohttp and prometheus-client; `pip install 'stream-rpn[serve]'` "
-                "brings them"
+                "provides them"
             ) from error
         address = self.name.removeprefix(PREFIX)
         token = self.options.token
@@ -55,7 +55,7 @@ class WebSink(Sink):
         self._view_of = {view.source: view for view in self._views}
         self._status: Callable[[], dict[str, Any]] = dict
         try:
-            self._server = Server(parse_address(address), token, self._views, self.options.draw.top)
+            self._server = Server(parse_address(address), token, self._views, self.options.draw)
         except OSError as error:
             raise StreamRPNError(
                 f"cannot listen at {address}: {error.strerror}; --serve takes another [HOST:]PORT"
