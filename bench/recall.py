@@ -68,7 +68,7 @@ def main():
     parser.add_argument("--weights", help="a checkpoint instead of the model's own weights")
     parser.add_argument("--size", type=int, help="shorter side of the input, if another")
     parser.add_argument("--engine", choices=ENGINES, default="auto")
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 

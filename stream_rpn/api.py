@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
 from stream_rpn import models, multistream, sources
-from stream_rpn.engines import INT8, choose_batch, choose_engine
+from stream_rpn.engines import INT8, choose_batch, choose_engine, prefers_int8
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.gate import HOLD_SECONDS, GateSpec
 from stream_rpn.limits import MAX_PIXELS
@@ -170,6 +170,8 @@ def open_pipeline(
         engine, device = chosen, str(compute.choose_device(device))
     if chosen == "openvino" and not isinstance(model, Model):
         ready = _ready(str(model), dtype, **load_options)
+        if ready.quantised is not None:
+            dtype = INT8
     else:
         ready = load(cast("RPN | str | Path", model), **load_options)
         if chosen == "torch" and isinstance(model, Model):
@@ -209,8 +211,11 @@ def _ready(model: str, dtype: str, weights: str | Path | None = None, **options:
                 f"the int8 graph that ships for {model} is damaged, or not of the weights that do; "
                 "install stream-rpn anew (in a checkout: python -m bench.quantise)"
             )
+    elif dtype == "auto" and model in models.IN_INT8 and weights is None and prefers_int8():
+        found = graphs.find_int8(model)
     else:
-        found = graphs.find(model, weights)
+        found = None
+    found = found or graphs.find(model, weights)
     if found is None:
         rpn = load(model, weights)
         try:
@@ -272,8 +277,10 @@ def stream(
         model: see `load`; an RPN of your own stays as it is.
         engine: "auto" (OpenVINO on a CPU, where it can), "torch" or "openvino".
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        dtype: the network's number format: "auto", "float32", "bfloat16", "float16" or
-            "int8", which OpenVINO computes in, the default model only.
+        dtype: the network's number format: "float32", "bfloat16", "float16" or "int8", which
+            OpenVINO computes in, the default model only. "auto" is bfloat16 where the GPU or
+            processor has it, else int8 where there is that and the processor is Intel's or AMD's,
+            else float32.
         batch: frames per network call, or "auto".
         features: attach the feature maps, for RoIAlign.
         images: attach the decoded frame.

@@ -357,7 +357,7 @@ class TestReadme:
         ]  # fmt: skip
         start = {"seconds_median": 0.94, "seconds_min": 0.9, "peak_memory_mb": 271.4}
         written = {"machine": self.MACHINE, **clip, "rows": rows}
-        written["first_result"] = {"openvino": start, "torch": start}
+        written |= {"first_result": {"openvino": start, "torch": start}, "default_dtype": "float32"}
         (tmp_path / "scripts_cpu.json").write_text(json.dumps(written))
         points = [{"sweep": "batch", "x": x, "ms": 2.0 * x, "peak_mb": 800.0} for x in (1, 2, 4)]
         ends = {"from": "1", "to": "4", "ms_from": 2.0, "ms_to": 8.0, "mb_from": 800.0,
@@ -378,6 +378,23 @@ class TestReadme:
         assert "First result after 0.9 s, 271 MB" in first
         assert "`make bench`" in first
         assert len(first) < 1200
+
+    def test_where_the_default_is_int8_the_first_screen_says_so_and_what_float32_gives(
+        self, results
+    ):
+        path = results / "scripts_cpu.json"
+        written = json.loads(path.read_text())
+        quantised = [
+            {**row, "what": f"{row['what']} int8", "fps_median": 2 * row["fps_median"]}
+            for row in written["rows"]
+            if "nanodet_m" in row["what"]
+        ]
+        written |= {"default_dtype": "int8", "rows": written["rows"] + quantised}
+        path.write_text(json.dumps(written))
+        first = " ".join(page_now("README.md").split("<!-- speed:end -->")[0].split())
+        assert "**90 frames/s** from 1920×1080" in first
+        assert "(int8, no GPU)" in first
+        assert "`--dtype float32`, for a little more recall: 45, and 70 (1.40 ×)." in first
 
     def test_tables(self, results):
         text = page_now("docs/performance.md")

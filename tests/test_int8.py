@@ -1,4 +1,4 @@
-"""The default model in int8: asked for, never chosen; nearly float32's boxes, or a sentence."""
+"""The default model in int8: where it is chosen; nearly float32's boxes, or a sentence."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ import stream_rpn  # before openvino: see there
 
 pytest.importorskip("openvino")
 
-from stream_rpn import StreamRPNError, api, cli, engines
+from stream_rpn import StreamRPNError, api, cli, compute, engines, pipeline
 from stream_rpn.kernels.boxes import iou
 from stream_rpn.models import DEFAULT_MODEL, IN_INT8, graphs
 from stream_rpn.models.provenance import Weights
@@ -25,9 +25,9 @@ def by_dtype():
     """The proposals of a clip by the number format that computed them, with vectors."""
     found = {}
     for dtype in ("float32", "int8"):
-        pipeline = api.open_pipeline(engine="openvino", device="cpu", dtype=dtype, embed=True)
-        with pipeline.open(CLIP) as stream:
-            found[dtype] = (pipeline, list(stream))
+        made = api.open_pipeline(engine="openvino", device="cpu", dtype=dtype, embed=True)
+        with made.open(CLIP) as stream:
+            found[dtype] = (made, list(stream))
     return found
 
 
@@ -114,8 +114,33 @@ def test_a_graph_of_other_weights_is_refused(monkeypatch):
         api.open_pipeline(device="cpu", dtype="int8")
 
 
-def test_auto_never_chooses_it():
-    assert api.open_pipeline(device="cpu").dtype in ("float32", "bfloat16")
+@pytest.mark.parametrize(
+    ("machine", "bfloat16", "options", "dtype"),
+    [
+        ("x86_64", False, {}, "int8"),
+        ("AMD64", False, {"size": 96, "top": 10, "embed": True}, "int8"),
+        ("x86_64", False, {"dtype": "float32"}, "float32"),
+        ("x86_64", False, {"weights": "random"}, "float32"),
+        ("x86_64", False, {"model": "tiny"}, "float32"),
+        ("x86_64", False, {"engine": "torch"}, "float32"),
+        ("x86_64", True, {}, "bfloat16"),
+        ("aarch64", False, {}, "float32"),
+        ("arm64", False, {}, "float32"),
+    ],
+)
+def test_auto_chooses_it_where_it_is_the_fastest(machine, bfloat16, options, dtype, monkeypatch):
+    monkeypatch.setattr(engines.platform, "machine", lambda: machine)
+    for module in (engines, pipeline):
+        monkeypatch.setattr(module, "native_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr(compute, "native_bfloat16", lambda device: bfloat16)
+    assert api.open_pipeline(device="cpu", **options).dtype == dtype
+
+
+def test_without_its_graph_auto_computes_in_float32(monkeypatch):
+    monkeypatch.setattr(engines, "native_bfloat16", lambda: False)
+    monkeypatch.setattr(pipeline, "native_bfloat16", lambda: False)
+    monkeypatch.setattr(graphs, "find_int8", lambda model: None)
+    assert api.open_pipeline(device="cpu").dtype == "float32"
 
 
 @pytest.mark.parametrize(

@@ -153,8 +153,9 @@ def report(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     first = "the first GPU torch sees" if auto["device"] != "cpu" else "no GPU"
     yield "--device auto", f"{auto['device']} ({first})"
     native = "native" if auto["bfloat16"] else "emulated"
-    yield "--dtype auto", f"{auto['dtype']} (bfloat16 is {native} here)"
     why, only = auto["why_not_int8"], ", ".join(models.IN_INT8)
-    yield "--dtype int8", f"not here: {why}" if why else f"for {only}, where it is asked for"
+    quantised = f", int8 for {only}" if auto["int8"] else ""
+    yield "--dtype auto", f"{auto['dtype']}{quantised} (bfloat16 is {native} here)"
+    yield "--dtype int8", f"not here: {why}" if why else f"for {only}"
     yield "--batch auto", str(auto["batch"])
     yield "--decoder auto", auto["decoder"]

@@ -16,7 +16,7 @@ import torch
 
 from stream_rpn import __version__, compute, models
 from stream_rpn.cores import available_cores
-from stream_rpn.engines import INT8, choose_batch, why_not_openvino
+from stream_rpn.engines import INT8, choose_batch, prefers_int8, why_not_openvino
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
@@ -150,6 +150,7 @@ def _choices() -> dict[str, Any]:
         "why_not_int8": why_not_openvino(dtype=INT8),
         "device": str(device),
         "dtype": compute.DTYPE_NAMES[compute.choose_dtype("auto", device)],
+        "int8": reason is None and prefers_int8(),
         "bfloat16": compute.native_bfloat16(device),
         "batch": choose_batch("auto", device.type),
         "decoder": "NVDEC where it can, else the CPU" if device.type == "cuda" else "the CPU",
