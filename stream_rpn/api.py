@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
 from stream_rpn import models, multistream, sources
-from stream_rpn.engines import INT8, choose_batch, choose_engine, prefers_int8
+from stream_rpn.engines import INT8, choose_batch, choose_engine
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.gate import HOLD_SECONDS, GateSpec
 from stream_rpn.limits import MAX_PIXELS
@@ -203,19 +203,7 @@ def _ready(model: str, dtype: str, weights: str | Path | None = None, **options:
     if any(value is not None for value in anchors.values()):
         return load(model, weights, **options, **anchors)
     options["top"] = models.DEFAULT_TOP if options.get("top") is None else options["top"]
-    if dtype == INT8:
-        models.check_int8(model, weights)
-        found = graphs.find_int8(model)
-        if found is None:
-            raise StreamRPNError(
-                f"the int8 graph that ships for {model} is damaged, or not of the weights that do; "
-                "install stream-rpn anew (in a checkout: python -m bench.quantise)"
-            )
-    elif dtype == "auto" and model in models.IN_INT8 and weights is None and prefers_int8():
-        found = graphs.find_int8(model)
-    else:
-        found = None
-    found = found or graphs.find(model, weights)
+    found = graphs.in_int8(model, weights, dtype) or graphs.find(model, weights)
     if found is None:
         rpn = load(model, weights)
         try:

@@ -17,6 +17,8 @@ from pathlib import Path
 import stream_rpn
 from stream_rpn import models
 from stream_rpn.cache import cache_folder
+from stream_rpn.engines import INT8, prefers_int8
+from stream_rpn.frame import StreamRPNError
 from stream_rpn.models.provenance import Weights
 from stream_rpn.network.converted import Converted
 
@@ -37,6 +39,30 @@ def find(model: str, weights: str | None = None) -> Converted | None:
             return converted
     path = _cached(model, weights)
     return None if path is None else Converted.read(path)
+
+
+def in_int8(model: str, weights: str | None, dtype: str) -> Converted | None:
+    """Returns the graph in int8 that ships for a model, where it is what computes it here.
+
+    Args:
+        model: as `stream_rpn.load` takes it.
+        weights: as `stream_rpn.load` takes them.
+        dtype: "int8"; or "auto", which prefers it on some processors.
+
+    Raises:
+        StreamRPNError: int8 is asked for, and there is none of this model.
+    """
+    if dtype == INT8:
+        models.check_int8(model, weights)
+        found = find_int8(model)
+        if found is None:
+            raise StreamRPNError(
+                f"the int8 graph that ships for {model} is damaged, or not of the weights that do; "
+                "install stream-rpn anew (in a checkout: python -m bench.quantise)"
+            )
+        return found
+    own = model in models.IN_INT8 and weights is None
+    return find_int8(model) if own and dtype == "auto" and prefers_int8() else None
 
 
 def find_int8(model: str) -> Converted | None:
