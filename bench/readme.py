@@ -274,10 +274,9 @@ def _card(model: str) -> dict[str, Callable[[], str]]:
 
 
 def _live() -> str:
-    report, long = _load("live_cpu.json"), _load("live_long_cpu.json")
+    report = _load("live_cpu.json")
     if report is None:
         return ""
-    rows = (long["rows"] if long else []) + report["rows"]
     lines = [
         "Age of results when written, in milliseconds, from senders on the same machine, "
         f"{_on(report)} (`python -m bench.live`; of several sources the oldest):",
@@ -286,12 +285,11 @@ def _live() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for scenario, name in LIVE_SCENARIOS.items():
-        longest = max(row["seconds"] for row in rows if row["scenario"] == scenario)
-        of_it = [r for r in rows if (r["scenario"], r["seconds"]) == (scenario, longest)]
+        of_it = [row for row in report["rows"] if row["scenario"] == scenario]
         row = max(of_it, key=lambda r: r["p95"])
         counts = " | ".join(f"{row[key]:,}" for key in ("frames_in", "frames", "dropped"))
         ages = " | ".join(f"{row[key]:.0f}" for key in ("p50", "p95", "p99"))
-        lines.append(f"| {name}, {longest:.0f} s | {counts} | {ages} |")
+        lines.append(f"| {name}, {row['seconds']:.0f} s | {counts} | {ages} |")
     on_gpu = _load("live_gpu.json")
     return "\n".join([*lines, "", gpu_table.cameras(on_gpu) if on_gpu else ""])
 
