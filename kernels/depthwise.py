@@ -1,13 +1,11 @@
 """depthwise: a convolution of each channel by itself, with what follows it, in one pass."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from stream_rpn.kernels.depthwise_reference import depthwise_reference, output_size
 from stream_rpn.kernels.dispatch import fused_or_reference, opaque_op
-from stream_rpn.kernels.epilogue import ACTIVATIONS, DTYPES
+from stream_rpn.kernels.epilogue import check_activation, check_map, check_operand
 
 __all__ = ["MOST_ELEMENTS", "depthwise"]
 
@@ -34,7 +32,7 @@ def depthwise(
         x: [B, C, H, W] float32, float16 or bfloat16, channels-last.
         weight: [K, K, C] of the dtype of `x`: a convolution's [C, 1, K, K] with the channels last.
         bias: [C] of the dtype of `x`.
-        activation: one of `ACTIVATIONS`, as in `add_bias_`.
+        activation: as in `add_bias_`.
         slope: of "leaky_relu" below zero.
         stride: of both axes.
         padding: zeros at each side of both axes.
@@ -95,37 +93,13 @@ def _check(
     stride: int,
     padding: int,
 ) -> None:
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if x.dtype not in DTYPES:
-        expected = " or ".join(str(dtype) for dtype in DTYPES)
-        raise TypeError(f"x must be {expected}, got {x.dtype}")
-    if x.dim() != 4:
-        raise ValueError(f"x must be [*, *, *, *], got {list(x.shape)}")
-    if not x.is_contiguous(memory_format=torch.channels_last):
-        raise ValueError(f"x must be channels-last, got strides {list(x.stride())}")
+    check_map(x)
     channels = x.shape[1]
-    side = weight.shape[0] if weight.dim() else 0
-    for name, tensor, shape in (
-        ("weight", weight, (side, side, channels)),
-        ("bias", bias, (channels,)),
-    ):
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{name} must be of the dtype of x, {x.dtype}, got {tensor.dtype}")
-        if tensor.shape != shape or not side:
-            sides = f"K, K, {channels}" if name == "weight" else channels
-            raise ValueError(f"{name} must be [{sides}], got {list(tensor.shape)}")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} must be contiguous, got strides {list(tensor.stride())}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if not isinstance(slope, int | float):
-        raise TypeError(f"slope must be a number, got {type(slope).__name__}")
-    if not math.isfinite(slope):
-        raise ValueError(f"slope must be finite, got {slope}")
+    side = len(weight) if isinstance(weight, Tensor) and weight.dim() else 0
+    square = max(side, 1)  # none has no taps
+    check_operand("weight", weight, x, (square, square, channels), f"[K, K, {channels}]")
+    check_operand("bias", bias, x, (channels,))
+    check_activation(activation, slope)
     for name, number, least in (("stride", stride, 1), ("padding", padding, 0)):
         if not isinstance(number, int):
             raise TypeError(f"{name} must be a whole number, got {type(number).__name__}")

@@ -55,24 +55,50 @@ def _(x: Tensor, bias: Tensor, activation: str, slope: float) -> None:
 
 
 def _check(x: Tensor, bias: Tensor, activation: str, slope: float) -> None:
-    for name, tensor in (("x", x), ("bias", bias)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    check_map(x)
+    check_operand("bias", bias, x, tuple(x.shape[1:2]))
+    check_activation(activation, slope)
+
+
+def check_map(x: Tensor) -> None:
+    """Raises ValueError or TypeError where `x` is no channels-last map of `DTYPES`."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     if x.dtype not in DTYPES:
         expected = " or ".join(str(dtype) for dtype in DTYPES)
         raise TypeError(f"x must be {expected}, got {x.dtype}")
-    if bias.dtype != x.dtype:
-        raise TypeError(f"bias must be of the dtype of x, {x.dtype}, got {bias.dtype}")
     if x.dim() != 4:
         raise ValueError(f"x must be [*, *, *, *], got {list(x.shape)}")
     if not x.is_contiguous(memory_format=torch.channels_last):
         raise ValueError(f"x must be channels-last, got strides {list(x.stride())}")
-    if bias.shape != x.shape[1:2]:
-        raise ValueError(f"bias must be [{x.shape[1]}], got {list(bias.shape)}")
-    if bias.device != x.device:
-        raise ValueError(f"bias must be on the device of x, {x.device}, got {bias.device}")
-    if not bias.is_contiguous():
-        raise ValueError(f"bias must be contiguous, got strides {list(bias.stride())}")
+
+
+def check_operand(
+    name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...], shown: str = ""
+) -> None:
+    """Raises ValueError or TypeError where what goes with a map does not fit it.
+
+    Args:
+        name: of the argument.
+        tensor: the argument.
+        x: the map.
+        shape: that it must have.
+        shown: how that is told, where not as it is.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype != x.dtype:
+        raise TypeError(f"{name} must be of the dtype of x, {x.dtype}, got {tensor.dtype}")
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must be {shown or list(shape)}, got {list(tensor.shape)}")
+    if tensor.device != x.device:
+        raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous, got strides {list(tensor.stride())}")
+
+
+def check_activation(activation: str, slope: float) -> None:
+    """Raises ValueError or TypeError where these are none that a pass knows."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if not isinstance(slope, int | float):

@@ -40,7 +40,7 @@ M = TypeVar("M", bound=nn.Module)
 # Tensor cores take channels by this many; for other numbers the fused kernels are the slower ones.
 CHANNELS = 8
 
-# The widest depthwise kernels in use; the taps of one are unrolled.
+# The widest depthwise kernels in use; the taps of a row are unrolled.
 MOST_TAPS = 7 * 7
 
 # The name of each activation that the pass knows, and its slope below zero.
