@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ import stream_rpn.sources.packet_queue
 from bench.senders import free_port, sender
 from stream_rpn import multistream, read, stream
 from stream_rpn.cli import main
-from stream_rpn.drops import Drop
+from stream_rpn.drops import Drop, DropKind, count_of
 from stream_rpn.frame import Color, Frame, StreamRPNError
 from stream_rpn.input_spec import InputSpec, input_shape
 from stream_rpn.multiplex import Lane, Multiplexer
@@ -945,8 +946,13 @@ class TestScenarios:
         by_name = {s["source"]: s for s in summary["sources"]}
         assert set(by_name[clip]["drops"]) == {"not wanted"}
         assert all(adds_up(s) for s in summary["sources"])
+        assert count_of(summary["drops"], DropKind.DAMAGE) == 0
+        # Of the camera frames are given up while the network loads, as long as that takes.
+        given_up = count_of(summary["drops"], DropKind.POLICY)
         told = capsys.readouterr().err
-        assert not any(word in told for word in ("damaged", "lost"))
+        assert "damaged" not in told
+        assert re.findall(r"(\S+) frames? lost", told) == ([str(given_up)] if given_up else [])
+        assert told.count("lost") == (1 if given_up else 0)
 
     def test_what_is_damaged_behind_the_frames_that_were_wanted_is_no_damage(self):
         clip = Path("clip.mkv")
