@@ -74,9 +74,12 @@ def main():
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(calibration),
         # In float32, which costs no time: what reads the stem's map, whose one range for all its
-        # channels loses most, and the sides of boxes, positions of bins by probabilities.
+        # channels loses most, and what becomes of the last convolutions' output.
         ignored_scope=nncf.IgnoredScope(
-            types=["MatMul"], patterns=[r".*\.body\.stage2\.0\.branch[12]\.0/.*onvolution"]
+            patterns=[
+                r".*\.body\.stage2\.0\.branch[12]\.0/.*onvolution",
+                r".*\.rpn\.head/.*",
+            ]
         ),
         # Weights over channels in 7 bits: without VNNI two products are added in 16 bits.
         # Biases as they are: what suits the means of these pictures loses on unlike ones.

@@ -14,6 +14,7 @@ side between two whole numbers has both. It is between log ¼ and 0 and needs no
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -59,45 +60,58 @@ class GFLHead(Head):
         """Returns objectness [B, 1, H, W] and deltas [B, 4, H, W] float32, one each per level."""
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
         # All cells in a row: a few operations instead of a few on every level.
-        rows = torch.cat(
+        cells = torch.cat(
             [
-                layer(tower(feature)).permute(0, 2, 3, 1).flatten(1, 2)
+                layer(tower(feature)).flatten(2)
                 for tower, layer, feature in zip(
                     self.cls_convs, self.gfl_cls, features, strict=True
                 )
             ],
-            dim=1,
+            dim=2,
         )
-        logits, bins = torch.split(rows, [self.classes, 4 * BINS], dim=-1)
-        objectness, deltas = logits.amax(dim=-1, keepdim=True).float(), bins.float()
-        masses = deltas.reshape(*deltas.shape[:2], 4, BINS).softmax(dim=-1)
+        logits, sides = torch.split(cells, [self.classes, 4 * BINS], dim=1)
+        objectness = logits.amax(dim=1, keepdim=True).float()
+        # A tensor [B, 4, cells] for each bin: what is asked of eight numbers is asked elementwise,
+        # which takes a fraction of what reductions over so few take, `topk` above all.
+        batch, _, number = cells.shape
+        bins = sides.float().reshape(batch, 4, BINS, number).permute(2, 0, 1, 3).unbind()
+        first, second = two_largest(bins)
+        masses = [(value - first).exp() for value in bins]
+        total = reduce(torch.add, masses)
         if self.certainty:
-            best = masses.topk(2, dim=-1).values.sum(dim=-1)
-            objectness = objectness + self.certainty * best.log().mean(dim=-1, keepdim=True)
-        deltas = distances_to_deltas(masses @ torch.arange(BINS, device=rows.device).float())
-        return _maps(objectness, sizes), _maps(deltas, sizes)
+            best = (1 + (second - first).exp()) / total
+            objectness = objectness + self.certainty * best.log().mean(dim=1, keepdim=True)
+        distances = reduce(torch.add, (bin_ * mass for bin_, mass in enumerate(masses))) / total
+        return _maps(objectness, sizes), _maps(distances_to_deltas(distances), sizes)
 
     def predictors(self) -> list[nn.Conv2d]:
         """Returns the last convolution of every level."""
         return list(self.gfl_cls)  # type: ignore[arg-type]
 
 
+def two_largest(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns the largest and the second largest of two or more tensors, elementwise."""
+    one, other, *rest = values
+    first, second = torch.maximum(one, other), torch.minimum(one, other)
+    for value in rest:
+        second = torch.maximum(second, torch.minimum(first, value))
+        first = torch.maximum(first, value)
+    return first, second
+
+
 def distances_to_deltas(distances: Tensor) -> Tensor:
-    """Returns deltas [..., 4] to anchors of 8 strides around the points that distances are from.
+    """Returns deltas [B, 4, N] to anchors of 8 strides around the points that distances are from.
 
     Args:
-        distances: [..., 4] float32, left, top, right and bottom in strides.
+        distances: [B, 4, N] float32, left, top, right and bottom in strides.
     """
-    near, far = distances[..., :2], distances[..., 2:]
+    near, far = torch.split(distances, 2, dim=1)
     return torch.cat(
-        ((far - near) / (2 * ANCHOR), ((far + near).clamp(min=SMALLEST) / ANCHOR).log()), dim=-1
+        ((far - near) / (2 * ANCHOR), ((far + near).clamp(min=SMALLEST) / ANCHOR).log()), dim=1
     )
 
 
-def _maps(rows: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Returns rows [B, N, C] of cells as maps [B, C, H, W], one per level."""
-    levels = torch.split(rows, [height * width for height, width in sizes], dim=1)
-    return [
-        level.view(rows.shape[0], *size, -1).permute(0, 3, 1, 2)
-        for level, size in zip(levels, sizes, strict=True)
-    ]
+def _maps(cells: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Returns cells [B, C, N] as maps [B, C, H, W], one per level."""
+    levels = torch.split(cells, [height * width for height, width in sizes], dim=2)
+    return [level.view(*cells.shape[:2], *size) for level, size in zip(levels, sizes, strict=True)]

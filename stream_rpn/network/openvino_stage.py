@@ -99,7 +99,8 @@ def colored(planes: Node, matrix: Node, size: Node, spec: InputSpec) -> Node:
     mean, std = (np.array(v, np.float32)[:, None] for v in (spec.mean, spec.std))
     scaled = op.divide(op.slice(matrix, [0], [3], [1], [1]), std)
     offset = op.divide(op.subtract(op.slice(matrix, [3], [4], [1], [1]), mean), std)
-    y, u, v = op.split(op.convert(planes, np.float32), 1, 3).outputs()
+    # Parted as bytes, which OpenVINO does without a copy.
+    y, u, v = (op.convert(plane, np.float32) for plane in op.split(planes, 1, 3).outputs())
     shape = np.array([1, 3, 1, 1])
 
     def column(i: int) -> Node:
