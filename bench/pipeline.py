@@ -31,7 +31,7 @@ import torch
 from bench import report
 from bench.compare import add_argument, compare_with
 from stream_rpn import api, sinks
-from stream_rpn.compute import native_bfloat16
+from stream_rpn.compute import prefers_bfloat16
 from stream_rpn.measure import peers
 from stream_rpn.measure.meter import Meter, Usage
 from stream_rpn.models.checkpoint import load_model
@@ -135,7 +135,7 @@ def sides(name: str, weights: str | None, clip: str, out: str, *, only_ours: boo
     """Returns who takes part; peers that are not installed say so and do not."""
     found = []
     dtypes = ["float32"]
-    if native_bfloat16(torch.device("cpu")):
+    if prefers_bfloat16(torch.device("cpu")):
         dtypes.append("bfloat16")
     for dtype in dtypes:
         pipeline = Pipeline(api.load(name, weights), engine="torch", device="cpu", dtype=dtype)

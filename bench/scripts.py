@@ -25,7 +25,7 @@ import torch
 from bench import report
 from bench.pipeline import CLIP, Side, Turn, ours, ratios, row_of
 from stream_rpn import api, results
-from stream_rpn.engines import INT8, native_bfloat16
+from stream_rpn.engines import INT8, prefers_bfloat16
 from stream_rpn.kernels.boxes import iou
 from stream_rpn.measure.meter import Meter
 from stream_rpn.measure.openvino_scripts import SCRIPTS, Script
@@ -36,8 +36,8 @@ from stream_rpn.sources.synthetic import SyntheticVideo
 SIZE, TOP = 320, 300
 # Frames before the first round: compiling, and the file cache.
 WARM_UP = 8
-# bfloat16 or float32, whichever the scripts' OpenVINO chooses.
-FLOATING = "bfloat16" if native_bfloat16() else "float32"
+# bfloat16 or float32, whichever is faster here. The scripts leave it to OpenVINO.
+FLOATING = "bfloat16" if prefers_bfloat16() else "float32"
 # Model, engine, shorter side (None is its own), number format: theirs, the default, the more
 # accurate one, and the default of the first release, by both engines.
 OURS = (

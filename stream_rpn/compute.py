@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from stream_rpn.engines import INT8
+from stream_rpn.engines import INT8, fast_bfloat16
 from stream_rpn.frame import StreamRPNError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,24 +44,23 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device("cuda", number)
 
 
-def native_bfloat16(device: torch.device) -> bool:
-    """Returns whether the hardware itself multiplies bfloat16 (elsewhere: emulated, slow)."""
+def prefers_bfloat16(device: torch.device) -> bool:
+    """Returns whether a device multiplies bfloat16 faster than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0) or torch.version.hip is not None
     if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        return fast_bfloat16()
     return False
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Returns the torch dtype called `name`; `auto` is bfloat16 where native, else float32.
+    """Returns the torch dtype called `name`; `auto` is bfloat16 where that is faster, else float32.
 
     Raises:
         StreamRPNError: no such number format.
     """
     if name == "auto":
-        return torch.bfloat16 if native_bfloat16(device) else torch.float32
+        return torch.bfloat16 if prefers_bfloat16(device) else torch.float32
     if name == INT8:
         raise StreamRPNError(
             f"torch, which computes this, has no dtype '{name}'; choose auto or "

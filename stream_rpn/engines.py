@@ -13,6 +13,8 @@ ENGINES = ("auto", "torch", "openvino")
 # A dtype that is a graph of its own, which ships for some models.
 INT8 = "int8"
 
+_CPU_INFO = Path("/proc/cpuinfo")
+
 # What a driver of NVIDIA's or AMD's puts there. Where none is, torch need not be asked, and on a
 # CPU its import alone would take longer than everything else before the first proposal.
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
@@ -64,27 +66,46 @@ def why_not_openvino(
         return "it is not installed (pip install openvino)"
     if dtype not in ("auto", "float32", "bfloat16", INT8):
         return f"it computes in float32, bfloat16 or int8, not in {dtype}"
-    if dtype == "bfloat16" and not native_bfloat16():
+    if dtype == "bfloat16" and not takes_bfloat16():
         return "this processor has no bfloat16"
     if device == "auto" and has_gpu():
         return "there is a GPU (the device cpu leaves it alone)"
     return None
 
 
-def native_bfloat16() -> bool:
-    """Returns whether OpenVINO finds that this processor multiplies bfloat16 itself."""
+def fast_bfloat16() -> bool:
+    """Returns whether this processor multiplies bfloat16 faster than float32, as far as is known.
+
+    Those with tiles for it do (AMX), and AMD's with AVX512-BF16. On Intel's with AVX512-BF16 alone
+    float32 was the faster one; where AVX-512 is without, bfloat16 takes three times as long.
+    """
+    try:
+        first, _, _ = _CPU_INFO.read_text().partition("\n\n")
+    except OSError:  # not Linux
+        return False
+    words = first.split()
+    return "amx_bf16" in words or ("avx512_bf16" in words and "AuthenticAMD" in words)
+
+
+def takes_bfloat16() -> bool:
+    """Returns whether OpenVINO computes in bfloat16 on this processor, however slowly."""
     from stream_rpn.network.openvino import core
 
     return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def prefers_bfloat16() -> bool:
+    """Returns whether OpenVINO computes faster in bfloat16 than in float32 on this processor."""
+    return fast_bfloat16() and takes_bfloat16()
+
+
 def prefers_int8() -> bool:
     """Returns whether int8 is what OpenVINO computes fastest in here, where there is such a graph.
 
-    It is on processors of Intel's and AMD's that do not multiply bfloat16 themselves: about a third
-    faster than float32 where there is no more than AVX2, for little recall.
+    It is on processors of Intel's and AMD's on which bfloat16 is not: about a third faster than
+    float32 where there is no more than AVX2, for little recall.
     """
-    return platform.machine().lower() in ("x86_64", "amd64") and not native_bfloat16()
+    return platform.machine().lower() in ("x86_64", "amd64") and not prefers_bfloat16()
 
 
 def has_gpu() -> bool:

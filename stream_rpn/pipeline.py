@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from stream_rpn import sources
 from stream_rpn.cores import available_cores
 from stream_rpn.embedding import Embedding
-from stream_rpn.engines import INT8, choose_batch, choose_engine, native_bfloat16
+from stream_rpn.engines import INT8, choose_batch, choose_engine, prefers_bfloat16
 from stream_rpn.frame import Frame, Proposals, StreamRPNError
 from stream_rpn.gate import GateSpec
 from stream_rpn.log import log
@@ -118,7 +118,7 @@ class Pipeline:
             self.device, self.batch = "cpu", 1
             self.dtype = dtype
             if dtype == "auto":
-                self.dtype = "bfloat16" if native_bfloat16() else "float32"
+                self.dtype = "bfloat16" if prefers_bfloat16() else "float32"
             converted = cast("Converted", self.model)
             self.embedding = converted.embedding() if embed else None
             self.network: Network = OpenVINONetwork(

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import stream_rpn  # before openvino: see there
 
@@ -131,14 +132,46 @@ def test_a_graph_of_other_weights_is_refused(monkeypatch):
 def test_auto_chooses_it_where_it_is_the_fastest(machine, bfloat16, options, dtype, monkeypatch):
     monkeypatch.setattr(engines.platform, "machine", lambda: machine)
     for module in (engines, pipeline):
-        monkeypatch.setattr(module, "native_bfloat16", lambda: bfloat16)
-    monkeypatch.setattr(compute, "native_bfloat16", lambda device: bfloat16)
+        monkeypatch.setattr(module, "prefers_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr(compute, "prefers_bfloat16", lambda device: bfloat16)
     assert api.open_pipeline(device="cpu", **options).dtype == dtype
 
 
+@pytest.mark.parametrize(
+    ("vendor", "flags", "fast"),
+    [
+        ("GenuineIntel", "avx2 avx512f avx512_vnni", False),
+        ("GenuineIntel", "avx512f avx512_bf16 avx512_vnni", False),
+        ("GenuineIntel", "avx512f avx512_bf16 amx_bf16 amx_tile amx_int8", True),
+        ("AuthenticAMD", "avx2 fma", False),
+        ("AuthenticAMD", "avx512f avx512_bf16 avx512_vnni", True),
+    ],
+)
+def test_bfloat16_is_chosen_where_it_is_faster(vendor, flags, fast, monkeypatch, tmp_path):
+    info = tmp_path / "cpuinfo"
+    core = (
+        f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: a\nflags\t\t: {flags}\nbugs\t: x\n\n"
+    )
+    info.write_text(core * 2)
+    monkeypatch.setattr(engines, "_CPU_INFO", info)
+    assert compute.choose_dtype("auto", torch.device("cpu")) == (
+        torch.bfloat16 if fast else torch.float32
+    )
+    # OpenVINO says that it takes bfloat16 wherever there is AVX-512.
+    monkeypatch.setattr(engines, "takes_bfloat16", lambda: True)
+    monkeypatch.setattr(engines.platform, "machine", lambda: "x86_64")
+    assert api.open_pipeline(device="cpu").dtype == ("bfloat16" if fast else "int8")
+    assert api.open_pipeline("tiny", device="cpu").dtype == ("bfloat16" if fast else "float32")
+
+
+def test_without_a_cpuinfo_bfloat16_is_not_chosen(monkeypatch, tmp_path):
+    monkeypatch.setattr(engines, "_CPU_INFO", tmp_path / "none")
+    assert not engines.fast_bfloat16()
+
+
 def test_without_its_graph_auto_computes_in_float32(monkeypatch):
-    monkeypatch.setattr(engines, "native_bfloat16", lambda: False)
-    monkeypatch.setattr(pipeline, "native_bfloat16", lambda: False)
+    monkeypatch.setattr(engines, "prefers_bfloat16", lambda: False)
+    monkeypatch.setattr(pipeline, "prefers_bfloat16", lambda: False)
     monkeypatch.setattr(graphs, "find_int8", lambda model: None)
     assert api.open_pipeline(device="cpu").dtype == "float32"
 

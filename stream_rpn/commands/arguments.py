@@ -63,8 +63,8 @@ def add_model_arguments(
             "--dtype",
             choices=DTYPES,
             default="auto",
-            help="the number format; auto: bfloat16 where it is native, else int8 for the default "
-            "model on a CPU by OpenVINO, else float32",
+            help="the number format; auto: bfloat16 where it is the faster one, else int8 for the "
+            "default model on a CPU by OpenVINO, else float32",
         )
         model.add_argument(
             "--engine",

@@ -39,7 +39,7 @@ def findings() -> dict[str, Any]:
             "cores": available_cores(),
             "cores_of_machine": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
-            "bfloat16": compute.native_bfloat16(torch.device("cpu")),
+            "bfloat16": compute.prefers_bfloat16(torch.device("cpu")),
         },
         "gpus": _gpus(),
         "why_no_gpu": why_no_gpu(),
@@ -151,7 +151,7 @@ def _choices() -> dict[str, Any]:
         "device": str(device),
         "dtype": compute.DTYPE_NAMES[compute.choose_dtype("auto", device)],
         "int8": reason is None and prefers_int8(),
-        "bfloat16": compute.native_bfloat16(device),
+        "bfloat16": compute.prefers_bfloat16(device),
         "batch": choose_batch("auto", device.type),
         "decoder": "NVDEC where it can, else the CPU" if device.type == "cuda" else "the CPU",
     }

@@ -33,7 +33,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from stream_rpn import preprocess
-from stream_rpn.compute import DTYPES, native_bfloat16
+from stream_rpn.compute import DTYPES, prefers_bfloat16
 from stream_rpn.frame import StreamRPNError
 from stream_rpn.input_spec import frame_boxes
 from stream_rpn.measure.meter import Meter
@@ -213,7 +213,7 @@ def torchvision_boxes(proposer: TorchvisionProposer, device: torch.device, *, tu
     proposer.to(device)
 
     def autocast() -> AbstractContextManager[Any]:
-        if tuned and native_bfloat16(device):
+        if tuned and prefers_bfloat16(device):
             return torch.autocast(device.type, torch.bfloat16)
         return nullcontext()
 

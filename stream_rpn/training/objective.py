@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stream_rpn import anchors as anchor_ops
-from stream_rpn.compute import native_bfloat16
+from stream_rpn.compute import prefers_bfloat16
 from stream_rpn.evaluation.coco import Sample
 from stream_rpn.kernels import boxes as box_ops
 from stream_rpn.rpn import RPN
@@ -32,7 +32,7 @@ class Objective:
     def __init__(self, config: TrainConfig, model: RPN) -> None:
         self.config = config
         self.model = model
-        self.float32 = config.float32 or not native_bfloat16(torch.device(config.device))
+        self.float32 = config.float32 or not prefers_bfloat16(torch.device(config.device))
         self._anchors: dict[tuple[int, ...], list[Tensor]] = {}
 
     def __call__(self, images: Tensor, samples: list[Sample], step: int) -> Losses:
