@@ -395,6 +395,11 @@ class TestReadme:
         assert "**90 frames/s** from 1920×1080" in first
         assert "(int8, no GPU)" in first
         assert "`--dtype float32`, for a little more recall: 45, and 70 (1.40 ×)." in first
+        (results / readme.WITHOUT_BFLOAT16).write_text(path.read_text())
+        first = " ".join(page_now("README.md").split("<!-- speed:end -->")[0].split())
+        assert "Without bfloat16 (int8, on 2 cores of Some CPU, commit" in first
+        assert "): 90, and 141 (1.40 ×)." in first
+        assert page_now("docs/performance.md").count("where `auto` is int8, in turns") == 2
 
     def test_tables(self, results):
         text = page_now("docs/performance.md")
