@@ -44,8 +44,9 @@ def test_a_packed_network_is_right(name, dtype):
         expected, within = tolerances(lambda images=images: outputs(exact, images.float()), dtype)
         found = outputs(fast, images)
         assert_within(found, expected, within)
-        for one, other in zip(found, expected, strict=True):
-            assert (one.dtype, one.stride()) == (dtype, other.stride())
+        # Some heads give float32 whatever they compute in.
+        for one, other in zip(found, outputs(rpn, images), strict=True):
+            assert (one.dtype, one.stride()) == (other.dtype, other.stride())
 
 
 def test_the_model_stays_as_it_is():
