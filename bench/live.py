@@ -1,6 +1,7 @@
 """How live sources fare for minutes: real senders on the loopback, the whole command.
 
-    python -m bench.live [--seconds S] [--only NAME …] [--model NAME] [--json PATH]
+    python -m bench.live [--seconds S] [--only NAME …] [--model NAME] [--engine NAME]
+        [--json PATH]
 
 Each scenario runs `stream-rpn` in this process until a Ctrl-C ends it, and reports per source:
 frames in, results, drops by reason and whether they add up, ages (arrival of a frame's last packet
@@ -132,7 +133,9 @@ def scenarios() -> list[Scenario]:
     ]
 
 
-def run(scenario: Scenario, seconds: float, model: str) -> Iterator[dict[str, Any]]:
+def run(
+    scenario: Scenario, seconds: float, model: str, engine: str = "auto"
+) -> Iterator[dict[str, Any]]:
     """Runs a scenario and yields a row per source."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         running = [stack.enter_context(sender(*arguments)) for arguments in scenario.senders]
@@ -149,7 +152,8 @@ def run(scenario: Scenario, seconds: float, model: str) -> Iterator[dict[str, An
         before = set(threading.enumerate())
         summary_file = Path(folder, "summary.json")
         arguments = [*scenario.uris, "-o", f"{folder}/{{stem}}.jsonl", "--quiet"]
-        arguments += ["--json-summary", str(summary_file), "--model", model, *scenario.options]
+        arguments += ["--json-summary", str(summary_file), "--model", model, "--engine", engine]
+        arguments += scenario.options
         with _memory() as samples:
             ending = threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
             ending.start()
@@ -305,6 +309,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all scenarios together")
     parser.add_argument("--only", nargs="*", help="scenarios whose name holds one of these words")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="what computes in all scenarios")
+    parser.add_argument("--engine", default="auto", help="as the command has it")
     parser.add_argument("--json", default="bench/results/live_cpu.json")
     arguments = parser.parse_args()
     # A shell has what it runs in the background ignore Ctrl-C, by which the scenarios end.
@@ -319,7 +324,8 @@ def main() -> None:
     for scenario in scenarios():
         if arguments.only and not any(word in scenario.name for word in arguments.only):
             continue
-        rows += run(scenario, arguments.seconds * scenario.share, arguments.model)
+        seconds = arguments.seconds * scenario.share
+        rows += run(scenario, seconds, arguments.model, arguments.engine)
         print(f"{scenario.name}: done", file=sys.stderr)
         report.write_json(
             arguments.json,
@@ -327,6 +333,7 @@ def main() -> None:
             rows,
             machine=facts,
             model=arguments.model,
+            engine=arguments.engine,
             max_age_ms=500,
             slow_model_ms=round(SLOW_MODEL_SECONDS * 1e3, 1),
         )

@@ -285,16 +285,20 @@ def _card(model: str) -> dict[str, Callable[[], str]]:
 
     blocks: dict[str, Callable[[], str]] = {"recall": recall}
     if model in IN_INT8:
-        blocks["int8"] = partial(recall, f"{model}_int8")
+        blocks |= {form: partial(recall, f"{model}_{form}") for form in (INT8, "bfloat16")}
     if model.startswith("nanodet"):
         blocks["certainty"] = certainty
     return blocks
 
 
 def _live() -> str:
-    report = _load("live_cpu.json")
-    if report is None:
-        return ""
+    on_cpus = map(_load, ("live_cpu.json", "live_cpu_avx2.json"))
+    tables = [_ages(report) for report in on_cpus if report]
+    on_gpu = _load("live_gpu.json")
+    return "\n".join([*tables, gpu_table.cameras(on_gpu) if on_gpu else ""])
+
+
+def _ages(report: Report) -> str:
     lines = [
         "Age of results when written, in milliseconds, from senders on the same machine, "
         f"{_on(report)} (`python -m bench.live`; of several sources the oldest):",
@@ -308,8 +312,7 @@ def _live() -> str:
         counts = " | ".join(f"{row[key]:,}" for key in ("frames_in", "frames", "dropped"))
         ages = " | ".join(f"{row[key]:.0f}" for key in ("p50", "p95", "p99"))
         lines.append(f"| {name}, {row['seconds']:.0f} s | {counts} | {ages} |")
-    on_gpu = _load("live_gpu.json")
-    return "\n".join([*lines, "", gpu_table.cameras(on_gpu) if on_gpu else ""])
+    return "\n".join([*lines, ""])
 
 
 def _gate() -> str:

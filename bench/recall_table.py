@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stream_rpn.engines import INT8
-
 Report = dict[str, Any]
 
 DATA = {
@@ -38,12 +36,13 @@ def of_all(reports: Mapping[str, Report]) -> str:
 def card(report: Report) -> str:
     """Returns the recall of one model, as its card tells it."""
     model, rows = report["model"], report["rows"]
-    int8 = report["dtype"] == INT8
-    name, option = (f"{model}_{INT8}", f"--dtype {INT8} ") if int8 else (model, "")
+    dtype = report["dtype"]
+    plain = dtype == "float32"
+    name, option = (model, "") if plain else (f"{model}_{dtype}", f"--dtype {dtype} ")
     lines = [
         f"From `bench/results/{name}.json`, made by `python -m bench.recall --model {model} "
         f"{option}--data DIR --json bench/results/{name}.json` (by {report['engine']} in "
-        f"{report['dtype']}; {MEANING}):",
+        f"{dtype}; {MEANING}):",
         "",
         *_head("data", "objects", *ALL),
         *(_row(row, ALL) for row in rows),
