@@ -211,7 +211,7 @@ def _pipeline() -> str:
         found = [cells.get((what, model)) for model in models]
         name = f"**{what}**" if what.startswith("stream-rpn") else what
         lines.append(f"| {name} | " + " | ".join(_fps(row) for row in found) + " |")
-    tuned = "“Tuned” is channels-last and bfloat16 autocast where the hardware has it."
+    tuned = "“Tuned” is channels-last and bfloat16 autocast where that is faster."
     lines += ["", f"{tuned} {_noise(report)}".rstrip()]
     return "\n".join([*lines, "", "![Frames per second, ours and others'](speed.png)", ""])
 

@@ -36,7 +36,7 @@ from stream_rpn.sources.synthetic import SyntheticVideo
 SIZE, TOP = 320, 300
 # Frames before the first round: compiling, and the file cache.
 WARM_UP = 8
-# bfloat16 or float32, whichever is faster here. The scripts leave it to OpenVINO.
+# bfloat16 or float32, whichever is faster here, as the scripts take it.
 FLOATING = "bfloat16" if prefers_bfloat16() else "float32"
 # Model, engine, shorter side (None is its own), number format: theirs, the default, the more
 # accurate one, and the default of the first release, by both engines.

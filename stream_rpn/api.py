@@ -266,9 +266,9 @@ def stream(
         engine: "auto" (OpenVINO on a CPU, where it can), "torch" or "openvino".
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         dtype: the network's number format: "float32", "bfloat16", "float16" or "int8", which
-            OpenVINO computes in, the default model only. "auto" is bfloat16 where the GPU or
-            processor has it, else int8 where there is that and the processor is Intel's or AMD's,
-            else float32.
+            OpenVINO computes in, the default model only. "auto" is bfloat16 where that is
+            faster than float32, else int8 where there is that and the processor is Intel's or
+            AMD's, else float32.
         batch: frames per network call, or "auto".
         features: attach the feature maps, for RoIAlign.
         images: attach the decoded frame.

@@ -164,6 +164,12 @@ def test_bfloat16_is_chosen_where_it_is_faster(vendor, flags, fast, monkeypatch,
     assert api.open_pipeline("tiny", device="cpu").dtype == ("bfloat16" if fast else "float32")
 
 
+def test_bfloat16_that_openvino_does_not_take_is_not_chosen(monkeypatch):
+    monkeypatch.setattr(engines, "fast_bfloat16", lambda: True)
+    monkeypatch.setattr(engines, "takes_bfloat16", lambda: False)
+    assert not engines.prefers_bfloat16()
+
+
 def test_without_a_cpuinfo_bfloat16_is_not_chosen(monkeypatch, tmp_path):
     monkeypatch.setattr(engines, "_CPU_INFO", tmp_path / "none")
     assert not engines.fast_bfloat16()

@@ -121,7 +121,7 @@ def report(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         "CPU",
         f"{cpu['name']}, {cpu['cores']} of {cpu['cores_of_machine']} cores, "
         f"{cpu['torch_threads']} torch threads, "
-        f"bfloat16 {'native' if cpu['bfloat16'] else 'not faster than float32, so not used'}",
+        f"bfloat16 {'used' if cpu['bfloat16'] else 'not known to be faster, so not used'}",
     )
     if found["why_no_gpu"]:
         yield "GPU", f"none ({found['why_no_gpu']})"
@@ -152,10 +152,10 @@ def report(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "--engine auto", auto["engine"] + (f" (not openvino: {why})" if why else "")
     first = "the first GPU torch sees" if auto["device"] != "cpu" else "no GPU"
     yield "--device auto", f"{auto['device']} ({first})"
-    native = "native" if auto["bfloat16"] else "not faster than float32"
+    faster = "faster" if auto["bfloat16"] else "not known to be faster"
     why, only = auto["why_not_int8"], ", ".join(models.IN_INT8)
     quantised = f", int8 for {only}" if auto["int8"] else ""
-    yield "--dtype auto", f"{auto['dtype']}{quantised} (bfloat16 is {native} here)"
+    yield "--dtype auto", f"{auto['dtype']}{quantised} (bfloat16 is {faster} here)"
     yield "--dtype int8", f"not here: {why}" if why else f"for {only}"
     yield "--batch auto", str(auto["batch"])
     yield "--decoder auto", auto["decoder"]

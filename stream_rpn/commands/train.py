@@ -156,7 +156,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--float32",
         action=argparse.BooleanOptionalAction,
-        help="train in float32 (default: in bfloat16 on hardware that has it)",
+        help="train in float32 (default: in bfloat16 where that is faster)",
     )
     run.add_argument(
         "--half",

@@ -26,6 +26,7 @@ from av.video.reformatter import VideoReformatter
 from openvino.preprocess import PrePostProcessor
 from torch import Tensor, nn
 
+from stream_rpn.engines import prefers_bfloat16
 from stream_rpn.input_spec import padded_size, resized_size
 from stream_rpn.models.gfl_head import GFLHead
 from stream_rpn.models.ghost_pan import GhostPAN
@@ -173,8 +174,8 @@ class Script:
             steps.input().preprocess().convert_element_type(ov.Type.f32).mean(MEAN).scale(STD)
             graph = steps.build()
         config = {"PERFORMANCE_HINT": "THROUGHPUT"}
-        if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            config["INFERENCE_PRECISION_HINT"] = "bf16"
+        # Left alone it takes bfloat16 wherever there is AVX-512, however slow that is.
+        config["INFERENCE_PRECISION_HINT"] = "bf16" if prefers_bfloat16() else "f32"
         return core().compile_model(graph, "CPU", config)
 
 

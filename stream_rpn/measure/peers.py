@@ -3,7 +3,7 @@
 Every peer turns a file into JSON lines of boxes: a decoder, a model, `json.dumps`. Two models:
 
 * torchvision's detector up to its proposals, with the same weights (its transform, its backbone,
-  its RPN): as it comes, in float32, and tuned: channels-last and autocast where bfloat16 is native;
+  its RPN): as it comes, in float32, and tuned: channels-last and autocast where bfloat16 is faster;
 * our model, behind other decoders (OpenCV, TorchCodec, Ultralytics' loader): what is then compared
   is decoding, conversion to RGB, batching, and the lack of threads between the stages.
 
@@ -208,7 +208,7 @@ def torchvision_boxes(proposer: TorchvisionProposer, device: torch.device, *, tu
     Args:
         proposer: moved to `device` in place.
         device: where to compute.
-        tuned: channels-last, and autocast to bfloat16 where the hardware has it.
+        tuned: channels-last, and autocast to bfloat16 where that is faster.
     """
     proposer.to(device)
 

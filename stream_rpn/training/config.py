@@ -93,7 +93,7 @@ class TrainConfig:
         ignore_crossing: classic: leave out anchors that cross the image's border.
         augmentation: how training images are made.
         plain_fraction: share of the run, at its end, without mosaics.
-        float32: no bfloat16 in the network, which is taken where the hardware has it.
+        float32: no bfloat16 in the network, which is taken where it is faster.
         channels_last: memory format.
         val_every: epochs between two measurements.
         val_limit: images to measure on meanwhile; the first and the last measurement take all.
