@@ -63,13 +63,6 @@ def no_thread_is_left():
     assert eventually(lambda: not [t for t in threading.enumerate() if t not in before])
 
 
-@pytest.fixture(autouse=True)
-def _restore_random_state():
-    state = torch.get_rng_state()
-    yield
-    torch.set_rng_state(state)
-
-
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in TIMED:
@@ -77,6 +70,8 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Fixtures draw, too: what a test draws depends neither on those before it nor on its worker.
+    torch.manual_seed(0)
     if item.get_closest_marker("needs_cuda") and not torch.cuda.is_available():
         if os.environ.get("REQUIRE_CUDA") == "1":
             pytest.fail("REQUIRE_CUDA=1 is set, but torch sees no CUDA device")

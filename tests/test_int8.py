@@ -15,7 +15,10 @@ from stream_rpn import StreamRPNError, api, cli, compute, engines, pipeline
 from stream_rpn.kernels.boxes import iou
 from stream_rpn.models import DEFAULT_MODEL, IN_INT8, graphs
 from stream_rpn.models.provenance import Weights
+from stream_rpn.network import openvino as engine
 from stream_rpn.pipeline import Pipeline
+from stream_rpn.sources import open_source
+from stream_rpn.timing import StageTimes
 
 CLIP = "synthetic:640x360@10,3"
 BEST = 20
@@ -70,6 +73,21 @@ def test_the_header_of_results_names_it(tmp_path):
     header = json.loads(out.read_text().splitlines()[0])
     assert (header["engine"], header["dtype"]) == ("openvino", "int8")
     assert header["weights"]["file"] == "nanodet_m.safetensors"
+
+
+def test_small_frames_of_many_shapes_have_graphs_of_their_own(monkeypatch):
+    """By the one for all shapes OpenVINO crashes with AMX, and the tests with it."""
+    made = api.open_pipeline(engine="openvino", device="cpu", dtype="int8", size=64, top=20)
+    compiled = []
+    compile_ = made.network._compile
+    monkeypatch.setattr(made.network, "_compile", lambda s: (compiled.append(s), compile_(s))[1])
+    frames = []
+    for size in ("64x64", "128x64", "64x128", "192x64", "256x64", "640x64"):
+        with open_source(f"synthetic:{size}@10,1") as source:
+            frames += [list(source)]
+    sizes = [(found.width, found.height) for found in made.process(frames, StageTimes())]
+    assert sizes == [(64, 64), (128, 64), (64, 128), (192, 64), (256, 64), (640, 64)]
+    assert compiled == [(64, 64), (64, 128), (128, 64), (64, 192), (64, 256), engine.ANY_SHAPE]
 
 
 def test_the_graph_that_ships_is_made_of_the_weights_that_ship():

@@ -37,6 +37,9 @@ from stream_rpn.timing import StageTimes
 PATIENCE = 16
 MAX_SHAPES = 12
 ANY_SHAPE = (-1, -1)
+# The pixels of the largest input for which OpenVINO 2026.4 crashes where it computes in int8 by AMX
+# with a graph for all shapes (its issue 37577); with one for the shape it does not.
+FEW_PIXELS = 128 * 128
 # More frames at a time would take more memory than they save time: each gets some cores then.
 MAX_STREAMS = 8
 # Of an input. OpenVINO's own sentence about more of them is about layers.
@@ -115,7 +118,8 @@ class OpenVINONetwork(Network):
         for frame in frames:
             shape = input_shape(frame, self.model.input_spec)
             seen[shape] += 1
-            if not own or (seen[shape] > PATIENCE and len(own) < MAX_SHAPES):
+            few = self.model.quantised is not None and shape[0] * shape[1] <= FEW_PIXELS
+            if not own or few or (seen[shape] > PATIENCE and len(own) < MAX_SHAPES):
                 own.add(shape)
             yield frame, shape if shape in own else ANY_SHAPE
             del frame
