@@ -344,8 +344,9 @@ class TestChoice:
         with pytest.raises(StreamRPNError, match="pip install openvino"):
             engines.choose_engine("openvino", device="cpu")
 
-    def test_bfloat16_only_where_the_processor_has_it(self):
-        expected = "openvino" if engines.takes_bfloat16() else "torch"
+    @pytest.mark.parametrize(("takes", "expected"), [(True, "openvino"), (False, "torch")])
+    def test_bfloat16_only_where_the_processor_has_it(self, takes, expected, monkeypatch):
+        monkeypatch.setattr(engines, "takes_bfloat16", lambda: takes)
         assert engines.choose_engine(device="cpu", dtype="bfloat16") == expected
 
 
