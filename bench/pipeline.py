@@ -26,12 +26,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bench import report
 from bench.compare import add_argument, compare_with
-from stream_rpn import api, sinks
+from stream_rpn import api, engines, sinks
 from stream_rpn.compute import prefers_bfloat16
+from stream_rpn.frame import Frame
 from stream_rpn.measure import peers
 from stream_rpn.measure.meter import Meter, Usage
 from stream_rpn.models.checkpoint import load_model
@@ -41,6 +43,7 @@ from stream_rpn.queues import prefetch
 from stream_rpn.sources import open_source
 from stream_rpn.sources.select import Selection
 from stream_rpn.sources.synthetic import SyntheticVideo
+from stream_rpn.timing import StageTimes
 
 CLIP = "synthetic:1920x1080@30,240"
 CLIP_FRAMES = 240
@@ -126,24 +129,49 @@ def agreement(name: str, weights: str | None, clip: str) -> dict[str, float]:
         levels = ((direct - images.tensors) * std * 255).abs()
     return {
         "head_outputs_max_difference_in_std": network,
+        "engines_max_difference_of_scores": between_engines(name, weights, frame),
         "input_mean_difference_in_grey_levels": float(levels.mean()),
         "input_p99_difference_in_grey_levels": float(levels.flatten()[::7].quantile(0.99)),
     }
 
 
+def between_engines(name: str, weights: str | None, frame: Frame) -> float:
+    """Returns how far apart the best scores are that both engines give, in float32."""
+    scores = []
+    for engine in ("torch", "openvino"):
+        if engine == "torch" or engines.why_not_openvino(device="cpu") is None:
+            made = Pipeline(api.load(name, weights), engine=engine, device="cpu", dtype="float32")
+            (found,) = made.process([[frame]], StageTimes())
+            scores.append(found.scores)
+    least = min(map(len, scores))
+    apart = float(np.ptp([each[:least] for each in scores], axis=0).max())
+    if apart > 1e-3:
+        sys.exit(f"WRONG: the scores of {name} by its engines differ by {apart:.2g}")
+    return apart
+
+
 def sides(name: str, weights: str | None, clip: str, out: str, *, only_ours: bool) -> list[Side]:
     """Returns who takes part; peers that are not installed say so and do not."""
-    found = []
-    dtypes = ["float32"]
+    found: list[Side] = []
+    formats = {"torch": ["float32"]}
     if prefers_bfloat16(torch.device("cpu")):
-        dtypes.append("bfloat16")
-    for dtype in dtypes:
-        pipeline = Pipeline(api.load(name, weights), engine="torch", device="cpu", dtype=dtype)
-        found.append(Side(f"stream-rpn {dtype}", partial(ours, pipeline, clip, out)))
+        formats["torch"].append("bfloat16")
+    if engines.why_not_openvino(device="cpu") is None:
+        formats["openvino"] = ["float32"]
+        if engines.prefers_bfloat16():
+            formats["openvino"].append("bfloat16")
+    pipelines = {
+        (engine, dtype): Pipeline(api.load(name, weights), engine=engine, device="cpu", dtype=dtype)
+        for engine, dtypes in formats.items()
+        for dtype in dtypes
+    }
+    for (engine, dtype), pipeline in pipelines.items():
+        label = f"stream-rpn {dtype}" if engine == "torch" else f"stream-rpn {dtype}, {engine}"
+        found.append(Side(label, partial(ours, pipeline, clip, out)))
     if only_ours:
         return found
-    # Other decoders come before the fastest of our number formats.
-    for peer in peers.peers(pipeline, name, weights):
+    # Other decoders come before torch in the fastest of its number formats.
+    for peer in peers.peers(pipelines["torch", formats["torch"][-1]], name, weights):
         label = LOOP if peer.name == "torchvision loop" else peer.name
         if label not in (LOOP, TUNED) and name != DECODERS_WITH:
             continue

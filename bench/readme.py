@@ -198,11 +198,11 @@ def _pipeline() -> str:
     whats = list(dict.fromkeys(row["what"] for row in report["rows"]))
     cells = {(row["what"], row["model"]): row for row in report["rows"]}
     lines = [
-        "By PyTorch, before OpenVINO was an engine:",
+        "Beside what PyTorch can do, by both engines:",
         "",
         f"Frames/s from {_clip(report)} to JSON lines {_on(report)}, and times the torchvision "
         "loop (`to_ndarray` → the detector's transform, backbone and RPN → JSON), same weights, "
-        "in turns in one run; medians:",
+        "in turns in one run; medians (by PyTorch where nothing else is said):",
         "",
         "| | " + " | ".join(f"`{model}`" for model in models) + " |",
         "|---" * (len(models) + 1) + "|",

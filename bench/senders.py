@@ -16,10 +16,13 @@ import contextlib
 import http.server
 import io
 import itertools
+import os
 import random
 import socket
+import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,12 +40,13 @@ _SECONDS = 2
 def sender(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """Runs a sender until the block is left."""
     root = Path(__file__).resolve().parents[1]
-    process = subprocess.Popen([sys.executable, "-m", "bench.senders", *arguments], cwd=root)
+    command = [sys.executable, "-m", "bench.senders", *arguments]
+    process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE)
     try:
         yield process
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def free_ports(count: int, kind: int = socket.SOCK_DGRAM) -> list[int]:
@@ -172,7 +176,15 @@ def relay(source: int, target: int, loss: float) -> None:
                     plug.sendto(data, ("127.0.0.1", target))
 
 
+def _end_with_standard_input() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
 def main() -> None:
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        # Whoever began it may crash, and nobody else would end it.
+        threading.Thread(target=_end_with_standard_input, daemon=True).start()
     parser = argparse.ArgumentParser(description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     udp = kinds.add_parser("udp")
