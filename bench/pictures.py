@@ -15,7 +15,7 @@ Metadata = dict[str, str]
 def speed(path: Path, metadata: Metadata, report: Report) -> None:
     """Frames/s of ours and of other loops, a panel a model."""
     models = list(dict.fromkeys(row["model"] for row in report["rows"]))
-    figure = new_figure(11, 3.4)
+    figure = new_figure(13, 3.4)
     for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
         rows = [row for row in report["rows"] if row["model"] == model]
         values = [row["fps_median"] for row in rows]
