@@ -177,14 +177,16 @@ def relay(source: int, target: int, loss: float) -> None:
 
 
 def _end_with_standard_input() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1 << 16):
+        pass
     os._exit(0)
 
 
 def main() -> None:
-    if stat.S_ISFIFO(os.fstat(0).st_mode):
-        # Whoever began it may crash, and nobody else would end it.
-        threading.Thread(target=_end_with_standard_input, daemon=True).start()
+    with contextlib.suppress(OSError):  # closed
+        if stat.S_ISFIFO(os.fstat(0).st_mode):
+            # Whoever began it may crash, and nobody else would end it.
+            threading.Thread(target=_end_with_standard_input, daemon=True).start()
     parser = argparse.ArgumentParser(description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     udp = kinds.add_parser("udp")

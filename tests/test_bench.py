@@ -40,7 +40,9 @@ from bench.workloads import (
 from stream_rpn.cli import main
 from stream_rpn.measure.meter import Usage
 from stream_rpn.network import eager
+from stream_rpn.pipeline import Pipeline
 from stream_rpn.rpn import propose_image
+from stream_rpn.sources import open_source
 from tests.agreement import assert_same_selection, expectations, scored, selections
 from tests.synthetic_coco import shapes
 
@@ -212,6 +214,21 @@ class TestPipeline:
         assert whats[:3] == [pipeline.LOOP, pipeline.TUNED, "stream-rpn float32"]
         assert all(row["ratio"] > 0 for row in written["rows"][2:])
         assert written["checks"]["tiny"]["head_outputs_max_difference_in_std"] < 1e-3
+        assert written["checks"]["tiny"]["engines_share_of_equal_boxes"] >= 0.98
+
+    def test_engines_that_disagree_are_not_measured(self, monkeypatch):
+        with open_source("synthetic:320x180@30,1") as source:
+            (frame,) = source
+        process = Pipeline.process
+
+        def shifted(made, batches, times):
+            for found in process(made, batches, times):
+                found.input_boxes[::10] += 1 if made.engine == "openvino" else 0
+                yield found
+
+        monkeypatch.setattr(Pipeline, "process", shifted)
+        with pytest.raises(SystemExit, match="WRONG: the engines agree on 9"):
+            pipeline.between_engines("tiny", None, frame)
 
 
 class TestScaling:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from itertools import chain
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,9 @@ from stream_rpn.timing import StageTimes
 PATIENCE = 16
 MAX_SHAPES = 12
 ANY_SHAPE = (-1, -1)
-# The pixels of the largest input for which OpenVINO 2026.4 crashes where it computes in int8 by AMX
-# with a graph for all shapes (its issue 37577); with one for the shape it does not.
-FEW_PIXELS = 128 * 128
+# With so few cells of 64×64 pixels OpenVINO 2026.4 crashes where it computes in int8 by AMX with a
+# graph for all shapes (its issue 37577), not with one for the shape; such shapes are few.
+FEW_CELLS = 4
 # More frames at a time would take more memory than they save time: each gets some cores then.
 MAX_STREAMS = 8
 # Of an input. OpenVINO's own sentence about more of them is about layers.
@@ -118,10 +119,11 @@ class OpenVINONetwork(Network):
         for frame in frames:
             shape = input_shape(frame, self.model.input_spec)
             seen[shape] += 1
-            few = self.model.quantised is not None and shape[0] * shape[1] <= FEW_PIXELS
-            if not own or few or (seen[shape] > PATIENCE and len(own) < MAX_SHAPES):
+            cells = ceil(shape[0] / 64) * ceil(shape[1] / 64)
+            few = self.model.quantised is not None and cells <= FEW_CELLS
+            if not few and (not own or (seen[shape] > PATIENCE and len(own) < MAX_SHAPES)):
                 own.add(shape)
-            yield frame, shape if shape in own else ANY_SHAPE
+            yield frame, shape if few or shape in own else ANY_SHAPE
             del frame
 
     def _process(self, frame: Frame, compiled: tuple[int, int], times: StageTimes) -> Proposals:
