@@ -132,20 +132,20 @@ def agreement(name: str, weights: str | None, clip: str) -> dict[str, float]:
         "input_mean_difference_in_grey_levels": float(levels.mean()),
         "input_p99_difference_in_grey_levels": float(levels.flatten()[::7].quantile(0.99)),
     }
-    if engines.why_not_openvino(device="cpu") is None:
-        checked["engines_share_of_equal_boxes"] = between_engines(name, weights, frame)
+    # Random weights give many boxes the same score; tests/test_openvino.py tells those ties apart.
+    if weights is None and engines.why_not_openvino(device="cpu") is None:
+        checked["engines_share_of_equal_boxes"] = between_engines(name, frame)
     return checked
 
 
-def between_engines(name: str, weights: str | None, frame: Frame) -> float:
+def between_engines(name: str, frame: Frame) -> float:
     """Returns the share of PyTorch's boxes that OpenVINO finds as well, in float32."""
     by_torch, by_openvino = (
-        Pipeline(api.load(name, weights), engine=engine, device="cpu", dtype="float32")
+        Pipeline(api.load(name), engine=engine, device="cpu", dtype="float32")
         for engine in ("torch", "openvino")
     )
     (expected,) = by_torch.process([[frame]], StageTimes())
     (found,) = by_openvino.process([[frame]], StageTimes())
-    # The score of random weights is 1 for many, so that their order says nothing.
     apart = np.abs(expected.input_boxes[:, None] - found.input_boxes).max(-1).min(1)
     share = float((apart < 0.1).mean())
     if share < 0.98 or len(found) != len(expected):

@@ -228,7 +228,7 @@ class TestPipeline:
 
         monkeypatch.setattr(Pipeline, "process", shifted)
         with pytest.raises(SystemExit, match="WRONG: the engines agree on 9"):
-            pipeline.between_engines("tiny", None, frame)
+            pipeline.between_engines("tiny", frame)
 
 
 class TestScaling:
