@@ -242,7 +242,11 @@ def _kernels() -> str:
         found = (ms.get((shape, who)) for who in whos)
         values = " | ".join("" if value is None else number(value) for value in found)
         lines.append(f"| {shape_in_words(shape)} | {values} |")
-    return "\n".join([*lines, ""])
+    timed = [row for row in rows if "median_ms" in row]
+    low = min(row["p10_ms"] / row["median_ms"] for row in timed)
+    high = max(row["p90_ms"] / row["median_ms"] for row in timed)
+    spread = f"Eight runs of ten took between {low:.2f} and {high:.2f} times these medians."
+    return "\n".join([*lines, "", spread, ""])
 
 
 def _growth() -> str:
